@@ -1,0 +1,14 @@
+"""The one exception that a user's mistake raises: the command line prints it as one sentence, never a traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad input or an impossible request. The message names the thing and the way out."""
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """' Did you mean X?' for the entry of `valid` nearest to `name`, or an empty string when none is near."""
+    near = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
