@@ -1,0 +1,63 @@
+"""Root-mean-square normalisation that keeps one number per row for the backward pass.
+
+The stock formula leaves two fp32 copies of its input in the autograd graph; this one keeps the input (which the residual
+stream holds anyway) and the reciprocal norm. Statistics are fp32, the normalised value is rounded to the input's dtype
+BEFORE it is multiplied by the weight, as in Qwen2 and in the authors' code.
+"""
+
+import torch
+from torch import Tensor
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """fp32 for everything narrower, fp64 for fp64 (gradcheck, verify --dtype fp64)."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def normalise(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x [..., D] -> (x / rms in x's dtype, 1 / rms [..., 1] in fp32)."""
+    wide = x.to(statistics_dtype(x.dtype))
+    rstd = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (wide * rstd).to(x.dtype), rstd
+
+
+def normalise_backward(grad: Tensor, x: Tensor, rstd: Tensor) -> Tensor:
+    """Gradient with respect to x of x * rstd(x), for `grad` in the statistics dtype; x is not yet normalised."""
+    hat = x.to(grad.dtype) * rstd
+    return (grad - hat * (grad * hat).mean(-1, keepdim=True)).mul_(rstd)
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        hat, rstd = normalise(x, eps)
+        ctx.save_for_backward(x, weight, rstd)
+        return hat.mul_(weight) if weight.dtype == hat.dtype else (hat * weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight, rstd = ctx.saved_tensors
+        wide = grad.to(rstd.dtype)
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[1]:
+            hat = x.to(rstd.dtype).mul(rstd)
+            grad_weight = hat.mul_(wide).flatten(0, -2).sum(0).to(weight.dtype)
+        if ctx.needs_input_grad[0]:
+            grad_x = normalise_backward(wide * weight, x, rstd).to(x.dtype)
+        return grad_x, grad_weight, None
+
+
+def rms_norm(hidden_states: Tensor, weight: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """RMS-normalise the last dimension.
+
+    Args:
+        hidden_states: [..., D], any floating dtype.
+        weight: [D].
+        eps: added to the mean square.
+
+    Returns:
+        [..., D] in the dtype of `hidden_states`.
+    """
+    if weight.shape != hidden_states.shape[-1:]:
+        raise ValueError(f"weight: expected shape [{hidden_states.shape[-1]}], got {list(weight.shape)}")
+    return _RMSNorm.apply(hidden_states, weight, eps)
