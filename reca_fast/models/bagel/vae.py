@@ -1,0 +1,275 @@
+"""The FLUX-style VAE: pictures to latents and back, read from and written to the public `ae.safetensors`.
+
+The network is diffusers' `AutoencoderKL`. The file uses the older latent-diffusion (LDM) names and keeps the attention
+projections as 1x1 convolutions; one table of names serves both directions.
+
+B pictures; H, W pixels; s = `downsample`, h = H/s, w = W/s latent cells; z latent channels; p latent patch side.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import product
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from reca_fast.errors import UserError, did_you_mean
+
+PIXELS_PER_BATCH = 4 * 1024 * 1024
+"""How many pixels are encoded at once: the widest activation of the public VAE takes 512 bytes a pixel in fp32."""
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Sizes of the VAE; the defaults are the public BAGEL VAE, whose folder holds no file that states them."""
+
+    in_channels: int = 3
+    out_ch: int = 3
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    z_channels: int = 16
+    norm_groups: int = 32
+    """Groups of every GroupNorm (always 32 in the public format)."""
+    scale_factor: float = 0.3611
+    shift_factor: float = 0.1159
+    """latent = scale_factor * (z - shift_factor)."""
+
+    @property
+    def downsample(self) -> int:
+        """Pixels per latent cell along one side."""
+        return 2 ** (len(self.ch_mult) - 1)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read a `vae_config` dict. `resolution` has no effect on the network; `downsample` must agree with `ch_mult`.
+
+        Raises UserError for an unknown key or a `downsample` that contradicts `ch_mult`.
+        """
+        own = {key: value for key, value in values.items() if key not in ("resolution", "downsample")}
+        known = [field.name for field in fields(cls)]
+        for key in own:
+            if key not in known:
+                raise UserError(f"vae_config has the unknown key {key!r}.{did_you_mean(key, known)}")
+        if "ch_mult" in own:
+            own["ch_mult"] = tuple(own["ch_mult"])
+        config = cls(**own)
+        if values.get("downsample", config.downsample) != config.downsample:
+            raise UserError(
+                f"vae_config: downsample {values['downsample']} contradicts ch_mult {list(config.ch_mult)}, "
+                f"which halves the picture {len(config.ch_mult) - 1} times; correct one of them"
+            )
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """The dict that `from_dict` reads back, ready for JSON."""
+        return {**asdict(self), "ch_mult": list(self.ch_mult), "downsample": self.downsample}
+
+
+class VAE(nn.Module):
+    """Encoder and decoder with their latent scaling. Weights come from `load_vae` or from training."""
+
+    def __init__(self, config: VAEConfig, *, with_decoder: bool = True) -> None:
+        super().__init__()
+        from diffusers import AutoencoderKL  # here, not above: the import takes seconds
+
+        levels = len(config.ch_mult)
+        net = AutoencoderKL(
+            in_channels=config.in_channels,
+            out_channels=config.out_ch,
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=tuple(config.ch * mult for mult in config.ch_mult),
+            layers_per_block=config.num_res_blocks,
+            latent_channels=config.z_channels,
+            norm_num_groups=config.norm_groups,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        )
+        self.config = config
+        self.encoder: nn.Module = net.encoder
+        self.decoder: nn.Module | None = net.decoder if with_decoder else None
+
+    @property
+    def downsample(self) -> int:
+        """Pixels per latent cell along one side."""
+        return self.config.downsample
+
+    def moments(self, pixels: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W] in [-1, 1] -> fp32 [B, 2z, h, w]: means, then log-variances (not clamped)."""
+        weight = self.encoder.conv_in.weight
+        return self.encoder(pixels.to(weight.device, weight.dtype)).float()
+
+    def sample(self, moments: Tensor, noise: Tensor) -> Tensor:
+        """Draw latents [B, z, h, w] from moments [B, 2z, h, w] with standard normal noise [B, z, h, w]."""
+        mean, logvar = moments.chunk(2, dim=1)
+        return self.config.scale_factor * (mean + torch.exp(0.5 * logvar) * noise - self.config.shift_factor)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, z, h, w] -> fp32 pixels [B, 3, H, W], about in [-1, 1] (not clamped).
+
+        Raises UserError when only the encoder was loaded.
+        """
+        if self.decoder is None:
+            raise UserError("this VAE file holds only the encoder; pictures need an ae.safetensors with decoder.* keys")
+        weight = self.decoder.conv_in.weight
+        z = latents.float() / self.config.scale_factor + self.config.shift_factor
+        return self.decoder(z.to(weight.device, weight.dtype)).float()
+
+
+# File name, diffusers name. {half} encoder or decoder, {l} level as the file counts, {r} level counted from the other
+# end (diffusers numbers the decoder's levels in running order), {b} block; expanded by `_modules`.
+_RESIDUAL_BLOCKS = (
+    ("encoder.down.{l}.block.{b}", "encoder.down_blocks.{l}.resnets.{b}"),
+    ("decoder.up.{l}.block.{b}", "decoder.up_blocks.{r}.resnets.{b}"),
+    ("{half}.mid.block_1", "{half}.mid_block.resnets.0"),
+    ("{half}.mid.block_2", "{half}.mid_block.resnets.1"),
+)
+_RESIDUAL_PARTS = (
+    ("norm1", "norm1"),
+    ("conv1", "conv1"),
+    ("norm2", "norm2"),
+    ("conv2", "conv2"),
+    ("nin_shortcut", "conv_shortcut"),
+)
+_OTHERS = (
+    ("{half}.conv_in", "{half}.conv_in"),
+    ("{half}.norm_out", "{half}.conv_norm_out"),
+    ("{half}.conv_out", "{half}.conv_out"),
+    ("encoder.down.{l}.downsample.conv", "encoder.down_blocks.{l}.downsamplers.0.conv"),
+    ("decoder.up.{l}.upsample.conv", "decoder.up_blocks.{r}.upsamplers.0.conv"),
+    ("{half}.mid.attn_1.norm", "{half}.mid_block.attentions.0.group_norm"),
+    ("{half}.mid.attn_1.q", "{half}.mid_block.attentions.0.to_q"),
+    ("{half}.mid.attn_1.k", "{half}.mid_block.attentions.0.to_k"),
+    ("{half}.mid.attn_1.v", "{half}.mid_block.attentions.0.to_v"),
+    ("{half}.mid.attn_1.proj_out", "{half}.mid_block.attentions.0.to_out.0"),
+)
+
+
+def _modules(config: VAEConfig) -> Iterator[tuple[str, str]]:
+    """(file name, diffusers name) of every module that a VAE of this many levels and blocks can have."""
+    patterns = [*_OTHERS]
+    for (file_block, own_block), (file_part, own_part) in product(_RESIDUAL_BLOCKS, _RESIDUAL_PARTS):
+        patterns.append((f"{file_block}.{file_part}", f"{own_block}.{own_part}"))
+    levels = len(config.ch_mult)
+    for half, level, block in product(("encoder", "decoder"), range(levels), range(config.num_res_blocks + 1)):
+        place = {"half": half, "l": level, "r": levels - 1 - level, "b": block}
+        for file_pattern, own_pattern in patterns:
+            yield file_pattern.format(**place), own_pattern.format(**place)
+
+
+def key_table(vae: VAE) -> dict[str, str]:
+    """Key in the file -> key in `vae.state_dict()`, for every tensor that this VAE has."""
+    file_names = {own: file for file, own in _modules(vae.config)}
+    table = {}
+    for own in vae.state_dict():
+        module, _, kind = own.rpartition(".")
+        table[f"{file_names[module]}.{kind}"] = own
+    return table
+
+
+def _file_shape(own_key: str, tensor: Tensor) -> list[int]:
+    """Shape in the file: attention projections are linear here and 1x1 convolutions there."""
+    is_projection = ".attentions." in own_key and tensor.ndim == 2
+    return [*tensor.shape, 1, 1] if is_projection else list(tensor.shape)
+
+
+def load_vae(
+    path: str | Path, config: VAEConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> VAE:
+    """Read `ae.safetensors` (both halves, or the encoder alone) into a frozen VAE in eval mode.
+
+    Raises UserError when the file is absent or unreadable, or when a tensor is missing, unexpected or misshapen.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no VAE at {path}; a checkpoint folder needs the file ae.safetensors")
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (not a dict)
+            with torch.device("meta"):
+                vae = VAE(config, with_decoder=any(key.startswith("decoder.") for key in shapes))
+            table, empty = key_table(vae), vae.state_dict()
+            _check_layout(path, {key: _file_shape(own, empty[own]) for key, own in table.items()}, shapes)
+            weights = {own: file.get_tensor(key).to(dtype).view(empty[own].shape) for key, own in table.items()}
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a readable safetensors file ({error}); fetch it again") from error
+    vae.load_state_dict(weights, assign=True)
+    return vae.requires_grad_(False).eval()
+
+
+def save_vae(vae: VAE, path: str | Path) -> None:
+    """Write the VAE's weights under the public names, in the dtype that they have."""
+    state = vae.state_dict()
+    tensors = {key: state[own].detach().cpu().view(_file_shape(own, state[own])) for key, own in key_table(vae).items()}
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
+
+
+def _check_layout(path: Path, wanted: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]]) -> None:
+    """Raise UserError that names the first keys at fault and how many there are."""
+    faults = {
+        "missing": sorted(wanted.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - wanted.keys()),
+        "misshapen": [
+            f"{key} {list(found[key])} instead of {list(shape)}"
+            for key, shape in sorted(wanted.items())
+            if key in found and list(found[key]) != list(shape)
+        ],
+    }
+    said = [f"{len(keys)} {kind} ({', '.join(keys[:3])})" for kind, keys in faults.items() if keys]
+    if said:
+        raise UserError(
+            f"{path} does not fit this VAE's config, tensors: {'; '.join(said)}; "
+            "take the ae.safetensors that belongs to the checkpoint, or correct vae_config in its config.json"
+        )
+
+
+def patchify_latents(latents: Tensor, p: int = 2) -> Tensor:
+    """Latents [z, h, w] -> tokens [(h/p)*(w/p), p*p*z], feature (a*p + b)*z + c for row a, column b, channel c."""
+    z, height, width = latents.shape
+    grid = latents.view(z, height // p, p, width // p, p)
+    return grid.permute(1, 3, 2, 4, 0).reshape(-1, p * p * z)
+
+
+def unpatchify_latents(tokens: Tensor, rows: int, cols: int, p: int, z: int) -> Tensor:
+    """Inverse of `patchify_latents`: tokens [rows*cols, p*p*z] -> latents [z, rows*p, cols*p]."""
+    return tokens.view(rows, cols, p, p, z).permute(4, 0, 2, 1, 3).reshape(z, rows * p, cols * p)
+
+
+@torch.no_grad()
+def encode_pictures(
+    vae: VAE,
+    pictures: Sequence[Tensor],
+    noise: torch.Generator | Sequence[Tensor],
+    *,
+    pixels_per_batch: int = PIXELS_PER_BATCH,
+) -> list[Tensor]:
+    """Sample the latents [z, h, w] (fp32, on the VAE's device) of uint8 pictures [H, W, 3], in their order.
+
+    Each picture is encoded as if alone: GroupNorm and the attention see a whole picture, so a padded canvas would
+    change the latents of the smaller ones. Pictures of one size share a batch of at most `pixels_per_batch` pixels.
+
+    `noise`: the standard normal noise [z, h, w] of each picture, or the generator that draws it in the pictures' order
+    (so that the draw does not depend on how pictures share batches). H and W must be multiples of `vae.downsample`.
+    """
+    device, s, z = vae.encoder.conv_in.weight.device, vae.downsample, vae.config.z_channels
+    if isinstance(noise, torch.Generator):
+        sizes = [(z, picture.shape[0] // s, picture.shape[1] // s) for picture in pictures]
+        noise = [torch.randn(size, generator=noise, device=noise.device) for size in sizes]
+    by_size: dict[torch.Size, list[int]] = {}
+    for index, picture in enumerate(pictures):
+        by_size.setdefault(picture.shape, []).append(index)
+    latents: dict[int, Tensor] = {}
+    for size, members in by_size.items():
+        together = max(1, pixels_per_batch // (size[0] * size[1]))
+        for start in range(0, len(members), together):
+            batch = members[start : start + together]
+            pixels = torch.stack([pictures[i] for i in batch]).to(device).permute(0, 3, 1, 2)
+            moments = vae.moments((pixels.float() / 255 - 0.5) / 0.5)
+            drawn = vae.sample(moments, torch.stack([noise[i] for i in batch]).to(device))
+            latents.update(zip(batch, drawn, strict=True))
+    return [latents[index] for index in range(len(pictures))]

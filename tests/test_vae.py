@@ -1,0 +1,135 @@
+"""The VAE against recorded values, its key table at public size, and the packing of latents into tokens."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from reca_fast.errors import UserError
+from reca_fast.models.bagel.vae import (
+    VAE,
+    VAEConfig,
+    encode_pictures,
+    key_table,
+    load_vae,
+    patchify_latents,
+    save_vae,
+    unpatchify_latents,
+)
+
+CASE = Path(__file__).parents[2] / "shared/parity/bagel/case_a"
+needs_case = pytest.mark.skipif(not CASE.is_dir(), reason="the recorded parity cases are not beside this checkout")
+TINY = VAEConfig(ch=32, ch_mult=(1, 1, 2), num_res_blocks=1, z_channels=4)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> VAE:
+    torch.manual_seed(0)
+    return VAE(TINY).requires_grad_(False).eval()
+
+
+@needs_case
+def test_recorded_moments_and_latents() -> None:
+    config = VAEConfig.from_dict(json.loads((CASE / "config.json").read_text())["vae_config"])
+    vae = load_vae(CASE / "ae.safetensors", config)
+    inputs, expected = load_file(CASE / "inputs.safetensors"), load_file(CASE / "expected.safetensors")
+    moments = vae.moments(inputs["image.0.vae_tensor"][None])
+    torch.testing.assert_close(moments, expected["vae_moments"], atol=1e-5, rtol=0)
+    latents = vae.sample(moments, inputs["vae_posterior_noise"])
+    torch.testing.assert_close(latents, inputs["padded_latent"], atol=1e-5, rtol=0)
+    with pytest.raises(UserError, match="only the encoder"):
+        vae.decode(latents)
+
+
+def test_key_table_at_public_size() -> None:
+    with torch.device("meta"):
+        vae = VAE(VAEConfig())
+    table, state = key_table(vae), vae.state_dict()
+    assert len(table) == 244 and sorted(table.values()) == sorted(state)
+    assert sum(tensor.numel() for tensor in state.values()) == 83_819_683
+    some = {
+        "encoder.conv_in.weight": (128, 3, 3, 3),
+        "encoder.down.1.block.0.nin_shortcut.weight": (256, 128, 1, 1),
+        "encoder.down.2.downsample.conv.bias": (512,),
+        "encoder.mid.attn_1.q.weight": (512, 512),
+        "encoder.conv_out.weight": (32, 512, 3, 3),
+        "decoder.conv_in.weight": (512, 16, 3, 3),
+        "decoder.up.0.block.2.conv2.weight": (128, 128, 3, 3),
+        "decoder.up.0.block.0.nin_shortcut.weight": (128, 256, 1, 1),
+        "decoder.up.3.upsample.conv.weight": (512, 512, 3, 3),
+        "decoder.mid.attn_1.proj_out.bias": (512,),
+        "decoder.norm_out.weight": (128,),
+    }
+    assert {key: tuple(state[table[key]].shape) for key in some} == some
+    assert not {"encoder.down.3.downsample.conv.weight", "decoder.up.0.upsample.conv.weight"} & table.keys()
+
+
+def test_save_and_load_give_the_same_network(tiny: VAE, tmp_path: Path) -> None:
+    save_vae(tiny, tmp_path / "ae.safetensors")
+    assert list(load_file(tmp_path / "ae.safetensors")["decoder.mid.attn_1.q.weight"].shape) == [64, 64, 1, 1]
+    again = load_vae(tmp_path / "ae.safetensors", TINY)
+    pixels = torch.rand(1, 3, 16, 24) * 2 - 1
+    moments = tiny.moments(pixels)
+    assert moments.shape == (1, 8, 4, 6) and torch.equal(moments, again.moments(pixels))
+    latents = tiny.sample(moments, torch.zeros(1, 4, 4, 6))
+    assert tiny.decode(latents).shape == pixels.shape and torch.equal(tiny.decode(latents), again.decode(latents))
+
+
+def test_sample_and_decode_undo_each_others_scaling(tiny: VAE) -> None:
+    mean = torch.randn(1, 4, 4, 4)
+    latents = tiny.sample(torch.cat((mean, torch.full_like(mean, -80.0)), 1), torch.ones_like(mean))
+    torch.testing.assert_close(latents, 0.3611 * (mean - 0.1159))
+    assert tiny.decoder is not None
+    torch.testing.assert_close(tiny.decode(latents), tiny.decoder(mean))
+
+
+def test_faulty_files_are_named(tiny: VAE, tmp_path: Path) -> None:
+    path = tmp_path / "ae.safetensors"
+    with pytest.raises(UserError, match="no VAE at"):
+        load_vae(path, TINY)
+    save_vae(tiny, path)
+    tensors = load_file(path)
+    del tensors["encoder.conv_in.bias"]
+    tensors["encoder.extra.bias"] = torch.zeros(1)
+    tensors["decoder.conv_in.bias"] = torch.zeros(3)
+    save_file(tensors, path)
+    with pytest.raises(UserError) as fault:
+        load_vae(path, TINY)
+    assert "1 missing (encoder.conv_in.bias)" in str(fault.value)
+    assert "1 unexpected (encoder.extra.bias)" in str(fault.value)
+    assert "1 misshapen (decoder.conv_in.bias [3] instead of [64])" in str(fault.value)
+    path.write_bytes(b"not a safetensors file")
+    with pytest.raises(UserError, match="not a readable safetensors file"):
+        load_vae(path, TINY)
+
+
+def test_config_dict() -> None:
+    assert VAEConfig.from_dict(TINY.to_dict()) == TINY and VAEConfig.from_dict({}) == VAEConfig()
+    with pytest.raises(UserError, match="Did you mean 'z_channels'"):
+        VAEConfig.from_dict({"z_channel": 4})
+    with pytest.raises(UserError, match="downsample 8 contradicts"):
+        VAEConfig.from_dict({"ch_mult": [1, 2], "downsample": 8})
+
+
+def test_patchify_and_its_inverse() -> None:
+    latents = torch.arange(3 * 4 * 6).view(3, 4, 6)
+    tokens = patchify_latents(latents, 2)
+    assert tokens.shape == (2 * 3, 12)
+    for row, col, a, b, c in ((0, 0, 0, 1, 2), (1, 2, 1, 0, 1), (0, 1, 1, 1, 0)):
+        assert tokens[row * 3 + col, (a * 2 + b) * 3 + c] == latents[c, row * 2 + a, col * 2 + b]
+    assert torch.equal(unpatchify_latents(tokens, 2, 3, 2, 3), latents)
+
+
+def test_pictures_share_batches_without_a_trace(tiny: VAE) -> None:
+    sizes = ((16, 16), (16, 24), (16, 16), (32, 16), (16, 16))
+    pictures = [torch.randint(0, 256, (*size, 3), dtype=torch.uint8) for size in sizes]
+    noise = [torch.randn(4, height // 4, width // 4, generator=torch.manual_seed(5)) for height, width in sizes]
+    together = encode_pictures(tiny, pictures, noise)
+    for picture, draw, latents in zip(pictures, noise, together, strict=True):
+        alone = encode_pictures(tiny, [picture], [draw])[0]
+        torch.testing.assert_close(latents, alone, atol=1e-5, rtol=0)
+    small_batches = encode_pictures(tiny, pictures, torch.Generator().manual_seed(7), pixels_per_batch=1)
+    large_batches = encode_pictures(tiny, pictures, torch.Generator().manual_seed(7))
+    torch.testing.assert_close(small_batches, large_batches, atol=1e-5, rtol=0)
