@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -45,7 +45,7 @@ class VAEConfig:
         return 2 ** (len(self.ch_mult) - 1)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> "VAEConfig":
         """Read a `vae_config` dict. `resolution` has no effect on the network; `downsample` must agree with `ch_mult`.
 
         Raises UserError for an unknown key or a `downsample` that contradicts `ch_mult`.

@@ -1,0 +1,121 @@
+"""The tiny checkpoint folder: exactly the public keys, the same bytes from the same seed, a tokenizer that loads."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from reca_fast.errors import UserError
+from reca_fast.models.bagel.tiny import TinyConfig, write_tiny_checkpoint
+from reca_fast.models.bagel.tokenizer import MARKERS, load_tokenizer
+from reca_fast.models.bagel.vae import VAEConfig, load_vae
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny_checkpoint(folder)
+    return folder
+
+
+def public_shapes(c: TinyConfig) -> dict[str, list[int]]:
+    """Key -> shape of a BAGEL model file, by formula."""
+    d, head, kv = c.hidden_size, c.hidden_size // c.heads, c.kv_heads * c.hidden_size // c.heads
+    und = {
+        "input_layernorm.weight": [d],
+        "post_attention_layernorm.weight": [d],
+        "mlp.gate_proj.weight": [c.intermediate_size, d],
+        "mlp.up_proj.weight": [c.intermediate_size, d],
+        "mlp.down_proj.weight": [d, c.intermediate_size],
+        "self_attn.o_proj.weight": [d, d],
+        "self_attn.q_norm.weight": [head],
+        "self_attn.k_norm.weight": [head],
+    }
+    for name, width in (("q", d), ("k", kv), ("v", kv)):
+        und |= {f"self_attn.{name}_proj.weight": [width, d], f"self_attn.{name}_proj.bias": [width]}
+    gen = {}
+    for key, shape in und.items():
+        module, kind = key.rsplit(".", 1)
+        gen[key.replace("mlp.", "mlp_moe_gen.") if "mlp" in key else f"{module}_moe_gen.{kind}"] = shape
+    shapes = {f"language_model.model.layers.{i}.{k}": s for i in range(c.layers) for k, s in (und | gen).items()}
+    shapes |= {
+        "language_model.model.embed_tokens.weight": [c.vocab_size, d],
+        "language_model.lm_head.weight": [c.vocab_size, d],
+        "language_model.model.norm.weight": [d],
+        "language_model.model.norm_moe_gen.weight": [d],
+        "latent_pos_embed.pos_embed": [c.latent_side**2, d],
+        "vit_pos_embed.pos_embed": [c.vit_side**2, d],
+    }
+    v, latent = c.vit_hidden_size, 4 * c.vae.z_channels
+    tower = {"embeddings.patch_embedding": [v, 588], "post_layernorm": [v]}
+    for j in range(c.vit_layers):
+        tower |= {f"encoder.layers.{j}.self_attn.{name}_proj": [v, v] for name in ("q", "k", "v", "out")}
+        tower |= {f"encoder.layers.{j}.layer_norm{n}": [v] for n in (1, 2)}
+        tower[f"encoder.layers.{j}.mlp.fc1"] = [c.vit_intermediate_size, v]
+        tower[f"encoder.layers.{j}.mlp.fc2"] = [v, c.vit_intermediate_size]
+    biased = {f"vit_model.vision_model.{name}": shape for name, shape in tower.items()}
+    biased |= {"connector.fc1": [d, v], "connector.fc2": [d, d], "vae2llm": [d, latent], "llm2vae": [latent, d]}
+    biased |= {"time_embedder.mlp.0": [d, 256], "time_embedder.mlp.2": [d, d]}
+    shapes |= {f"{name}.weight": shape for name, shape in biased.items()}
+    shapes |= {f"{name}.bias": shape[:1] for name, shape in biased.items()}
+    shapes["vit_model.vision_model.embeddings.position_embedding.weight"] = [c.vit_side**2, v]
+    return shapes
+
+
+def test_the_formula_counts_the_public_model() -> None:
+    public = TinyConfig(hidden_size=3584, intermediate_size=18944, layers=28, heads=28, vit_layers=26)
+    assert len(public_shapes(public)) == 1223
+
+
+def test_keys_and_shapes(folder: Path) -> None:
+    weights = load_file(folder / "ema.safetensors")
+    assert {key: list(tensor.shape) for key, tensor in weights.items()} == public_shapes(TinyConfig())
+    assert not weights["llm2vae.weight"].any()
+    first = "language_model.model.layers.0.self_attn.q_proj"
+    assert torch.equal(weights[f"{first}.weight"], weights[f"{first}_moe_gen.weight"])
+    settings = json.loads((folder / "config.json").read_text())
+    load_vae(folder / "ae.safetensors", VAEConfig.from_dict(settings["vae_config"]))
+
+
+def test_one_seed_gives_the_same_bytes(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "layers": 1, "vit_hidden_size": 24, "text_vocab": 300}
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        write_tiny_checkpoint(tmp_path / name, seed=seed, **sizes)
+    first = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    assert first == {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
+    assert first["ema.safetensors"] != (tmp_path / "c" / "ema.safetensors").read_bytes()
+    assert first["ae.safetensors"] != (tmp_path / "c" / "ae.safetensors").read_bytes()
+
+
+def test_vae_file_is_taken_over(folder: Path, tmp_path: Path) -> None:
+    write_tiny_checkpoint(tmp_path, vae_file=folder / "ae.safetensors", seed=9)
+    assert (tmp_path / "ae.safetensors").read_bytes() == (folder / "ae.safetensors").read_bytes()
+
+
+OLD_FILES = {"vocab.json", "merges.txt", "tokenizer_config.json"}
+
+
+@pytest.mark.parametrize("without", [OLD_FILES, {"tokenizer.json"}, set()], ids=["new file", "old files", "both"])
+def test_tokenizer(folder: Path, tmp_path: Path, without: set[str]) -> None:
+    for name in {"config.json", "tokenizer.json", *OLD_FILES} - without:
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    tokenizer = load_tokenizer(tmp_path)
+    for field, marker in MARKERS.items():
+        assert tokenizer.encode(marker) == [getattr(tokenizer, field)]
+        assert tokenizer.decode([getattr(tokenizer, field)]) == marker
+    text = "Describe the picture:  a naïve café, 1234 points\n 日本 😀"
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert max(ids) < tokenizer.bos < tokenizer.end_of_image < TinyConfig().vocab_size
+    assert len(tokenizer.encode("Describe the image in detail.")) < 15
+
+
+def test_tokenizer_faults_are_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"vocab\.json and merges\.txt missing"):
+        load_tokenizer(tmp_path)
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    with pytest.raises(UserError, match=r"has no <\|im_start\|>"):
+        load_tokenizer(tmp_path)
