@@ -1,0 +1,127 @@
+"""Packed batches: samples laid out in the authors' packed order, then split into the two streams."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from reca_fast.flow import TASKS
+from reca_fast.kernels import Varlen
+
+from .layers import AttentionPlan
+from .layout import build_layout
+
+
+@dataclass(frozen=True)
+class PackedSequence:
+    """One packed sequence under the authors' names (facts: BAGEL 3.2; the parity cases' inputs.safetensors)."""
+
+    sample_lens: Sequence[int]
+    split_lens: Sequence[int]
+    attn_modes: Sequence[int]
+    packed_text_ids: Tensor  # int64 [text rows]: words and markers
+    packed_text_indexes: Tensor  # int64 [text rows]
+    packed_position_ids: Tensor  # int64 [S], rotary
+    packed_vit_tokens: Tensor | None  # [Nvit, patch dim]
+    packed_vit_token_indexes: Tensor  # int64 [Nvit]
+    packed_vit_position_ids: Tensor  # int64 [Nvit]
+    vit_token_seqlens: Sequence[int]
+    packed_vae_token_indexes: Tensor  # int64 [Nlat]
+    packed_latent_position_ids: Tensor  # int64 [Nlat]
+    patchified_vae_latent_shapes: Sequence[tuple[int, int]]  # (rows, columns) per target picture
+    target_tasks: Sequence[str]  # task of each target picture, "reca" or "t2i"
+    ce_loss_indexes: Tensor  # int64 [labels], may be empty
+    packed_label_ids: Tensor  # int64 [labels]
+
+
+@dataclass(frozen=True)
+class BagelBatch:
+    """Tensors of one packed batch in stream order. U understanding rows, G generation rows, M target pictures."""
+
+    plan: AttentionPlan
+    und_rows: Tensor  # int64 [U] packed positions (verify puts the streams back together with them)
+    gen_rows: Tensor  # int64 [G]
+    und_positions: Tensor  # int64 [U] rotary
+    gen_positions: Tensor  # int64 [G]
+    text_ids: Tensor  # int64 [text rows]
+    und_sources: Tensor  # int64 [U]: row of cat(text embeddings, vision features) that each understanding row takes
+    vit_patches: Tensor | None  # [Nvit, patch dim]
+    vit_position_ids: Tensor  # int64 [Nvit]
+    vit_segments: Varlen
+    latent_position_ids: Tensor  # int64 [G]
+    image_index: Tensor  # int64 [G]: target picture of each latent token
+    latent_shapes: tuple[tuple[int, int], ...]  # (rows, columns) of each target picture, in latent tokens
+    target_tasks: tuple[str, ...]  # [M]
+    label_rows: Tensor | None  # int64 [labels]: understanding rows whose next token is predicted
+    labels: Tensor | None  # int64 [labels]
+    target_images: tuple[Tensor, ...] = ()  # uint8 [H, W, 3], encoded by the VAE on the device
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Loss tokens by task, host integers: the step needs them before the first backward."""
+        counts = dict.fromkeys(TASKS, 0)
+        for task, (rows, columns) in zip(self.target_tasks, self.latent_shapes, strict=True):
+            counts[task] += rows * columns
+        counts["i2t"] += 0 if self.labels is None else len(self.labels)
+        return counts
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.und_rows) + len(self.gen_rows)
+
+    def to(self, device: torch.device | str) -> "BagelBatch":
+        """Move every tensor, from pinned memory without blocking."""
+        moved = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                moved[f.name] = value.to(device, non_blocking=True)
+            elif isinstance(value, (Varlen, AttentionPlan)):
+                moved[f.name] = value.to(device)
+        moved["target_images"] = tuple(image.to(device, non_blocking=True) for image in self.target_images)
+        return replace(self, **moved)
+
+
+def make_batch(packed: PackedSequence, target_images: Sequence[Tensor] = ()) -> BagelBatch:
+    """Sort the packed sequence into its two streams."""
+    total = sum(packed.sample_lens)
+    is_gen = torch.zeros(total, dtype=torch.bool)
+    is_gen[packed.packed_vae_token_indexes] = True
+    layout = build_layout(packed.sample_lens, packed.split_lens, packed.attn_modes, is_gen)
+
+    source = torch.full((total,), -1, dtype=torch.int64)
+    num_text = len(packed.packed_text_ids)
+    source[packed.packed_text_indexes] = torch.arange(num_text)
+    source[packed.packed_vit_token_indexes] = torch.arange(len(packed.packed_vit_token_indexes)) + num_text
+    und_sources = source[layout.und_rows]
+    if (und_sources < 0).any():
+        row = int(layout.und_rows[und_sources < 0][0])
+        raise ValueError(f"row {row} of the packed sequence is neither text nor ViT nor latent")
+
+    # The latents come in the order of the packed sequence in both; a permutation would pair noise with the wrong token.
+    if not torch.equal(layout.gen_rows, packed.packed_vae_token_indexes):
+        raise ValueError("packed_vae_token_indexes: latent tokens must be in packed order")
+    areas = torch.tensor([rows * columns for rows, columns in packed.patchified_vae_latent_shapes], dtype=torch.int64)
+    stream_row = torch.full((total,), -1, dtype=torch.int64)
+    stream_row[layout.und_rows] = torch.arange(len(layout.und_rows))
+    has_labels = len(packed.ce_loss_indexes) > 0
+    return BagelBatch(
+        plan=layout.plan,
+        und_rows=layout.und_rows,
+        gen_rows=layout.gen_rows,
+        und_positions=packed.packed_position_ids[layout.und_rows],
+        gen_positions=packed.packed_position_ids[layout.gen_rows],
+        text_ids=packed.packed_text_ids,
+        und_sources=und_sources,
+        vit_patches=packed.packed_vit_tokens,
+        vit_position_ids=packed.packed_vit_position_ids,
+        vit_segments=Varlen.from_lengths(list(packed.vit_token_seqlens), list(packed.vit_token_seqlens), causal=False),
+        latent_position_ids=packed.packed_latent_position_ids,
+        image_index=torch.arange(len(areas)).repeat_interleave(areas),
+        latent_shapes=tuple((int(r), int(c)) for r, c in packed.patchified_vae_latent_shapes),
+        target_tasks=tuple(packed.target_tasks),
+        label_rows=stream_row[packed.ce_loss_indexes] if has_labels else None,
+        labels=packed.packed_label_ids if has_labels else None,
+        target_images=tuple(target_images),
+    )

@@ -1,0 +1,123 @@
+"""From the packed sequence (one row after another, sample after sample) to the two streams and their attention plan.
+
+The mask rule (facts: BAGEL 3.3): a query sees a key of its own sample that comes no later or lies in the same full or noise
+split; keys of a noise split are seen from inside that split only. Per split this is one segment of a variable-length
+attention call: its queries see every earlier visible split and their own, causally inside a text split.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reca_fast.kernels import Varlen
+
+from .layers import AttentionPlan
+
+CAUSAL, FULL, NOISE = 0, 1, 2
+MODES = {"causal": CAUSAL, "full": FULL, "noise": NOISE}
+
+
+@dataclass(frozen=True)
+class StreamLayout:
+    """Where the rows of the packed sequence went."""
+
+    und_rows: Tensor  # int64 [U]: packed position of every understanding row, in stream order
+    gen_rows: Tensor  # int64 [G]: packed position of every generation row
+    plan: AttentionPlan
+
+
+class _Calls:
+    """Segments of one attention call, collected split by split."""
+
+    def __init__(self) -> None:
+        self.queries: list[Tensor] = []
+        self.keys: list[Tensor] = []
+
+    def add(self, queries: Tensor, keys: Sequence[Tensor]) -> None:
+        if len(queries):
+            self.queries.append(queries)
+            self.keys.append(torch.cat(list(keys)))
+
+    def rows(self) -> Tensor:
+        return torch.cat(self.queries) if self.queries else torch.zeros(0, dtype=torch.int64)
+
+    def key_rows(self) -> Tensor:
+        return torch.cat(self.keys) if self.keys else torch.zeros(0, dtype=torch.int64)
+
+    def segments(self, causal: bool = False) -> Varlen | None:
+        if not self.queries:
+            return None
+        return Varlen.from_lengths([len(q) for q in self.queries], [len(k) for k in self.keys], causal=causal)
+
+
+def build_layout(
+    sample_lens: Sequence[int],
+    split_lens: Sequence[int],
+    split_modes: Sequence[int],
+    is_gen: Tensor,
+    num_past: Sequence[int] | None = None,
+) -> StreamLayout:
+    """Lay out a packed sequence.
+
+    Args:
+        sample_lens: length of each sample; split_lens: length of each split, in order; split_modes: CAUSAL, FULL or NOISE.
+        is_gen: bool [S], true on latent tokens (these and only these belong to the generation expert).
+        num_past: per sample, keys already computed by a prefix pass; they stand first in the key bank, sample by sample.
+
+    Raises:
+        ValueError: lengths that do not add up, latents outside a noise split, or two noise splits in one sample.
+    """
+    if sum(sample_lens) != len(is_gen) or sum(split_lens) != len(is_gen):
+        raise ValueError(
+            f"sample_lens add up to {sum(sample_lens)} and split_lens to {sum(split_lens)}, the sequence has {len(is_gen)} rows"
+        )
+    full, causal, markers, gen = _Calls(), _Calls(), _Calls(), _Calls()
+    splits = iter(zip(split_lens, split_modes, strict=True))
+    past = list(num_past or [0] * len(sample_lens))
+    past_start = start = 0
+    for number, (sample_len, sample_past) in enumerate(zip(sample_lens, past, strict=True)):
+        end, targets = start + sample_len, 0
+        # Past keys have no packed position; negative numbers keep them apart until the bank is known.
+        visible = [torch.arange(past_start, past_start + sample_past) - sum(past)]
+        past_start += sample_past
+        while start < end:
+            length, mode = next(splits)
+            rows = torch.arange(start, start + length)
+            latents = is_gen[start : start + length]
+            if mode != NOISE:
+                if latents.any():
+                    raise ValueError(f"sample {number}: latent tokens outside a noise split (a clean image condition)")
+                (full if mode == FULL else causal).add(rows, [*visible, rows])
+                visible.append(rows)
+            else:
+                targets += 1
+                markers.add(rows[~latents], [*visible, rows])
+                gen.add(rows[latents], [*visible, rows])
+            start += length
+        if start != end or targets > 1:
+            raise ValueError(f"sample {number}: splits cross its end, or it has {targets} noise splits (at most 1)")
+    und_rows, gen_rows = torch.cat((full.rows(), causal.rows(), markers.rows())), gen.rows()
+
+    # Packed position -> row of the key bank [past | understanding | generation].
+    bank_row = torch.empty(len(is_gen), dtype=torch.int64)
+    bank_row[torch.cat((und_rows, gen_rows))] = torch.arange(len(is_gen)) + sum(past)
+
+    def bank(keys: Tensor) -> Tensor:
+        return torch.where(keys < 0, keys + sum(past), bank_row[keys.clamp(min=0)])
+
+    full_keys = bank(full.key_rows())
+    own_rows = torch.equal(full_keys, torch.arange(len(full.rows())))
+    plan = AttentionPlan(
+        full=full.segments(),
+        full_keys=None if own_rows else full_keys,
+        causal=causal.segments(causal=True),
+        causal_keys=bank(causal.key_rows()),
+        markers=markers.segments(),
+        generation=gen.segments(),
+        target_keys=bank(gen.key_rows()) if gen.queries else None,
+        num_full=len(full.rows()),
+        num_causal=len(causal.rows()),
+    )
+    return StreamLayout(und_rows, gen_rows, plan)

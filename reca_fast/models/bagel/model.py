@@ -1,0 +1,156 @@
+"""BAGEL: understanding and generation experts in one decoder (facts and names as in BAGEL-7B-MoT).
+
+The VAE is not part of this module: it belongs to the data side of a step (`vae.py`) and has its own file and dtype.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .batch import BagelBatch
+from .config import BagelConfig
+from .embeddings import Connector, TimestepEmbedder, rotary_table, sincos_table
+from .layers import AttentionPlan, KeyValue, MoTLayer, RMSNorm
+from .vit import SiglipNaViT
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says about a batch; `und` is None when nothing reads the understanding rows."""
+
+    velocity: Tensor | None  # [G, latent dim]
+    und: Tensor | None  # [U, D] after the final norm
+
+
+class Trace(dict[str, Tensor]):
+    """Intermediates, recorded by name when a caller (verify) passes one; training passes None and pays nothing."""
+
+
+class Bagel(nn.Module):
+    """The whole model except the VAE.
+
+    Args:
+        config: architecture.
+        freeze_und: train the generation side alone; the understanding expert, the vision tower, the connector, the token
+            embedding and the head get requires_grad=False, and no gradient flows through them.
+        attention: backend name from `reca_fast.kernels.choose_backend`.
+    """
+
+    def __init__(self, config: BagelConfig, *, freeze_und: bool = True, attention: str = "sdpa") -> None:
+        super().__init__()
+        llm, glue = config.llm, config.glue
+        self.config, self.attention = config, attention
+        self.embed_tokens = nn.Embedding(llm.vocab_size, llm.hidden_size)
+        self.layers = nn.ModuleList(MoTLayer(llm) for _ in range(llm.num_hidden_layers))
+        self.norm = RMSNorm(llm.hidden_size, llm.rms_norm_eps)
+        self.norm_gen = RMSNorm(llm.hidden_size, llm.rms_norm_eps)
+        self.lm_head = nn.Linear(llm.hidden_size, llm.vocab_size, bias=False)
+        self.vit = SiglipNaViT(config.vit, config.vit_layers)
+        self.connector = Connector(config.vit.hidden_size, llm.hidden_size)
+        self.time_embedder = TimestepEmbedder(llm.hidden_size)
+        self.vae2llm = nn.Linear(config.patch_latent_dim, llm.hidden_size)
+        self.llm2vae = nn.Linear(llm.hidden_size, config.patch_latent_dim)
+        # The tables are formulas: recomputed like the authors' loader does, never trusted from a file.
+        self.register_buffer(
+            "latent_pos_embed", sincos_table(glue.max_latent_size, llm.hidden_size), persistent=False
+        )
+        self.register_buffer(
+            "vit_pos_embed", sincos_table(glue.vit_max_num_patch_per_side, llm.hidden_size), persistent=False
+        )
+        self.freeze_und = freeze_und
+        self.set_trainable(freeze_und)
+
+    def set_trainable(self, freeze_und: bool) -> None:
+        """Decide which parameters move. The vision tower never does (the authors' `freeze_vit`)."""
+        self.freeze_und = freeze_und
+        self.requires_grad_(True)
+        self.vit.requires_grad_(False)
+        if freeze_und:
+            for part in (self.embed_tokens, self.norm, self.lm_head, self.connector):
+                part.requires_grad_(False)
+            for layer in self.layers:
+                layer.und.requires_grad_(False)
+
+    def embed_understanding(self, batch: BagelBatch, trace: Trace | None = None) -> Tensor:
+        """Token embeddings and vision features in stream order, [U, D]."""
+        text = self.embed_tokens(batch.text_ids)
+        if batch.vit_patches is None:
+            return text.index_select(0, batch.und_sources)
+        features = self.vit(batch.vit_patches, batch.vit_position_ids, batch.vit_segments, self.attention)
+        if trace is not None:
+            trace["vit_out"] = features
+        visual = self.connector(features) + self.vit_pos_embed[batch.vit_position_ids].to(text.dtype)
+        return torch.cat((text, visual.to(text.dtype))).index_select(0, batch.und_sources)
+
+    def embed_latents(self, batch: BagelBatch, x_t: Tensor, timesteps: Tensor, trace: Trace | None = None) -> Tensor:
+        """Noisy latent tokens x_t [G, C] at times [number of target pictures] -> [G, D]."""
+        time = self.time_embedder(timesteps).index_select(0, batch.image_index)
+        if trace is not None:
+            trace["timestep_embed"] = time
+        latent = self.vae2llm(x_t.to(self.vae2llm.weight.dtype))
+        return latent + time + self.latent_pos_embed[batch.latent_position_ids].to(latent.dtype)
+
+    def decode(
+        self,
+        und: Tensor | None,
+        gen: Tensor | None,
+        plan: AttentionPlan,
+        und_positions: Tensor | None,
+        gen_positions: Tensor | None,
+        *,
+        past: list[KeyValue] | None = None,
+        need_und: bool = True,
+        trace: Trace | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, list[KeyValue | None]]:
+        """The decoder layers; returns both streams before the final norms and the keys and values of `und` per layer."""
+        wide = torch.promote_types(self.norm_gen.weight.dtype, torch.float32)
+        head_dim, theta = self.config.llm.head_dim, self.config.llm.rope_theta
+        und_rope = None if und_positions is None else rotary_table(und_positions, head_dim, theta, wide)
+        gen_rope = None if gen_positions is None else rotary_table(gen_positions, head_dim, theta, wide)
+        kept: list[KeyValue | None] = []
+        for number, layer in enumerate(self.layers):
+            und, gen, und_kv = layer(
+                und,
+                gen,
+                und_rope,
+                gen_rope,
+                plan,
+                self.attention,
+                None if past is None else past[number],
+                self.freeze_und,
+                need_und or number + 1 < len(self.layers),
+            )
+            kept.append(und_kv)
+            if trace is not None and number == 0:
+                trace["layer0_und"], trace["layer0_gen"] = und, gen
+        return und, gen, kept
+
+    def forward(
+        self, batch: BagelBatch, x_t: Tensor | None, timesteps: Tensor | None, *, trace: Trace | None = None
+    ) -> Prediction:
+        """Velocity of every latent token and, when the batch has labels, the understanding rows.
+
+        Args:
+            batch: a packed batch on this module's device.
+            x_t: [G, C] noisy latents, or None for a batch without target pictures.
+            timesteps: [number of target pictures] in (0, 1).
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_und):
+            und = self.embed_understanding(batch, trace)
+        gen = None if x_t is None else self.embed_latents(batch, x_t, timesteps, trace)
+        if trace is not None:
+            trace["input_und"], trace["input_gen"] = und, gen
+        need_und = trace is not None or batch.label_rows is not None
+        und, gen, _ = self.decode(
+            und, gen, batch.plan, batch.und_positions, batch.gen_positions, need_und=need_und, trace=trace
+        )
+        velocity = None
+        if gen is not None:
+            gen = self.norm_gen(gen)
+            velocity = self.llm2vae(gen)
+        if und is not None:
+            und = self.norm(und)
+        if trace is not None:
+            trace["last_und"], trace["last_gen"] = und, gen
+        return Prediction(velocity, und)
