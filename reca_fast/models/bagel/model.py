@@ -51,15 +51,19 @@ class Bagel(nn.Module):
         self.time_embedder = TimestepEmbedder(llm.hidden_size)
         self.vae2llm = nn.Linear(config.patch_latent_dim, llm.hidden_size)
         self.llm2vae = nn.Linear(llm.hidden_size, config.patch_latent_dim)
-        # The tables are formulas: recomputed like the authors' loader does, never trusted from a file.
-        self.register_buffer(
-            "latent_pos_embed", sincos_table(glue.max_latent_size, llm.hidden_size), persistent=False
-        )
-        self.register_buffer(
-            "vit_pos_embed", sincos_table(glue.vit_max_num_patch_per_side, llm.hidden_size), persistent=False
-        )
-        self.freeze_und = freeze_und
+        # The tables are formulas: recomputed as the authors' loader does, never trusted from a file.
+        self.latent_pos_embed: Tensor
+        self.vit_pos_embed: Tensor
+        self.fill_tables("meta")
         self.set_trainable(freeze_und)
+
+    def fill_tables(self, device: torch.device | str) -> None:
+        """Compute the two fixed sin/cos position tables on `device` (fp32)."""
+        glue, width = self.config.glue, self.config.llm.hidden_size
+        for name, side in (("latent_pos_embed", glue.max_latent_size), ("vit_pos_embed", glue.vit_max_num_patch_per_side)):
+            on_meta = torch.device(device).type == "meta"
+            table = torch.empty(side * side, width, device="meta") if on_meta else sincos_table(side, width)
+            self.register_buffer(name, table.to(device), persistent=False)
 
     def set_trainable(self, freeze_und: bool) -> None:
         """Decide which parameters move. The vision tower never does (the authors' `freeze_vit`)."""
