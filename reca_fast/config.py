@@ -30,10 +30,14 @@ class ModelConfig:
 class ResizeConfig:
     """Side limits of one picture, in pixels; both sides become multiples of the stride, the aspect ratio is kept."""
 
-    max_size: int
-    min_size: int
-    stride: int
+    max_size: int = 224
+    """Longest side."""
+    min_size: int = 224
+    """Shortest side, as far as the longest one allows it."""
+    stride: int = 14
+    """Both sides become multiples of this."""
     max_pixels: int = 14 * 14 * 9 * 1024
+    """Area above which the picture is shrunk further."""
 
 
 @dataclass
@@ -41,8 +45,11 @@ class TaskWeights:
     """How often a sample is drawn for each task; they need not add up to 1. t2i and i2t need captions."""
 
     reca: float = 1.0
+    """Reconstruct the picture from its own understanding embedding."""
     t2i: float = 0.0
+    """Draw the picture from its caption."""
     i2t: float = 0.0
+    """Caption the picture."""
 
 
 @dataclass
@@ -86,3 +93,93 @@ class DataConfig:
     """Threads that decode and resize."""
     prefetch: int = 2
     """Packs kept ready ahead of the step."""
+
+
+@dataclass
+class LossWeights:
+    """The lambdas of L = reca * L_reca + t2i * L_t2i + i2t * L_i2t; a term of weight 0 is not computed."""
+
+    reca: float = 1.0
+    """Reconstruction of the picture from its own understanding embedding (flow matching)."""
+    t2i: float = 0.0
+    """Text to image on captioned pictures (flow matching)."""
+    i2t: float = 0.0
+    """Image to text on captioned pictures (cross-entropy); needs model.freeze_und=false."""
+
+
+@dataclass
+class OptimConfig:
+    """AdamW with the authors' settings for BAGEL."""
+
+    lr: float = 4e-5
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the first and second moments."""
+    eps: float = 1e-15
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    warmup_steps: int = 1000
+    """Linear warm-up; the first update has learning rate 0, as the authors' schedule does."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """What follows the warm-up; cosine falls to a tenth of the peak at the last step."""
+    max_grad_norm: float = 1.0
+    """Global gradient norm above which gradients are scaled down; 0 switches clipping off."""
+    ema_decay: float = 0.0
+    """Exponential moving average of the trained weights; 0 is off (with 0.9999 and 1000 steps it keeps 90 % of the start)."""
+
+
+@dataclass
+class ParallelConfig:
+    """How processes started by torchrun share the model (FSDP2)."""
+
+    replicate: int = 1
+    """Number of replicas; more than 1 gives HSDP: sharded inside a replica, averaged between them."""
+
+
+@dataclass
+class SamplingConfig:
+    """How pictures are drawn: Euler steps from noise to data with classifier-free guidance."""
+
+    steps: int = 50
+    """Points of the time grid; the model runs once less."""
+    timestep_shift: float = 3.0
+    """Shift of the time grid towards noise."""
+    guidance: float = 4.0
+    """Classifier-free guidance scale; 1 switches it off and halves the cost."""
+    seed: int = 0
+    """Seed of the starting noise."""
+
+
+@dataclass
+class RunConfig:
+    """RECA post-training: pictures in, checkpoint out."""
+
+    out: str = "runs/reca"
+    """Run folder: checkpoints, metrics.jsonl, TensorBoard events, sample grids."""
+    steps: int = 1000
+    """Optimizer steps in all."""
+    seed: int = 4396
+    """Seed of noise, timesteps and sample grids."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossWeights = field(default_factory=LossWeights)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    save_every: int = 250
+    """Steps between checkpoints; the last step is always saved."""
+    keep: int = 2
+    """Checkpoints kept; older ones are removed after a newer one is whole."""
+    resume: bool = True
+    """Go on from the newest whole checkpoint in the run folder, if there is one."""
+    log_every: int = 1
+    """Steps between lines of metrics."""
+    sample_every: int = 0
+    """Steps between grids of reconstructed pictures; 0 is off."""
+    sample_count: int = 4
+    """Pictures in a grid."""
+    profile: bool = False
+    """Write a torch profiler trace of steps 3 to 5 to the run folder."""

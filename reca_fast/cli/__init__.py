@@ -1,0 +1,52 @@
+"""The command `reca-fast VERB [options]`. A verb's module is imported only when that verb runs."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from reca_fast import __version__
+from reca_fast.errors import UserError, did_you_mean
+
+VERBS = {
+    "train": "post-train a checkpoint on a folder, tar shards, parquet files or a dataset of pictures",
+    "reconstruct": "send a picture through the condition path and back to a picture",
+    "generate": "draw pictures from prompts",
+    "verify": "replay a recorded parity case, or check a checkpoint folder",
+    "export": "turn a training checkpoint into a folder that the authors' code loads",
+    "doctor": "show what this machine can run, and why not the rest",
+}
+
+
+def usage() -> str:
+    """The text of `reca-fast --help`."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {what}" for verb, what in VERBS.items())
+    return (
+        "usage: reca-fast VERB [--config RECIPE] [--option VALUE ...]\n\n"
+        "RECA post-training of unified multimodal models, fast and cheap.\n\n"
+        f"verbs:\n{verbs}\n\n"
+        "`reca-fast VERB --help` lists a verb's options. RECIPE is a YAML file or the name of a shipped recipe\n"
+        "(bagel, demo); every option on the command line overrides it."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb. Returns the exit code; a user's mistake is one sentence on stderr and 2."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if args[0] == "--version":
+        print(f"reca-fast {__version__}")
+        return 0
+    verb, options = args[0], args[1:]
+    try:
+        if verb not in VERBS:
+            raise UserError(f"Unknown verb {verb!r}.{did_you_mean(verb, VERBS)} `reca-fast --help` lists them.")
+        return importlib.import_module(f"reca_fast.cli.{verb}").run(options)
+    except UserError as error:
+        print(f"reca-fast: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("reca-fast: interrupted.", file=sys.stderr)
+        return 130

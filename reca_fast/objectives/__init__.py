@@ -2,6 +2,6 @@
 
 from .cross_entropy import next_token_loss
 from .flow_matching import flow_loss_by_task, shifted_logit_normal
-from .weights import LossWeights, weighted_loss
+from .weights import weighted_loss
 
-__all__ = ["LossWeights", "flow_loss_by_task", "next_token_loss", "shifted_logit_normal", "weighted_loss"]
+__all__ = ["flow_loss_by_task", "next_token_loss", "shifted_logit_normal", "weighted_loss"]

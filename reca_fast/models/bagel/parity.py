@@ -9,11 +9,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from reca_fast.config import ResizeConfig
+from reca_fast.config import LossWeights, ResizeConfig
 from reca_fast.errors import UserError
 from reca_fast.flow import I2T, RECA
 from reca_fast.kernels import choose_backend, flow_interpolate, flow_matching_loss
-from reca_fast.objectives import LossWeights, flow_loss_by_task, next_token_loss, shifted_logit_normal, weighted_loss
+from reca_fast.objectives import flow_loss_by_task, next_token_loss, shifted_logit_normal, weighted_loss
 
 from .batch import BagelBatch, PackedSequence, make_batch
 from .config import BagelConfig, read_json
@@ -189,3 +189,43 @@ def replay_all(case: Case, *, attention: str, dtype: torch.dtype, weights: Path 
         prefix = f"{run}/" if run else ""
         for name, tensor in replay(case, run, attention=attention, dtype=dtype, weights=weights).items():
             yield prefix + name, tensor
+
+
+def expected(case: Case) -> dict[str, Tensor]:
+    """What the case's expected files (and its recorded pictures) say, under the names of `replay_all`. May be empty."""
+    out = {
+        name: tensor
+        for name, tensor in case.inputs.items()
+        if "image.0.uint8_hwc" in case.inputs and (name.endswith(("vae_tensor", "vit_tensor")) or name == "packed_vit_tokens")
+    }
+    if "vae_posterior_noise" in case.inputs and (case.folder / "ae.safetensors").exists():
+        out["padded_latent"] = case.inputs["padded_latent"]
+    for run in case.runs:
+        stem, prefix = (f"expected_{run}", f"{run}/") if run else ("expected", "")
+        tensors, scalars = case.folder / f"{stem}.safetensors", case.folder / f"{stem}.json"
+        if tensors.exists():
+            with safe_open(tensors, framework="pt") as file:
+                out |= {prefix + key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        if scalars.exists():
+            out |= {f"{prefix}scalar/{path}": value for path, value in _scalars(read_json(scalars))}
+    return out
+
+
+def _scalars(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Numbers whose path ends in a loss or a gradient norm, or lies under `losses`."""
+    for key, value in values.items():
+        here = f"{path}.{key}" if path else key
+        if isinstance(value, dict):
+            yield from _scalars(value, here)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            if here.split(".")[-1] in ("loss", "mse", "ce", "grad_norm", "grad_norm_all") or "losses" in here.split(".")[:-1]:
+                yield here, torch.tensor(value, dtype=torch.float64)
+
+
+def tolerance(name: str, dtype: torch.dtype) -> float:
+    """Largest error relative to the tensor's largest entry: the cases' READMEs for fp32, rounding of the dtype for bf16."""
+    if dtype is torch.bfloat16:
+        return 0.1 if "grad" in name else 0.05
+    if name.endswith(("vae_tensor", "vit_tensor", "packed_vit_tokens")):
+        return 0.0  # the resize is Pillow's to the last bit
+    return 1e-6 if "scalar/" in name and "grad" not in name else 1e-5

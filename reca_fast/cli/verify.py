@@ -1,0 +1,83 @@
+"""`reca-fast verify CASE_DIR`: are our numbers the authors' numbers?"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from reca_fast.cli.options import parse
+from reca_fast.config import Attention
+from reca_fast.errors import UserError
+
+
+@dataclass
+class VerifyOptions:
+    case: str
+    """A parity case (config.json, weights, inputs, expected tensors), or a checkpoint folder to be checked alone."""
+    out: str = ""
+    """Write every computed tensor to this safetensors file."""
+    weights: str = ""
+    """Take the weights from this file or checkpoint folder instead of the case's own (round trip of an export)."""
+    attention: Attention = "auto"
+    """Attention backend to check."""
+    dtype: Literal["fp32", "fp64", "bf16"] = "fp32"
+    """Arithmetic to check."""
+
+
+def run(args: Sequence[str]) -> int:
+    """Exit code 0: all agree; 1: one does not; 2: the case cannot be read."""
+    options = parse(VerifyOptions, "verify", args, positional=["case"], about=__doc__ or "")
+    folder = Path(options.case)
+    if not folder.is_dir():
+        raise UserError(f"The case folder {folder} does not exist.")
+    if not (folder / "inputs.safetensors").exists() and (folder / "ema.safetensors").exists():
+        return _verify_checkpoint(folder)
+    return _verify_case(folder, options)
+
+
+def _verify_checkpoint(folder: Path) -> int:
+    from reca_fast.models.bagel import check_checkpoint
+
+    print(check_checkpoint(folder))
+    return 0
+
+
+def _verify_case(folder: Path, options: VerifyOptions) -> int:
+    import torch
+    from safetensors.torch import save_file
+
+    from reca_fast.models.bagel.parity import expected, read_case, replay_all, tolerance
+
+    dtype = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}[options.dtype]
+    case = read_case(folder)
+    try:
+        got = dict(
+            replay_all(
+                case, attention=options.attention, dtype=dtype, weights=Path(options.weights) if options.weights else None
+            )
+        )
+    except (KeyError, RuntimeError) as error:
+        raise UserError(f"{folder} cannot be replayed: {error}.") from error
+    if options.out:
+        save_file({name: tensor.contiguous() for name, tensor in got.items()}, options.out)
+
+    wanted = expected(case)
+    failed = []
+    for name, reference in wanted.items():
+        ours = got.get(name)
+        if ours is None or ours.shape != reference.shape:
+            failed.append(name)
+            print(f"FAIL  {name}  {'not computed' if ours is None else f'{list(ours.shape)}, not {list(reference.shape)}'}")
+            continue
+        error = (ours.double() - reference.double()).abs().max() / reference.double().abs().max().clamp(min=1e-30)
+        limit = tolerance(name, dtype)
+        ok = bool(error <= limit)
+        failed += [] if ok else [name]
+        print(f"{'ok' if ok else 'FAIL':<5} {name}  {json.dumps(list(reference.shape))}  {error:.2e} (limit {limit:.0e})")
+    if not wanted:
+        print(f"{len(got)} tensors computed; the case holds no expected ones to compare them with.")
+        return 0
+    verdict = "all agree" if not failed else f"{len(failed)} DISAGREE, first {failed[0]}"
+    print(f"{folder.name}: {len(wanted)} tensors, attention={options.attention}, {options.dtype}: {verdict}.")
+    return 1 if failed else 0
