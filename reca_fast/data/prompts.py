@@ -1,0 +1,51 @@
+"""Prompts that ask for a description of a picture, made by a small grammar, and the hash that chooses among them.
+
+Every choice is a pure function of (seed, epoch, key): no generator's state has to be saved or shared, so a resumed run
+repeats its prompts whatever the number of processes.
+"""
+
+import hashlib
+import itertools
+import re
+from functools import lru_cache
+from importlib import resources
+
+import yaml
+
+SLOT = re.compile(r"\{(\w+)\}")
+
+
+@lru_cache(maxsize=1)
+def templates() -> tuple[str, ...]:
+    """All templates: distinct sentences in a fixed order, from three words to about fifty."""
+    grammar = yaml.safe_load(resources.files("reca_fast.data").joinpath("grammar.yaml").read_text("utf-8"))
+    kept: dict[str, None] = {}
+    for pattern in grammar["patterns"]:
+        sentences = _sentences(pattern["text"], grammar["slots"])
+        sentences.sort(key=lambda sentence: stable_uniform("grammar", sentence))
+        kept.update(dict.fromkeys(sentences[: pattern["take"]]))
+    return tuple(kept)
+
+
+def choose_template(seed: int, epoch: int, key: str) -> str:
+    """The template for record `key` in `epoch`, drawn uniformly."""
+    return templates()[int(stable_uniform("template", seed, epoch, key) * len(templates()))]
+
+
+def stable_uniform(*parts: object) -> float:
+    """A number in [0, 1) that depends on the parts (by their str) alone: the same in every process and release."""
+    # Lengths in front, so that ("a", "bc") and ("ab", "c") differ; file names may hold bytes that are not UTF-8.
+    text = "".join(f"{len(part)}:{part}" for part in map(str, parts))
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) / 2**53
+
+
+def _sentences(pattern: str, slots: dict[str, list[str]]) -> list[str]:
+    """Every way to fill the pattern; a slot that occurs twice is filled twice."""
+    pieces = SLOT.split(pattern)  # text, name of slot, text, ...
+    choices = [slots[piece] if i % 2 else [piece] for i, piece in enumerate(pieces)]
+    return ["".join(parts) for parts in itertools.product(*choices)]
+
+
+if __name__ == "__main__":
+    print("\n".join(templates()))

@@ -1,0 +1,113 @@
+"""One record -> one training example, in two steps: a cheap plan (task, sizes, tokens) and the picture work itself.
+
+Plans need only a picture's header, so packs can be filled before anything is decoded. Every random choice is a hash of
+(config.seed, epoch, key): a resumed or re-sharded run repeats it.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from reca_fast.config import DataConfig, ResizeConfig
+from reca_fast.data.images import BadImage, BadRecord, blur, decode, resize, target_size
+from reca_fast.data.prompts import choose_template, stable_uniform
+from reca_fast.data.sources.base import Record
+from reca_fast.errors import UserError
+from reca_fast.flow import I2T, RECA, T2I, TASKS, Sample
+
+MARKERS = 2  # start and end token of every split
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """What will become of one record in one epoch; sizes are (width, height) in pixels."""
+
+    index: int  # number of the record in its source
+    key: str
+    epoch: int
+    task: str  # one of TASKS
+    size: tuple[int, int]  # as the picture's header declares it
+    vit_size: tuple[int, int] | None
+    vae_size: tuple[int, int] | None
+    prompt_ids: tuple[int, ...] | None  # template or caption; None when condition dropout removed it
+    num_tokens: int  # in the pack, all splits with their markers
+
+
+class SampleBuilder:
+    """Plans and builds samples.
+
+    `tokenize` turns text into ids without markers and must be safe to call from a thread. vit_patch and latent_stride
+    are the pixels on one side of a ViT token and of a latent token.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        tokenize: Callable[[str], Sequence[int]],
+        vit_patch: int = 14,
+        latent_stride: int = 16,
+    ) -> None:
+        _check_stride("data.vit_resize", config.vit_resize, vit_patch)
+        _check_stride("data.vae_resize", config.vae_resize, latent_stride)
+        self._weights = {task: getattr(config.tasks, task) for task in TASKS}
+        usable = all(math.isfinite(weight) and weight >= 0 for weight in self._weights.values())
+        if not usable or sum(self._weights.values()) == 0:
+            raise UserError(f"data.tasks {self._weights}: weights must be 0 or more, and at least one above 0.")
+        if not 0 <= config.text_dropout <= 1:
+            raise UserError(f"data.text_dropout is {config.text_dropout}; it is a probability between 0 and 1.")
+        self._config, self._tokenize = config, tokenize
+        self._vit_patch, self._latent_stride = vit_patch, latent_stride
+
+    def plan(self, index: int, key: str, width: int, height: int, caption: str | None, epoch: int) -> SamplePlan:
+        """The plan for a picture of width x height pixels in `epoch`.
+
+        Raises BadRecord when the drawn task needs a caption that is missing and `reca` has no weight to stand in.
+        """
+        seed, dropout = self._config.seed, self._config.text_dropout
+        task = self._draw_task(epoch, key)
+        if task != RECA and caption is None:
+            if self._weights[RECA] == 0:
+                raise BadRecord("no caption", f"the task is {task}")
+            task = RECA
+        prompt_ids: tuple[int, ...] | None = None
+        if task == I2T or stable_uniform("text_dropout", seed, epoch, key) >= dropout:
+            prompt_ids = tuple(self._tokenize(choose_template(seed, epoch, key) if task == RECA else caption))
+        vit_size = None if task == T2I else target_size(width, height, self._config.vit_resize)
+        vae_size = None if task == I2T else target_size(width, height, self._config.vae_resize)
+        prompt_length = None if prompt_ids is None else len(prompt_ids)
+        splits = (_grid(vit_size, self._vit_patch), _grid(vae_size, self._latent_stride), prompt_length)
+        num_tokens = sum(length + MARKERS for length in splits if length is not None)
+        return SamplePlan(index, key, epoch, task, (width, height), vit_size, vae_size, prompt_ids, num_tokens)
+
+    def build(self, record: Record, plan: SamplePlan) -> Sample:
+        """Decode the record's picture and resize it as planned. Raises BadImage when that cannot be done."""
+        image = decode(record.image, self._config.max_image_pixels)
+        if (image.shape[1], image.shape[0]) != plan.size:
+            raise BadImage("picture changed since its header was read", f"{tuple(image.shape)} against {plan.size}")
+        vit_image: Tensor | None = None
+        if plan.vit_size:
+            vit_image = blur(resize(image, plan.vit_size, self._config.resize), self._config.blur_sigma)
+        vae_image = resize(image, plan.vae_size, self._config.resize) if plan.vae_size else None
+        return Sample(plan.key, plan.task, vit_image, vae_image, plan.prompt_ids)
+
+    def _draw_task(self, epoch: int, key: str) -> str:
+        point = stable_uniform("task", self._config.seed, epoch, key) * sum(self._weights.values())
+        for task, weight in self._weights.items():
+            point -= weight
+            if point < 0:
+                return task
+        return max(self._weights, key=self._weights.__getitem__)  # rounding left point at 0
+
+
+def _grid(size: tuple[int, int] | None, side: int) -> int | None:
+    """How many side x side tokens cover a picture; None for no picture."""
+    return None if size is None else (size[0] // side) * (size[1] // side)
+
+
+def _check_stride(option: str, rule: ResizeConfig, side: int) -> None:
+    if rule.stride <= 0 or rule.stride % side:
+        raise UserError(f"{option}.stride is {rule.stride}; this model needs a multiple of {side}.")
+    if not 0 < rule.min_size <= rule.max_size:
+        raise UserError(f"{option}: min_size {rule.min_size} must be above 0 and at most max_size {rule.max_size}.")

@@ -1,0 +1,84 @@
+"""A Hugging Face dataset: a folder written by save_to_disk, or an id on the hub."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reca_fast.config import DataConfig
+from reca_fast.data.images import BadRecord
+from reca_fast.data.sources.base import Record, check_column, clean_caption
+from reca_fast.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class HuggingFaceSource:
+    """Rows of one split, memory-mapped by `datasets`; keys are "split/000000012". Pictures stay encoded."""
+
+    def __init__(self, config: DataConfig, folder: str | None) -> None:
+        from datasets import Image
+
+        rows = _from_folder(folder, config.split) if folder else _from_hub(config.source, config.split)
+        where = f"data.source {config.source!r}"
+        check_column("data.image_column", config.image_column, rows.column_names, where)
+        if config.tasks.t2i > 0 or config.tasks.i2t > 0:
+            check_column("data.caption_column", config.caption_column, rows.column_names, where)
+        if not len(rows):
+            raise UserError(f"{where}: split {config.split!r} holds no rows.")
+        self._split, self._image, self._caption = config.split, config.image_column, config.caption_column
+        rows = rows.with_format(None)  # save_to_disk keeps a format such as "torch", which would change the cells
+        rows = rows.select_columns([c for c in (self._image, self._caption) if c in rows.column_names])
+        kind = rows.features[self._image]
+        is_bytes = getattr(kind, "dtype", None) in ("binary", "large_binary")
+        if not (is_bytes or isinstance(kind, Image) or (isinstance(kind, dict) and "bytes" in kind)):
+            raise UserError(f"{where}: column {self._image!r} holds {kind}, not pictures; set data.image_column.")
+        self._rows = rows.cast_column(self._image, Image(decode=False))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def key(self, index: int) -> str:
+        return f"{self._split}/{index:09d}"
+
+    def read(self, index: int) -> Record:
+        row = self._rows[index]
+        return Record(self.key(index), _encoded(row[self._image]), clean_caption(row.get(self._caption)))
+
+
+def _encoded(picture: dict | None) -> bytes:
+    """The bytes in a cell, or those of the file that it names."""
+    if picture and picture["bytes"]:
+        return picture["bytes"]
+    path = Path(picture["path"]) if picture and picture["path"] else None
+    if path is None or not path.is_file():  # a device or a pipe in its place would never end
+        raise BadRecord("row without picture bytes")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadRecord("unreadable file", str(error)) from error
+
+
+def _from_folder(folder: str, split: str) -> "Dataset":
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        found = load_from_disk(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder} is not a whole folder of save_to_disk ({error}); save the dataset again.") from error
+    if not isinstance(found, DatasetDict):
+        return found
+    if split not in found:
+        raise UserError(f"{folder} has no split {split!r}; it has {', '.join(map(repr, found))}. Set data.split."
+                        + did_you_mean(split, found))
+    return found[split]
+
+
+def _from_hub(name: str, split: str) -> "Dataset":
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        return load_dataset(name, split=split)
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        raise UserError(f"data.source {name!r} is no path here, and as a dataset of the Hugging Face hub its split "
+                        f"{split!r} cannot be loaded: {error}") from error
