@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from reca_fast.data.prompts import templates
+
 from .embeddings import TimestepEmbedder, sincos_table
 from .tokenizer import MARKERS
 from .vae import VAE, VAEConfig, save_vae
@@ -157,7 +159,7 @@ def _write_tokenizer(folder: Path, config: TinyConfig) -> None:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_corpus(), trainer)
+    tokenizer.train_from_iterator(templates(), trainer)
     special = [END_OF_TEXT, *MARKERS.values()]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -169,15 +171,6 @@ def _write_tokenizer(folder: Path, config: TinyConfig) -> None:
     settings = {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": added, "add_prefix_space": False}
     none = {"bos_token": None, "eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT, "unk_token": None}
     _write_json(folder / "tokenizer_config.json", settings | none)
-
-
-def _corpus() -> list[str]:
-    return [
-        "Describe the image in detail.",
-        "What does this picture show? Describe every object, its colour, its shape and its place.",
-        "Please provide a detailed description of the photograph.",
-        "Explain the content of the image, including the background and the foreground.",
-    ]
 
 
 def _weights(config: TinyConfig, seed: int) -> dict[str, Tensor]:
