@@ -142,7 +142,7 @@ def _jpeg_header(data: bytes) -> tuple[int, int, str] | None:
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except ValueError:
+    except (ValueError, KeyError):  # KeyError: a colour space or subsampling it has no name for
         return None
     return width, height, "CMYK" if colours in ("CMYK", "YCCK") else colours
 

@@ -110,7 +110,7 @@ def _is_pattern(name: str) -> bool:
 
 
 def _expanded(name: str) -> list[str]:
-    """'a-{00..02}.tar' -> a-00.tar, a-01.tar, a-02.tar; '{x,y}.tar' -> x.tar, y.tar; an existing name stays as it is."""
+    """'a-{00..02}.tar' -> a-00.tar, a-01.tar, a-02.tar; '{x,y}.tar' -> x.tar, y.tar; a path that exists stays."""
     if os.path.exists(name):
         return [name]
     pieces = BRACES.split(name)  # text, inside of braces, text, ...

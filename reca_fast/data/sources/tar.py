@@ -83,14 +83,21 @@ def _scan(shard: str) -> tuple[dict[str, tuple[int, int]], bool]:
     try:
         with tarfile.open(shard, "r:") as archive:
             for member in archive:
-                if not 0 <= member.size <= length - member.offset_data:
+                if member.size < 0:  # tarfile would walk backwards for ever
                     return members, False
-                hidden = any(part.startswith(".") and part != "." for part in member.name.split("/"))
-                if member.isreg() and member.sparse is None and not hidden:
-                    members[member.name] = (member.offset_data, member.size)
+                if not member.isreg() or member.sparse is not None:
+                    continue
+                if member.offset_data + member.size > length:
+                    return members, False
+                name = member.name.removeprefix("./")
+                if not any(part.startswith(".") for part in name.split("/")):
+                    members[name] = (member.offset_data, member.size)
+            end = archive.offset
     except (tarfile.TarError, ValueError, OverflowError, RecursionError):  # what damaged headers make tarfile raise
         return members, False
-    return members, True
+    with open(shard, "rb") as file:  # tarfile takes a cut header for the end, but a whole archive ends in zeros
+        file.seek(end)
+        return members, file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
 
 
 def _pictures(members: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int, int, int, int]]:

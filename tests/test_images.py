@@ -1,0 +1,212 @@
+"""Pictures: the authors' resize rule and pixels, our faster ways to the same, and refusal of damaged files."""
+
+import io
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from skimage import data as photos
+
+from reca_fast.config import DataConfig, ResizeConfig
+from reca_fast.data.images import (
+    BadImage,
+    blur,
+    decode,
+    patchify,
+    picture_size,
+    resize,
+    target_size,
+    to_model_range,
+)
+
+CASE_A = Path(__file__).resolve().parents[2] / "shared" / "parity" / "bagel" / "case_a"
+
+
+def encoded(picture: Image.Image, kind: str = "JPEG", **options) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, kind, **options)
+    return out.getvalue()
+
+
+def photo(name: str = "astronaut") -> Image.Image:
+    return Image.fromarray(getattr(photos, name)())
+
+
+def as_authors_read(data: bytes) -> torch.Tensor:
+    return torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that declares a size but holds next to no pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 10)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("source", "vae", "vit"),
+    [
+        ((1024, 1024), (1024, 1024), (224, 224)),
+        ((1920, 1080), (1024, 576), (224, 126)),
+        ((800, 600), (800, 608), (224, 168)),
+        ((640, 427), (768, 512), (224, 154)),
+        ((1000, 999), (992, 992), (224, 224)),
+        ((523, 517), (528, 512), (224, 224)),
+        ((2000, 300), (1024, 160), (224, 28)),
+        ((100, 1000), (96, 1024), (28, 224)),
+    ],
+)
+def test_resize_rule(source: tuple, vae: tuple, vit: tuple) -> None:
+    config = DataConfig()
+    assert target_size(*source, config.vae_resize) == vae
+    assert target_size(*source, config.vit_resize) == vit
+
+
+def test_resize_rule_caps_the_area() -> None:
+    # 1000x1000 with a cap of 250,000: the ratio of areas, 1/4, scales the sides, as the authors have it.
+    assert target_size(1000, 1000, ResizeConfig(1000, 100, 10, max_pixels=250_000)) == (250, 250)
+
+
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"keep_rgb": True}, {"quality": 30}])
+def test_jpegs_decode_to_the_authors_bits(options: dict) -> None:
+    data = encoded(photo("coffee"), **({"quality": 90} | options))
+    assert picture_size(data) == (600, 400)
+    assert torch.equal(decode(data), as_authors_read(data))
+
+
+def test_grey_and_cmyk_jpegs_decode_to_the_authors_bits() -> None:
+    for mode in ("L", "CMYK"):
+        data = encoded(photo().convert(mode))
+        assert torch.equal(decode(data), as_authors_read(data)), mode
+
+
+def test_transparency_lies_on_white() -> None:
+    half = Image.new("RGBA", (8, 6), (200, 0, 0, 0))
+    half.paste((10, 20, 30, 255), (0, 0, 4, 6))
+    palette = Image.new("P", (8, 6), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    palette.paste(0, (4, 0, 8, 6))
+    pictures = [encoded(half, "PNG"), encoded(half, "WEBP", lossless=True), encoded(palette, "PNG", transparency=0)]
+    for data in pictures:
+        image = decode(data)
+        assert picture_size(data) == (8, 6)
+        assert image.shape == (6, 8, 3)
+        assert image[0, 0].tolist() == [10, 20, 30]
+        assert image[0, 7].tolist() == [255, 255, 255]
+
+
+def test_16_bit_grey_keeps_its_high_byte() -> None:
+    ramp = (np.arange(256, dtype=np.uint16) * 256 + 7).reshape(16, 16)
+    image = decode(encoded(Image.fromarray(ramp), "PNG"))
+    assert torch.equal(image[..., 0].flatten(), torch.arange(256, dtype=torch.uint8))
+
+
+def test_exif_orientation_is_ignored() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn by 90 degrees"
+    data = encoded(photo("coffee"), exif=exif)
+    assert picture_size(data) == (600, 400)
+    assert decode(data).shape == (400, 600, 3)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_truncated_picture_is_refused(kind: str) -> None:
+    data = encoded(photo(), kind)
+    for cut in (len(data) // 2, len(data) - 1000):
+        with pytest.raises(BadImage):
+            decode(data[:cut])
+
+
+def test_a_jpeg_cut_and_closed_again_is_refused() -> None:
+    data = encoded(photo())
+    with pytest.raises(BadImage, match="damaged"):  # Pillow would return it half grey
+        decode(data[: len(data) // 2] + b"\xff\xd9")
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", png_header(0, 5)])
+def test_what_is_no_picture_is_refused(data: bytes) -> None:
+    with pytest.raises(BadImage, match="not a readable picture"):
+        picture_size(data)
+
+
+def test_a_bomb_is_refused_by_its_header() -> None:
+    jpeg = bytearray(encoded(Image.new("RGB", (64, 64))))
+    frame = jpeg.index(b"\xff\xc0")
+    jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 65000, 65000)
+    for data in (png_header(100_000, 100_000), bytes(jpeg)):
+        for read in (picture_size, decode):
+            with pytest.raises(BadImage, match="max_image_pixels"):
+                read(data)
+    with pytest.raises(BadImage, match="101x100"):
+        picture_size(png_header(101, 100), max_pixels=10_000)
+
+
+@pytest.mark.parametrize("name", ["astronaut", "chelsea", "coffee", "rocket"])
+def test_fast_resize_is_within_60_dB_of_exact(name: str) -> None:
+    # Measured: 71 to 78 dB for the four photos, three sizes each; no value is off by more than 2 of 255.
+    image = torch.from_numpy(np.array(photo(name)))
+    height, width, _ = image.shape
+    for size in ((224, 154), (width * 3 // 5, height * 3 // 5), (width * 3 // 2, height * 3 // 2)):
+        exact, fast = resize(image, size, "exact"), resize(image, size, "fast")
+        assert fast.shape == exact.shape == (size[1], size[0], 3)
+        assert fast.is_contiguous()
+        error = (fast.double() - exact.double()).square().mean()
+        assert 10 * torch.log10(255**2 / error) >= 60
+
+
+def test_resize_to_its_own_size_does_nothing() -> None:
+    image = torch.zeros(4, 6, 3, dtype=torch.uint8)
+    assert resize(image, (6, 4), "fast") is resize(image, (6, 4), "exact") is image
+
+
+def test_blur() -> None:
+    image = torch.zeros(33, 33, 3, dtype=torch.uint8)
+    image[16, 16] = 255
+    assert blur(image, 0) is image
+    spot = blur(image, 2.0)[..., 0].double()
+    offsets = torch.arange(33.0, dtype=torch.float64) - 16
+    sigma = (spot.sum(0) @ offsets.square() / spot.sum()).sqrt()
+    assert sigma == pytest.approx(2.0, rel=0.15)  # rounding to 255 levels cuts the tails
+
+
+def test_patch_order_and_values() -> None:
+    image = torch.arange(4 * 6 * 3, dtype=torch.uint8).reshape(4, 6, 3)
+    patches = patchify(image, 2)
+    assert patches.shape == (6, 12)
+    expected = image[2:4, 4:6].flatten().float()  # the last patch: rows, columns, channels
+    assert torch.equal(patches[5], (expected / 255 - 0.5) / 0.5)
+    assert torch.equal(patchify(image, 2, torch.bfloat16), patches.bfloat16())
+
+
+def test_all_256_values_have_the_authors_bits() -> None:
+    levels = torch.arange(256, dtype=torch.uint8).reshape(16, 16, 1).expand(-1, -1, 3)
+    authors = levels.permute(2, 0, 1).float().div(255).sub(0.5).div(0.5)  # ToTensor, then Normalize
+    assert torch.equal(to_model_range(levels), authors)
+    assert to_model_range(levels).is_contiguous()
+    assert to_model_range(levels, torch.bfloat16).dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(not CASE_A.is_dir(), reason="the recorded case is not beside this checkout")
+def test_exact_pixels_equal_the_recorded_run() -> None:
+    inputs = load_file(CASE_A / "inputs.safetensors")
+    settings = json.loads((CASE_A / "config.json").read_text())
+    source = inputs["image.0.uint8_hwc"]
+
+    def resized(name: str) -> torch.Tensor:
+        rule = settings[name]
+        rule = ResizeConfig(rule["max_image_size"], rule["min_image_size"], rule["image_stride"])
+        return resize(source, target_size(source.shape[1], source.shape[0], rule), "exact")
+
+    assert torch.equal(to_model_range(resized("image_transform_args")), inputs["image.0.vae_tensor"])
+    vit = resized("vit_image_transform_args")
+    assert torch.equal(to_model_range(vit), inputs["image.0.vit_tensor"])
+    assert torch.equal(patchify(vit, 14), inputs["packed_vit_tokens"])
