@@ -1,0 +1,79 @@
+"""Models, found by their checkpoint folder. The trainer sees the protocol below and no model by name.
+
+Adding a model: one line in ADAPTERS, and a room of its own beside `bagel/`.
+"""
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from reca_fast.config import DataConfig, ModelConfig, SamplingConfig
+from reca_fast.data.samples import SampleBuilder
+from reca_fast.errors import UserError
+from reca_fast.flow import Sample
+
+ADAPTERS = {"llm_config.json": "reca_fast.models.bagel:BagelAdapter"}
+"""File that tells a checkpoint folder's model -> its adapter."""
+
+
+class Batch(Protocol):
+    """A packed batch of whatever shape a model wants."""
+
+    @property
+    def counts(self) -> dict[str, int]: ...
+    @property
+    def num_tokens(self) -> int: ...
+    def to(self, device: torch.device | str) -> Any: ...
+
+
+class Adapter(Protocol):
+    """What training, sampling and export need of a model."""
+
+    module: nn.Module
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The repeated blocks: sharded and compiled one by one."""
+
+    def load(self, device: torch.device) -> None:
+        """Fill the module (on the meta device, possibly sharded by now) from the checkpoint folder."""
+
+    def sample_builder(self, config: DataConfig) -> SampleBuilder: ...
+
+    def collate(self, samples: list[Sample]) -> Batch: ...
+
+    def loss_sums(self, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
+        """Task -> sum of per-token losses. All randomness comes from `generator` (a CPU one)."""
+
+    def flops(self, batch: Any) -> float:
+        """Useful floating-point operations of forward and backward on this batch."""
+
+    def reconstruct(self, samples: Sequence[Sample], sampling: SamplingConfig) -> list[Tensor]:
+        """Pictures uint8 [H, W, 3] drawn from the samples' conditions at the size of their targets."""
+
+    def generate(self, prompts: Sequence[str], size: tuple[int, int], sampling: SamplingConfig) -> list[Tensor]:
+        """Pictures uint8 [H, W, 3] of (width, height) from text alone."""
+
+    def export(self, folder: Path, weights: dict[str, Tensor], dtype: torch.dtype | None) -> None:
+        """Write a checkpoint folder in the authors' layout, with `weights` (by module name) in place of the base's."""
+
+
+def open_adapter(config: ModelConfig) -> Adapter:
+    """The adapter of the checkpoint folder `config.path`, its module still on the meta device.
+
+    Raises:
+        UserError: no such folder, or a folder of no known model.
+    """
+    if not config.path:
+        raise UserError("No checkpoint given; set --model.path to a BAGEL folder.")
+    folder = Path(config.path)
+    if not folder.is_dir():
+        raise UserError(f"The checkpoint folder {folder} does not exist; set --model.path to a BAGEL folder.")
+    for file, target in ADAPTERS.items():
+        if (folder / file).exists():
+            module, name = target.split(":")
+            return getattr(importlib.import_module(module), name)(config)
+    raise UserError(f"{folder} is no checkpoint of a known model: it holds none of {', '.join(ADAPTERS)}.")

@@ -83,12 +83,14 @@ class BagelBatch:
         return replace(self, **moved)
 
 
-def make_batch(packed: PackedSequence, target_images: Sequence[Tensor] = ()) -> BagelBatch:
-    """Sort the packed sequence into its two streams."""
+def make_batch(
+    packed: PackedSequence, target_images: Sequence[Tensor] = (), past_lengths: Sequence[int] | None = None
+) -> BagelBatch:
+    """Sort the packed sequence into its two streams; `past_lengths`: keys of each sample that exist already."""
     total = sum(packed.sample_lens)
     is_gen = torch.zeros(total, dtype=torch.bool)
     is_gen[packed.packed_vae_token_indexes] = True
-    layout = build_layout(packed.sample_lens, packed.split_lens, packed.attn_modes, is_gen)
+    layout = build_layout(packed.sample_lens, packed.split_lens, packed.attn_modes, is_gen, past_lengths)
 
     source = torch.full((total,), -1, dtype=torch.int64)
     num_text = len(packed.packed_text_ids)
@@ -102,7 +104,8 @@ def make_batch(packed: PackedSequence, target_images: Sequence[Tensor] = ()) -> 
     # The latents come in the order of the packed sequence in both; a permutation would pair noise with the wrong token.
     if not torch.equal(layout.gen_rows, packed.packed_vae_token_indexes):
         raise ValueError("packed_vae_token_indexes: latent tokens must be in packed order")
-    areas = torch.tensor([rows * columns for rows, columns in packed.patchified_vae_latent_shapes], dtype=torch.int64)
+    shapes = tuple((int(rows), int(columns)) for rows, columns in packed.patchified_vae_latent_shapes)
+    areas = torch.tensor([rows * columns for rows, columns in shapes], dtype=torch.int64)
     stream_row = torch.full((total,), -1, dtype=torch.int64)
     stream_row[layout.und_rows] = torch.arange(len(layout.und_rows))
     has_labels = len(packed.ce_loss_indexes) > 0
@@ -119,7 +122,7 @@ def make_batch(packed: PackedSequence, target_images: Sequence[Tensor] = ()) -> 
         vit_segments=Varlen.from_lengths(list(packed.vit_token_seqlens), list(packed.vit_token_seqlens), causal=False),
         latent_position_ids=packed.packed_latent_position_ids,
         image_index=torch.arange(len(areas)).repeat_interleave(areas),
-        latent_shapes=tuple((int(r), int(c)) for r, c in packed.patchified_vae_latent_shapes),
+        latent_shapes=shapes,
         target_tasks=tuple(packed.target_tasks),
         label_rows=stream_row[packed.ce_loss_indexes] if has_labels else None,
         labels=packed.packed_label_ids if has_labels else None,

@@ -60,10 +60,10 @@ class Bagel(nn.Module):
     def fill_tables(self, device: torch.device | str) -> None:
         """Compute the two fixed sin/cos position tables on `device` (fp32)."""
         glue, width = self.config.glue, self.config.llm.hidden_size
-        for name, side in (("latent_pos_embed", glue.max_latent_size), ("vit_pos_embed", glue.vit_max_num_patch_per_side)):
-            on_meta = torch.device(device).type == "meta"
-            table = torch.empty(side * side, width, device="meta") if on_meta else sincos_table(side, width)
-            self.register_buffer(name, table.to(device), persistent=False)
+        sides = {"latent_pos_embed": glue.max_latent_size, "vit_pos_embed": glue.vit_max_num_patch_per_side}
+        with torch.device(device):  # on the meta device the formula costs nothing
+            for name, side in sides.items():
+                self.register_buffer(name, sincos_table(side, width), persistent=False)
 
     def set_trainable(self, freeze_und: bool) -> None:
         """Decide which parameters move. The vision tower never does (the authors' `freeze_vit`)."""

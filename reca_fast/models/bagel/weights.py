@@ -1,10 +1,9 @@
-"""Reading and writing the public checkpoint layout, strictly and without holding it in memory.
+"""Reading the public checkpoint layout, strictly and without holding it in memory.
 
 The file is memory-mapped: tensors are views of the page cache, which all processes of a host share, and each one is copied
 to its device (or its shard) on its own. Host memory therefore stays near the file's size however many ranks read it.
 """
 
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -31,26 +30,31 @@ def open_weights(path: Path):
         raise UserError(f"{path} is not a whole safetensors file ({error}); download it again.") from None
 
 
-def check_keys(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], path: Path) -> None:
+def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Key -> shape of everything in a safetensors file; only its header is read."""
+    with open_weights(path) as file:
+        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+
+
+def check_keys(model: Bagel, path: Path) -> None:
     """Refuse a file whose keys or shapes differ from the model's, naming the first few."""
-    problems = [
-        (f"{len(names)} {what}", ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else ""))
-        for what, names in (
-            ("missing", expected.keys() - found.keys()),
-            ("unexpected", found.keys() - expected.keys()),
-        )
-        if names
+    parameters = dict(model.named_parameters())
+    expected = {key: tuple(parameters[name].shape) for key, name in public_names(parameters).items()}
+    found = {key: shape for key, shape in stored_shapes(path).items() if key not in TABLES}
+    faults = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "misshapen": [
+            f"{key} {list(found[key])} instead of {list(shape)}"
+            for key, shape in expected.items()
+            if key in found and found[key] != shape
+        ],
+    }
+    said = [
+        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" for kind, keys in faults.items() if keys
     ]
-    misshapen = [
-        f"{name} is {list(found[name])}, expected {list(shape)}"
-        for name, shape in expected.items()
-        if name in found and tuple(found[name]) != tuple(shape)
-    ]
-    if misshapen:
-        problems.append((f"{len(misshapen)} misshapen", "; ".join(misshapen[:3])))
-    if problems:
-        listed = "; ".join(f"{count}: {names}" for count, names in problems)
-        raise UserError(f"{path} does not fit the configuration beside it ({listed}). Check that both are of one model.")
+    if said:
+        raise UserError(f"{path} does not fit the configuration beside it: {'; '.join(said)}. Take both from one model.")
 
 
 def _local_part(parameter: Tensor, tensor_slice) -> Tensor:
@@ -78,12 +82,10 @@ def load_weights(
     Raises:
         UserError: the file is missing, damaged, or has missing, unexpected or misshapen keys.
     """
+    check_keys(model, path)
     parameters = dict(model.named_parameters())
-    names = public_names(parameters)
     with open_weights(path) as file:
-        found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys() if key not in TABLES}  # noqa: SIM118
-        check_keys({key: tuple(parameters[name].shape) for key, name in names.items()}, found, path)
-        for key, name in names.items():
+        for key, name in public_names(parameters).items():
             parameter = parameters[name]
             dtype = trained_dtype if parameter.requires_grad else frozen_dtype
             part = _local_part(parameter, file.get_slice(key))
@@ -100,21 +102,3 @@ def load_weights(
             owner, leaf = name.rsplit(".", 1)
             setattr(model.get_submodule(owner), leaf, nn.Parameter(local, requires_grad=parameter.requires_grad))
     model.fill_tables(device)
-
-
-def public_tensors(
-    model: Bagel, base: Path, gather: Callable[[Tensor], Tensor]
-) -> Iterable[tuple[str, Callable[[], Tensor]]]:
-    """(key, how to get it) of the whole public layout, tables included, one tensor at a time.
-
-    `gather` turns a parameter into a full CPU tensor (an all-gather when it is sharded). Keys follow the base file's order.
-    """
-    parameters = dict(model.named_parameters())
-    names = public_names(parameters)
-    tables = dict(zip(TABLES, (model.latent_pos_embed, model.vit_pos_embed), strict=True))
-    with open_weights(base) as file:
-        for key in sorted({*names, *(key for key in file.keys() if key in TABLES)}):  # noqa: SIM118
-            if key in tables:
-                yield key, lambda key=key: tables[key].cpu()
-            else:
-                yield key, lambda key=key: gather(parameters[names[key]].detach())

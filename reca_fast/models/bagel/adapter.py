@@ -1,0 +1,158 @@
+"""What the trainer needs of BAGEL: loading, collating, the loss of a batch, sampling, export."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from reca_fast.config import DataConfig, ModelConfig, SamplingConfig
+from reca_fast.data.samples import SampleBuilder
+from reca_fast.errors import UserError
+from reca_fast.flow import I2T, Sample
+from reca_fast.kernels import choose_backend, flow_interpolate
+from reca_fast.objectives import flow_loss_by_task, next_token_loss, shifted_logit_normal
+
+from .batch import BagelBatch
+from .collate import collate
+from .config import BagelConfig
+from .export import export_folder
+from .flops import step_flops
+from .model import Bagel
+from .sampling import Condition, sample_latents
+from .tokenizer import load_tokenizer
+from .vae import VAE, VAEConfig, encode_pictures, load_vae, patchify_latents, unpatchify_latents
+from .weights import WEIGHTS_FILE, check_keys, load_weights, stored_shapes
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class BagelAdapter:
+    """One BAGEL checkpoint folder. `module` is the decoder with its vision tower; the VAE stays beside it, frozen."""
+
+    def __init__(self, options: ModelConfig) -> None:
+        self.options, self.folder = options, Path(options.path)
+        self.config = BagelConfig.from_folder(self.folder)
+        self.dtype = DTYPES[options.precision]
+        self.tokenizer = load_tokenizer(self.folder)
+        with torch.device("meta"):
+            self.module = Bagel(self.config, freeze_und=options.freeze_und)
+        self.vae: VAE | None = None
+        self.device = torch.device("meta")
+
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.module.layers)
+
+    def load(self, device: torch.device) -> None:
+        """Weights to `device`: trained ones in fp32, frozen ones in the precision of the run; then the VAE (fp32)."""
+        try:
+            self.module.attention = choose_backend(self.options.attention, device, self.dtype)
+        except ValueError as error:
+            raise UserError(f"{error}; `reca-fast doctor` shows what this machine can run.") from None
+        load_weights(
+            self.module,
+            self.folder / WEIGHTS_FILE,
+            device=device,
+            trained_dtype=torch.float32,
+            frozen_dtype=self.dtype,
+        )
+        self.vae = load_vae(self.folder / "ae.safetensors", VAEConfig.from_dict(self.config.vae), device=device)
+        self.device = device
+
+    def sample_builder(self, config: DataConfig) -> SampleBuilder:
+        return SampleBuilder(config, self.tokenizer.encode, self.config.vit.patch_size, self.config.latent_stride)
+
+    def collate(self, samples: list[Sample]) -> BagelBatch:
+        return collate(samples, self.config, self.tokenizer)
+
+    def autocast(self) -> AbstractContextManager:
+        """bf16 arithmetic over fp32 master weights, or nothing."""
+        return torch.autocast(self.device.type, self.dtype) if self.dtype != torch.float32 else nullcontext()
+
+    def loss_sums(self, batch: BagelBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Encode the targets, noise them, predict, and sum the losses by task.
+
+        Randomness is drawn in a fixed order (timesteps, noise, VAE posterior) on the CPU, so a step is the same on
+        every device and for every number of processes.
+        """
+        pictures = len(batch.latent_shapes)
+        normal = torch.randn(pictures, generator=generator)
+        noise = torch.randn(len(batch.gen_rows), self.config.patch_latent_dim, generator=generator).to(self.device)
+        timesteps = shifted_logit_normal(normal, self.config.glue.timestep_shift).to(self.device)
+        with self.autocast():
+            latents = self.encode_targets(batch, generator)
+            x_t = flow_interpolate(latents, timesteps[batch.image_index], noise=noise) if pictures else None
+            prediction = self.module(batch, x_t, timesteps if pictures else None)
+        sums: dict[str, Tensor] = {}
+        if pictures:
+            sums |= flow_loss_by_task(
+                prediction.velocity, latents, timesteps, noise, batch.image_index, batch.target_tasks
+            )
+        if batch.labels is not None:
+            with self.autocast():
+                losses = next_token_loss(prediction.und[batch.label_rows], self.module.lm_head.weight, batch.labels)
+            sums[I2T] = losses.sum()
+        return sums
+
+    def encode_targets(self, batch: BagelBatch, generator: torch.Generator) -> Tensor:
+        """Latent tokens [G, C] fp32 of the batch's target pictures, sampled from the VAE's posterior."""
+        assert self.vae is not None, "load() comes first"
+        latents = encode_pictures(self.vae, batch.target_images, generator)
+        tokens = [patchify_latents(z, self.config.glue.latent_patch_size) for z in latents]
+        return torch.cat(tokens) if tokens else torch.zeros(0, self.config.patch_latent_dim, device=self.device)
+
+    def flops(self, batch: BagelBatch) -> float:
+        return step_flops(self.config, batch, frozen=self.options.freeze_und)
+
+    def reconstruct(self, samples: Sequence[Sample], sampling: SamplingConfig) -> list[Tensor]:
+        stride = self.config.latent_stride
+        conditions = [(sample.vit_image, sample.prompt_ids) for sample in samples]
+        shapes = [(s.vae_image.shape[0] // stride, s.vae_image.shape[1] // stride) for s in samples]
+        return self._draw(conditions, shapes, sampling)
+
+    def generate(self, prompts: Sequence[str], size: tuple[int, int], sampling: SamplingConfig) -> list[Tensor]:
+        stride, side = self.config.latent_stride, self.config.glue.max_latent_size
+        if size[0] % stride or size[1] % stride or not 0 < min(size) <= max(size) <= side * stride:
+            raise UserError(
+                f"A picture of {size[0]} x {size[1]} cannot be drawn: both sides must be multiples of {stride} "
+                f"and at most {side * stride}."
+            )
+        conditions: list[Condition] = [(None, self.tokenizer.encode(prompt)) for prompt in prompts]
+        return self._draw(conditions, [(size[1] // stride, size[0] // stride)] * len(prompts), sampling)
+
+    @torch.no_grad()
+    def _draw(
+        self, conditions: Sequence[Condition], shapes: Sequence[tuple[int, int]], sampling: SamplingConfig
+    ) -> list[Tensor]:
+        assert self.vae is not None, "load() comes first"
+        with self.autocast():
+            tokens = sample_latents(self.module, self.tokenizer, conditions, shapes, sampling)
+            patch, channels = self.config.glue.latent_patch_size, self.config.latent_channels
+            pictures = [
+                self.vae.decode(unpatchify_latents(x, rows, columns, patch, channels)[None])[0]
+                for x, (rows, columns) in zip(tokens, shapes, strict=True)
+            ]
+        return [
+            ((p.float() * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu() for p in pictures
+        ]
+
+    def export(self, folder: Path, weights: dict[str, Tensor], dtype: torch.dtype | None) -> None:
+        export_folder(self.folder, folder, self.config, weights, dtype)
+
+
+def check_checkpoint(folder: Path) -> str:
+    """Read a checkpoint folder strictly, weights' names and shapes included; one line that says what it holds.
+
+    Raises:
+        UserError: anything missing, unexpected or misshapen.
+    """
+    config = BagelConfig.from_folder(folder)
+    with torch.device("meta"):
+        model = Bagel(config)
+    path = folder / WEIGHTS_FILE
+    check_keys(model, path)
+    load_tokenizer(folder)
+    load_vae(folder / "ae.safetensors", VAEConfig.from_dict(config.vae), device="cpu")
+    numbers = sum(p.numel() for p in model.parameters())
+    return f"{folder}: a whole BAGEL checkpoint, {len(stored_shapes(path))} tensors, {numbers / 1e9:.3f} G parameters."

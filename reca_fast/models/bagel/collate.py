@@ -1,0 +1,178 @@
+"""Samples -> packed batch: markers, rotary positions, grid positions and labels as BAGEL defines them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from reca_fast.data.images import patchify
+from reca_fast.errors import UserError
+from reca_fast.flow import I2T, Sample
+
+from .batch import BagelBatch, PackedSequence, make_batch
+from .config import BagelConfig
+from .layout import CAUSAL, FULL, NOISE
+from .tokenizer import BagelTokenizer
+
+
+def grid_positions(rows: int, columns: int, side: int) -> Tensor:
+    """int64 [rows * columns]: row * side + column, so a small picture uses the table's top left corner."""
+    return (torch.arange(rows)[:, None] * side + torch.arange(columns)).flatten()
+
+
+class _Writer:
+    """The packed sequence while it grows. Every split opens and closes with a marker token."""
+
+    def __init__(self, config: BagelConfig, tokenizer: BagelTokenizer) -> None:
+        self.config, self.tokenizer = config, tokenizer
+        self.length = 0
+        self.sample_lens: list[int] = []
+        self.split_lens: list[int] = []
+        self.modes: list[int] = []
+        self.positions: list[Tensor] = []
+        self.text_ids: list[int] = []
+        self.text_rows: list[int] = []
+        self.vit_patches: list[Tensor] = []
+        self.vit_rows: list[Tensor] = []
+        self.vit_positions: list[Tensor] = []
+        self.latent_rows: list[Tensor] = []
+        self.latent_positions: list[Tensor] = []
+        self.latent_shapes: list[tuple[int, int]] = []
+        self.label_rows: list[int] = []
+        self.labels: list[int] = []
+
+    def _split(self, mode: int, positions: Tensor) -> None:
+        self.split_lens.append(len(positions))
+        self.modes.append(mode)
+        self.positions.append(positions)
+        self.length += len(positions)
+
+    def _picture(self, mode: int, tokens: int, position: int) -> Tensor:
+        """Markers around `tokens` picture tokens, all at one position; returns the picture tokens' rows."""
+        start = self.length
+        self.text_ids += [self.tokenizer.start_of_image, self.tokenizer.end_of_image]
+        self.text_rows += [start, start + tokens + 1]
+        self._split(mode, torch.full((tokens + 2,), position))
+        return torch.arange(start + 1, start + 1 + tokens)
+
+    def understanding_picture(self, image: Tensor, position: int) -> int:
+        patch = self.config.vit.patch_size
+        rows, columns = image.shape[0] // patch, image.shape[1] // patch
+        side = self.config.glue.vit_max_num_patch_per_side
+        _check_grid(rows, columns, side, "data.vit_resize", patch)
+        self.vit_patches.append(patchify(image, patch))
+        self.vit_rows.append(self._picture(FULL, rows * columns, position))
+        self.vit_positions.append(grid_positions(rows, columns, side))
+        return position + 1
+
+    def text(self, ids: Sequence[int], position: int, *, labelled: bool) -> int:
+        start = self.length
+        marked = [self.tokenizer.bos, *ids, self.tokenizer.eos]
+        self.text_ids += marked
+        self.text_rows += range(start, start + len(marked))
+        if labelled:
+            self.label_rows += range(start, start + len(marked) - 1)
+            self.labels += marked[1:]
+        self._split(CAUSAL, torch.arange(position, position + len(marked)))
+        return position + len(marked)
+
+    def target(self, rows: int, columns: int, position: int) -> None:
+        side = self.config.glue.max_latent_size
+        _check_grid(rows, columns, side, "data.vae_resize", self.config.latent_stride)
+        self.latent_rows.append(self._picture(NOISE, rows * columns, position))
+        self.latent_positions.append(grid_positions(rows, columns, side))
+        self.latent_shapes.append((rows, columns))
+
+    def end_sample(self) -> None:
+        self.sample_lens.append(self.length - sum(self.sample_lens))
+
+    def finish(self, target_tasks: Sequence[str]) -> PackedSequence:
+        def joined(parts: list[Tensor]) -> Tensor:
+            return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
+
+        return PackedSequence(
+            sample_lens=self.sample_lens,
+            split_lens=self.split_lens,
+            attn_modes=self.modes,
+            packed_text_ids=torch.tensor(self.text_ids, dtype=torch.int64),
+            packed_text_indexes=torch.tensor(self.text_rows, dtype=torch.int64),
+            packed_position_ids=joined(self.positions),
+            packed_vit_tokens=torch.cat(self.vit_patches) if self.vit_patches else None,
+            packed_vit_token_indexes=joined(self.vit_rows),
+            packed_vit_position_ids=joined(self.vit_positions),
+            vit_token_seqlens=[len(rows) for rows in self.vit_rows],
+            packed_vae_token_indexes=joined(self.latent_rows),
+            packed_latent_position_ids=joined(self.latent_positions),
+            patchified_vae_latent_shapes=self.latent_shapes,
+            target_tasks=target_tasks,
+            ce_loss_indexes=torch.tensor(self.label_rows, dtype=torch.int64),
+            packed_label_ids=torch.tensor(self.labels, dtype=torch.int64),
+        )
+
+
+def _check_grid(rows: int, columns: int, side: int, option: str, stride: int) -> None:
+    if max(rows, columns) > side:
+        raise UserError(
+            f"A picture of {columns} x {rows} tokens is larger than the checkpoint's position table of {side} x {side}; "
+            f"lower {option}.max_size to {side * stride} or less."
+        )
+
+
+def collate(samples: Sequence[Sample], config: BagelConfig, tokenizer: BagelTokenizer) -> BagelBatch:
+    """Pack samples into one training batch.
+
+    Per sample, in this order: understanding picture (position 0), prompt (counting up), target picture (next position).
+    """
+    writer = _Writer(config, tokenizer)
+    stride, tasks, targets = config.latent_stride, [], []
+    for sample in samples:
+        position = 0
+        if sample.vit_image is not None:
+            position = writer.understanding_picture(sample.vit_image, position)
+        if sample.prompt_ids is not None:
+            position = writer.text(sample.prompt_ids, position, labelled=sample.task == I2T)
+        if sample.vae_image is not None:
+            writer.target(sample.vae_image.shape[0] // stride, sample.vae_image.shape[1] // stride, position)
+            tasks.append(sample.task)
+            targets.append(sample.vae_image)
+        writer.end_sample()
+    return make_batch(writer.finish(tasks), targets)
+
+
+def collate_prefixes(
+    prefixes: Sequence[tuple[Tensor | None, Sequence[int] | None]], config: BagelConfig, tokenizer: BagelTokenizer
+) -> tuple[BagelBatch, list[int], list[int]]:
+    """Pack conditions without targets, for sampling.
+
+    Args:
+        prefixes: (understanding picture uint8 [H, W, 3] or None, prompt ids or None); both None is the empty condition.
+
+    Returns:
+        the batch, the number of rows of each prefix, and the rotary position that follows each.
+    """
+    writer = _Writer(config, tokenizer)
+    following = []
+    for image, ids in prefixes:
+        position = 0
+        if image is not None:
+            position = writer.understanding_picture(image, position)
+        if ids is not None:
+            position = writer.text(ids, position, labelled=False)
+        following.append(position)
+        writer.end_sample()
+    return make_batch(writer.finish([])), writer.sample_lens, following
+
+
+def collate_targets(
+    shapes: Sequence[tuple[int, int]],
+    positions: Sequence[int],
+    past_lengths: Sequence[int],
+    config: BagelConfig,
+    tokenizer: BagelTokenizer,
+) -> BagelBatch:
+    """Target pictures alone, (rows, columns) latent tokens each, that see `past_lengths` already computed keys each."""
+    writer = _Writer(config, tokenizer)
+    for (rows, columns), position in zip(shapes, positions, strict=True):
+        writer.target(rows, columns, position)
+        writer.end_sample()
+    return make_batch(writer.finish(["reca"] * len(shapes)), past_lengths=past_lengths)

@@ -1,0 +1,77 @@
+"""Write a checkpoint folder that the authors' code loads: theirs, with the trained weights in place."""
+
+import json
+import shutil
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from reca_fast.errors import UserError
+
+from .config import BagelConfig
+from .model import Bagel
+from .names import public_name
+from .weights import WEIGHTS_FILE, open_weights
+
+SAFETENSORS_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
+
+
+def export_folder(
+    base: Path, folder: Path, config: BagelConfig, trained: Mapping[str, Tensor], dtype: torch.dtype | None
+) -> None:
+    """Copy `base` to `folder`, every weight in `trained` (by module name) replacing the base's.
+
+    Args:
+        dtype: dtype of all weights in the file; None keeps the base file's, tensor by tensor.
+
+    Raises:
+        UserError: the folder exists and is not empty, a trained weight is not one of the model's, or the disk is full.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} exists and is not empty; name another folder.")
+    with torch.device("meta"):
+        known = dict(Bagel(config).named_parameters())
+    if strangers := trained.keys() - known.keys():
+        raise UserError(f"The training checkpoint holds {min(strangers)}, which {base} has no place for.")
+    names = {public_name(name): name for name in trained}
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for item in base.iterdir():
+            if item.is_file() and item.name != WEIGHTS_FILE:
+                shutil.copyfile(item, folder / item.name)
+        partial = folder / f"{WEIGHTS_FILE}.partial"
+        _write_weights(base / WEIGHTS_FILE, partial, names, trained, dtype)
+        partial.rename(folder / WEIGHTS_FILE)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise UserError(f"The export to {folder} failed and was removed: {error}.") from None
+
+
+def _write_weights(
+    base: Path, path: Path, names: Mapping[str, str], trained: Mapping[str, Tensor], dtype: torch.dtype | None
+) -> None:
+    """Stream a safetensors file tensor by tensor.
+
+    safetensors' own writer wants all tensors in memory at once, 29 GB for the real model; the format is a length, a JSON
+    header and the bytes, so it is written here.
+    """
+    with open_weights(base) as source:
+        keys = sorted(source.keys())
+        header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        kinds = {}
+        for key in keys:
+            kinds[key] = dtype or source.get_slice(key)[:0].dtype
+            shape = source.get_slice(key).get_shape()
+            start, end = end, end + torch.Size(shape).numel() * kinds[key].itemsize
+            header[key] = {"dtype": SAFETENSORS_DTYPES[kinds[key]], "shape": shape, "data_offsets": [start, end]}
+        encoded = json.dumps(header, separators=(",", ":")).encode()
+        encoded += b" " * (-len(encoded) % 8)
+        with open(path, "wb") as file:
+            file.write(struct.pack("<Q", len(encoded)) + encoded)
+            for key in keys:
+                tensor = trained[names[key]] if key in names else source.get_tensor(key)
+                file.write(memoryview(tensor.to(kinds[key]).contiguous().view(-1).view(torch.uint8).numpy()))

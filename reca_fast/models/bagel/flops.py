@@ -1,0 +1,44 @@
+"""Useful floating-point operations of one step (a multiply-add is 2), for model-FLOPs utilisation."""
+
+from reca_fast.kernels import Varlen
+
+from .batch import BagelBatch
+from .config import BagelConfig
+
+
+def step_flops(config: BagelConfig, batch: BagelBatch, *, frozen: bool) -> float:
+    """Forward and backward of the decoder, the glue and the vision tower on a CPU batch; recomputation never counts.
+
+    Per weight and token: 2 forward, 4 more where the weight is trained. Attention per query-key pair and channel: 4 forward,
+    8 more backward.
+    """
+    llm, vit = config.llm, config.vit
+    und, gen = len(batch.und_rows), len(batch.gen_rows)
+    heads = llm.num_attention_heads * llm.head_dim
+    kv = llm.num_key_value_heads * llm.head_dim
+    expert = llm.hidden_size * (2 * heads + 2 * kv + 3 * llm.intermediate_size)
+    und_factor = 2 if frozen else 6
+    linears = llm.num_hidden_layers * expert * (und_factor * und + 6 * gen)
+    linears += 6 * 2 * config.patch_latent_dim * llm.hidden_size * gen
+    if batch.labels is not None:
+        linears += 6 * len(batch.labels) * llm.hidden_size * llm.vocab_size
+
+    pairs_und = sum(_pairs(segments) for segments in (batch.plan.full, batch.plan.causal, batch.plan.markers))
+    pairs_gen = _pairs(batch.plan.generation)
+    attention = llm.num_hidden_layers * heads * ((4 if frozen else 12) * pairs_und + 12 * pairs_gen)
+
+    patches = len(batch.vit_position_ids)
+    vit_layer = 4 * vit.hidden_size**2 + 2 * vit.hidden_size * vit.intermediate_size
+    tower = 2 * patches * config.vit_layers * vit_layer
+    tower += 4 * config.vit_layers * vit.hidden_size * _pairs(batch.vit_segments)
+    tower += und_factor * patches * llm.hidden_size * (vit.hidden_size + llm.hidden_size)
+    return float(linears + attention + tower)
+
+
+def _pairs(segments: Varlen | None) -> int:
+    """Query-key pairs of an attention call. Meant for a batch on the CPU: elsewhere it would synchronise."""
+    if segments is None:
+        return 0
+    pairs = zip(segments.cu_seqlens_q.diff().tolist(), segments.cu_seqlens_k.diff().tolist(), strict=True)
+    # Under the causal rule the last query sees all m keys, the first m - (n - 1).
+    return sum(n * m - (n * (n - 1) // 2 if segments.causal else 0) for n, m in pairs)
