@@ -107,7 +107,7 @@ def test_a_truncated_tar_keeps_its_complete_members(tmp_path: Path, length: int)
 
 def test_a_damaged_tar_alone_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(os.urandom(2000))
-    with pytest.warns(UserWarning), pytest.raises(UserError, match="no pictures .* 1 of them damaged"):
+    with pytest.warns(UserWarning), pytest.raises(UserError, match=r"no pictures .* 1 of them damaged"):
         opened(tmp_path)
 
 
@@ -124,7 +124,7 @@ def test_compressed_tars_are_refused(tmp_path: Path, hidden_by_name: bool) -> No
     path = tmp_path / ("a.tar" if hidden_by_name else "a.tar.gz")
     with tarfile.open(path, "w:gz"):
         pass
-    with pytest.raises(UserError, match="decompress it to .tar"):
+    with pytest.raises(UserError, match=r"decompress it to \.tar"):
         opened(path)
 
 
@@ -151,7 +151,7 @@ def test_parquet(tmp_path: Path, as_struct: bool) -> None:
 
 def test_parquet_columns_are_checked(tmp_path: Path) -> None:
     pq.write_table(pa.table({"picture": [b"x"], "id": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="no column 'pictures'; it has 'picture', 'id'.*Did you mean 'picture'"):
+    with pytest.raises(UserError, match=r"no column 'pictures'; it has 'picture', 'id'.*Did you mean 'picture'"):
         opened(tmp_path, image_column="pictures")
     with pytest.raises(UserError, match="'id' holds int64, not pictures"):
         opened(tmp_path, image_column="id")
@@ -176,7 +176,7 @@ def test_folder_of_save_to_disk(tmp_path: Path, feature: object) -> None:
     assert contents(opened(tmp_path / "one")) == expected
     datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "splits")
     assert contents(opened(tmp_path / "splits")) == expected
-    with pytest.raises(UserError, match="no split 'tset'; it has 'train', 'test'.*Did you mean 'test'"):
+    with pytest.raises(UserError, match=r"no split 'tset'; it has 'train', 'test'.*Did you mean 'test'"):
         opened(tmp_path / "splits", split="tset")
     with pytest.raises(UserError, match="no column 'img'; it has 'image', 'caption'"):
         opened(tmp_path / "one", image_column="img")
@@ -202,11 +202,11 @@ def test_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.source is empty"):
         opened("")
-    with pytest.raises(UserError, match="nothing is found at .*missing"):
+    with pytest.raises(UserError, match=r"nothing is found at .*missing"):
         opened(tmp_path / "missing")
     with pytest.raises(UserError, match="holds no pictures"):
         opened(tmp_path)
-    with pytest.raises(UserError, match="shard-1.tar"):
+    with pytest.raises(UserError, match=r"shard-1\.tar"):
         write_tar(tmp_path / "shard-0.tar", {"a.png": picture("a")})
         opened(tmp_path / "shard-{0..1}.tar")
     with pytest.raises(UserError, match="runs backwards"):
