@@ -5,12 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from reca_fast.errors import UserError
+from reca_fast.kernels import Varlen
+from reca_fast.models.bagel.config import BagelConfig
+from reca_fast.models.bagel.model import Bagel
 from reca_fast.models.bagel.tiny import TinyConfig, write_tiny_checkpoint
 from reca_fast.models.bagel.tokenizer import MARKERS, load_tokenizer
 from reca_fast.models.bagel.vae import VAEConfig, load_vae
+from reca_fast.models.bagel.weights import load_weights
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +82,28 @@ def test_keys_and_shapes(folder: Path) -> None:
     assert torch.equal(weights[f"{first}.weight"], weights[f"{first}_moe_gen.weight"])
     settings = json.loads((folder / "config.json").read_text())
     load_vae(folder / "ae.safetensors", VAEConfig.from_dict(settings["vae_config"]))
+
+
+@torch.no_grad()
+def test_condition_keeps_the_picture(folder: Path) -> None:
+    """A linear map must find a 2x2 thumbnail of every patch in what the language model gets of it."""
+    with torch.device("meta"):
+        model = Bagel(BagelConfig.from_folder(folder))
+    path = folder / "ema.safetensors"
+    load_weights(model, path, device="cpu", trained_dtype=torch.float32, frozen_dtype=torch.float32)
+    count, draw = 400, torch.Generator().manual_seed(0)
+    small = torch.rand(count, 3, 8, 8, generator=draw) * 2 - 1
+    pixels = F.interpolate(small, scale_factor=7, mode="bilinear")
+    patches = pixels.view(count, 3, 4, 14, 4, 14).permute(0, 2, 4, 3, 5, 1).reshape(-1, 588)
+    ids = (torch.arange(4)[:, None] * TinyConfig().vit_side + torch.arange(4)).flatten().repeat(count)
+    segments = Varlen.from_lengths([16] * count, [16] * count, causal=False)
+    condition = model.connector(model.vit(patches, ids, segments, "sdpa"))
+    wanted = F.avg_pool2d(pixels, 7).view(count, 3, 4, 2, 4, 2).permute(0, 2, 4, 1, 3, 5).reshape(-1, 12)
+    features = torch.cat((condition, torch.ones(len(condition), 1)), dim=1).double()
+    fit, judge = slice(0, 4800), slice(4800, None)
+    solution = torch.linalg.lstsq(features[fit], wanted[fit].double()).solution
+    error = (features[judge] @ solution - wanted[judge]).square().mean()
+    assert error < 0.1 * wanted.var()
 
 
 def test_one_seed_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ class BagelTokenizer:
 
     def decode(self, ids: list[int]) -> str:
         """The text of these ids, markers included."""
-        return self.backend.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(self.backend.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def load_tokenizer(folder: str | Path) -> BagelTokenizer:
@@ -51,7 +51,8 @@ def load_tokenizer(folder: str | Path) -> BagelTokenizer:
                 f"no tokenizer in {folder}: {' and '.join(missing)} missing; "
                 "copy tokenizer.json, or vocab.json, merges.txt and tokenizer_config.json, from the public checkpoint"
             )
-    from transformers import Qwen2TokenizerFast  # here, not above: the import takes seconds
+    # Here, not above: the import takes seconds.
+    from transformers import Qwen2TokenizerFast  # type: ignore[attr-defined]
 
     # The class is named, not looked up: AutoTokenizer would want to know the model type that config.json declares.
     backend = Qwen2TokenizerFast.from_pretrained(folder, local_files_only=True)

@@ -75,7 +75,8 @@ class VAE(nn.Module):
 
     def __init__(self, config: VAEConfig, *, with_decoder: bool = True) -> None:
         super().__init__()
-        from diffusers import AutoencoderKL  # here, not above: the import takes seconds
+        # Here, not above: the import takes seconds.
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
         levels = len(config.ch_mult)
         net = AutoencoderKL(
@@ -101,7 +102,7 @@ class VAE(nn.Module):
 
     def moments(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, H, W] in [-1, 1] -> fp32 [B, 2z, h, w]: means, then log-variances (not clamped)."""
-        weight = self.encoder.conv_in.weight
+        weight = next(self.encoder.parameters())
         return self.encoder(pixels.to(weight.device, weight.dtype)).float()
 
     def sample(self, moments: Tensor, noise: Tensor) -> Tensor:
@@ -116,7 +117,7 @@ class VAE(nn.Module):
         """
         if self.decoder is None:
             raise UserError("this VAE file holds only the encoder; pictures need an ae.safetensors with decoder.* keys")
-        weight = self.decoder.conv_in.weight
+        weight = next(self.decoder.parameters())
         z = latents.float() / self.config.scale_factor + self.config.shift_factor
         return self.decoder(z.to(weight.device, weight.dtype)).float()
 
@@ -256,7 +257,7 @@ def encode_pictures(
     `noise`: the standard normal noise [z, h, w] of each picture, or the generator that draws it in the pictures' order
     (so that the draw does not depend on how pictures share batches). H and W must be multiples of `vae.downsample`.
     """
-    device, s, z = vae.encoder.conv_in.weight.device, vae.downsample, vae.config.z_channels
+    device, s, z = next(vae.encoder.parameters()).device, vae.downsample, vae.config.z_channels
     if isinstance(noise, torch.Generator):
         sizes = [(z, picture.shape[0] // s, picture.shape[1] // s) for picture in pictures]
         noise = [torch.randn(size, generator=noise, device=noise.device) for size in sizes]
