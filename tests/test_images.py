@@ -154,7 +154,7 @@ def test_a_bomb_is_refused_by_its_header() -> None:
 
 @pytest.mark.parametrize("name", ["astronaut", "chelsea", "coffee", "rocket"])
 def test_fast_resize_is_within_60_dB_of_exact(name: str) -> None:
-    # Measured: 71 to 78 dB for the four photos, three sizes each; no value is off by more than 2 of 255.
+    # Measured: 71.6 to 81.9 dB for the four photos, three sizes each; no value is off by more than 2 of 255.
     image = torch.from_numpy(np.array(photo(name)))
     height, width, _ = image.shape
     for size in ((224, 154), (width * 3 // 5, height * 3 // 5), (width * 3 // 2, height * 3 // 2)):
