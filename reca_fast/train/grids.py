@@ -1,0 +1,64 @@
+"""Sample grids: what a few fixed pictures become when they go through the condition path and back."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from reca_fast.config import RunConfig
+from reca_fast.data.images import BadRecord, picture_size
+from reca_fast.data.samples import SampleBuilder
+from reca_fast.data.sources import Source
+from reca_fast.flow import Sample
+from reca_fast.models import Adapter
+
+
+def pick_samples(source: Source, builder: SampleBuilder, count: int) -> list[Sample]:
+    """The first `count` readable pictures of a source as reconstruction samples; unreadable ones are passed over."""
+    samples: list[Sample] = []
+    for index in range(len(source)):
+        if len(samples) == count:
+            break
+        try:
+            record = source.read(index)
+            plan = builder.plan(index, record.key, *picture_size(record.image), None, epoch=0)
+            sample = builder.build(record, plan)
+        except BadRecord:
+            continue
+        if sample.vit_image is not None and sample.vae_image is not None:
+            samples.append(sample)
+    return samples
+
+
+def draw_grid(rows: Sequence[Sequence[Tensor]], path: Path, gap: int = 4) -> None:
+    """Write rows of pictures (uint8 [H, W, 3], any sizes) as one PNG; a column is as wide as its widest picture."""
+    widths = [max(row[c].shape[1] for row in rows) for c in range(len(rows[0]))]
+    heights = [max(picture.shape[0] for picture in row) for row in rows]
+    sheet = torch.full((sum(heights) + gap * (len(rows) + 1), sum(widths) + gap * (len(widths) + 1), 3), 255).byte()
+    top = gap
+    for row, height in zip(rows, heights, strict=True):
+        left = gap
+        for picture, width in zip(row, widths, strict=True):
+            sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+            left += width + gap
+        top += height + gap
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(sheet.numpy()).save(path)
+
+
+class GridWriter:
+    """Reconstructs the same pictures every time. All processes call `write`, the main one saves the file."""
+
+    def __init__(self, adapter: Adapter, config: RunConfig, samples: Sequence[Sample], is_main: bool) -> None:
+        self.adapter, self.config, self.samples, self.is_main = adapter, config, samples, is_main
+
+    def write(self, step: int) -> None:
+        """Originals above, reconstructions below, to `samples/step-0000100.png` in the run folder."""
+        if not self.samples:
+            return
+        pictures = self.adapter.reconstruct(self.samples, self.config.sampling)
+        if self.is_main:
+            originals = [sample.vae_image for sample in self.samples if sample.vae_image is not None]
+            draw_grid([originals, pictures], Path(self.config.out) / "samples" / f"step-{step:07d}.png")

@@ -1,0 +1,66 @@
+"""The loop, on one screen."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from reca_fast.checkpoints import CheckpointStore
+from reca_fast.config import RunConfig
+from reca_fast.data.loader import PackLoader
+from reca_fast.models import Adapter
+from reca_fast.optim import MovingAverage
+
+from .distributed import Processes
+from .grids import GridWriter
+from .signals import StopRequest
+from .state import load_run, save_run
+from .step import train_step
+from .telemetry import Telemetry
+
+
+@dataclass
+class Run:
+    """Everything that a run holds; `step` counts the updates made."""
+
+    config: RunConfig
+    processes: Processes
+    adapter: Adapter
+    optimizer: torch.optim.Optimizer
+    average: MovingAverage | None
+    loader: PackLoader[Any]
+    store: CheckpointStore
+    telemetry: Telemetry
+    grids: GridWriter
+    step: int = 0
+
+
+def train(run: Run) -> None:
+    """Train until `config.steps`, or until a signal asks to stop; the newest state is saved either way."""
+    config = run.config
+    load_run(run)
+    run.telemetry.start(run.step, config.steps)
+    with StopRequest() as stop, run.telemetry.profiler() as profiler:
+        while run.step < config.steps:
+            packs = next(run.loader)
+            stats = train_step(
+                run.adapter, packs, run.step, config, run.optimizer, run.average, run.processes, stop.requested
+            )
+            run.step += 1
+            last = stats.stop or run.step == config.steps
+            saving = last or _due(run.step, config.save_every)
+            if saving or _due(run.step, config.log_every):
+                run.telemetry.log(run.step, stats)  # also refuses a loss that is not finite, before it is saved
+            if _due(run.step, config.sample_every):
+                run.grids.write(run.step)
+            if saving:
+                save_run(run)
+            if profiler is not None:
+                profiler.step()
+            if stats.stop:
+                break
+    run.telemetry.finish(run.step, run.loader.summary())
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

@@ -1,0 +1,79 @@
+"""From a configuration to a running loop."""
+
+from pathlib import Path
+
+from reca_fast.checkpoints import CheckpointStore
+from reca_fast.config import RunConfig
+from reca_fast.data.loader import PackLoader
+from reca_fast.data.sources import open_source
+from reca_fast.errors import UserError
+from reca_fast.flow import TASKS
+from reca_fast.models import open_adapter
+from reca_fast.optim import MovingAverage, make_optimizer
+
+from .distributed import Processes
+from .grids import GridWriter, pick_samples
+from .loop import Run, train
+from .telemetry import Telemetry
+from .wrap import compile_blocks, shard
+
+
+def check_config(config: RunConfig, world: int) -> None:
+    """Refuse configurations that cannot work, before anything is loaded."""
+    if config.loss.i2t > 0 and config.model.freeze_und:
+        raise UserError("loss.i2t > 0 trains the understanding side: set --model.freeze_und false as well.")
+    for task in TASKS:
+        drawn, weighted = getattr(config.data.tasks, task) > 0, getattr(config.loss, task) > 0
+        if drawn != weighted:
+            raise UserError(
+                f"data.tasks.{task} and loss.{task} must both be above 0 or both be 0, they are "
+                f"{getattr(config.data.tasks, task)} and {getattr(config.loss, task)}."
+            )
+    if config.data.packs_per_step % world:
+        raise UserError(
+            f"data.packs_per_step={config.data.packs_per_step} cannot be shared by {world} processes; "
+            f"set it to a multiple of {world}."
+        )
+    if config.steps < 1:
+        raise UserError(f"steps={config.steps}: at least 1 is needed.")
+
+
+def run(config: RunConfig) -> None:
+    """Train as configured. Returns when done or asked to stop; raises UserError for what the user can mend."""
+    processes = Processes(config.device, config.parallel.replicate)
+    telemetry = Telemetry(config, processes)
+    try:
+        check_config(config, processes.world)
+        adapter = open_adapter(config.model)
+        source = open_source(config.data)
+        builder = adapter.sample_builder(config.data)
+        if config.model.compile:
+            compile_blocks(adapter.blocks())
+        if processes.mesh is not None:
+            shard(adapter.module, adapter.blocks(), processes.mesh, adapter.dtype)
+        adapter.load(processes.device)
+        wanted = config.sample_count if config.sample_every else 0
+        grids = GridWriter(adapter, config, pick_samples(source, builder, wanted), processes.is_main)
+        lanes = range(processes.rank, config.data.packs_per_step, processes.world)
+        with PackLoader(source, builder, config.data, adapter.collate, lanes) as loader:
+            train(
+                Run(
+                    config=config,
+                    processes=processes,
+                    adapter=adapter,
+                    optimizer=make_optimizer(adapter.module, config.optim),
+                    average=MovingAverage(adapter.module, config.optim.ema_decay) if config.optim.ema_decay else None,
+                    loader=loader,
+                    store=CheckpointStore(
+                        Path(config.out) / "checkpoints",
+                        keep=config.keep,
+                        is_main=processes.is_main,
+                        barrier=processes.barrier,
+                    ),
+                    telemetry=telemetry,
+                    grids=grids,
+                )
+            )
+    finally:
+        telemetry.close()
+        processes.close()

@@ -1,0 +1,107 @@
+"""What resuming needs, in one place: trained weights, moments, average, data position, counters, every RNG."""
+
+import base64
+import random
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+from reca_fast import __version__
+from reca_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from .loop import Run
+
+_TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True)
+
+
+def save_run(run: "Run") -> None:
+    """Write a checkpoint after `run.step` updates; all processes call it."""
+    lanes = {lane: state for part in run.processes.gather(run.loader.state_dict()) for lane, state in part.items()}
+    generators = run.processes.gather(_generators())
+    state = {
+        "version": __version__,
+        "step": run.step,
+        "base": str(run.config.model.path),
+        "config": asdict(run.config),
+        "lanes": lanes,
+        "generators": generators,
+    }
+    run.store.save(run.step, _tensors(run), state)
+
+
+def load_run(run: "Run") -> None:
+    """Go on from the newest whole checkpoint, when there is one and the configuration allows it."""
+    newest = run.store.latest()
+    if newest is None or not run.config.resume:
+        if newest is not None:
+            raise UserError(
+                f"{run.store.folder} holds checkpoints and --resume is false; name another --out, or remove them."
+            )
+        return
+    step, path = newest
+    saved = run.store.read_state(path)
+    _check_same_run(saved, run)
+    # Without a first (empty) update AdamW has no moments to load into.
+    tensors = _tensors(run)
+    run.store.load(path, tensors)
+    set_optimizer_state_dict(run.adapter.module, run.optimizer, tensors["optimizer"], options=_TRAINED_ONLY)
+    run.loader.load_state_dict(saved["lanes"])
+    if run.processes.rank < len(saved["generators"]):
+        _restore_generators(saved["generators"][run.processes.rank])
+    run.step = step
+
+
+def _check_same_run(saved: dict[str, Any], run: "Run") -> None:
+    for key, option in (("model.freeze_und", "freeze_und"), ("model.precision", "precision")):
+        before, now = saved["config"]["model"][option], getattr(run.config.model, option)
+        if before != now:
+            raise UserError(f"The saved run had {key}={before}, now it is {now}; set it back, or name another --out.")
+    if (saved["config"]["optim"]["ema_decay"] > 0) != (run.average is not None):
+        raise UserError("The saved run and this one differ in optim.ema_decay being 0; set it back to resume.")
+
+
+def _tensors(run: "Run") -> dict[str, Any]:
+    tensors: dict[str, Any] = {
+        "model": get_model_state_dict(run.adapter.module, options=_TRAINED_ONLY),
+        "optimizer": get_optimizer_state_dict(run.adapter.module, run.optimizer, options=_TRAINED_ONLY),
+    }
+    if run.average is not None:
+        tensors["average"] = run.average.average
+    return tensors
+
+
+def _generators() -> dict[str, Any]:
+    """State of every random number generator of this process, JSON-able.
+
+    The training step draws from none of them (its randomness is keyed by the pack); they are saved for whatever else may.
+    """
+    states = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    kind, keys, *rest = np.random.get_state()
+    return {
+        **{name: base64.b64encode(state.numpy().tobytes()).decode() for name, state in states.items()},
+        "python": random.getstate(),
+        "numpy": [kind, keys.tolist(), *rest],
+    }
+
+
+def _restore_generators(states: dict[str, Any]) -> None:
+    def tensor(name: str) -> torch.Tensor:
+        return torch.frombuffer(bytearray(base64.b64decode(states[name])), dtype=torch.uint8)
+
+    torch.set_rng_state(tensor("torch"))
+    if torch.cuda.is_available() and "cuda" in states:
+        torch.cuda.set_rng_state(tensor("cuda"))
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state(tuple(states["numpy"]))

@@ -1,0 +1,202 @@
+"""What a run tells: a progress line, metrics.jsonl, TensorBoard, a loss curve, profiler traces. Reads tensors on logging steps only."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from reca_fast.config import RunConfig
+from reca_fast.errors import UserError
+
+from .distributed import Processes
+from .peaks import peak_flops
+from .step import StepStats
+from .wrap import recompilations
+
+QUIET_SECONDS = 5.0
+"""Where the output is no terminal, at most one line in this time."""
+
+
+class Telemetry:
+    """Owned by every process (reductions are collective); only the main one writes."""
+
+    def __init__(self, config: RunConfig, processes: Processes) -> None:
+        self.config, self.processes = config, processes
+        self.folder = Path(config.out)
+        self.console = Console(quiet=not processes.is_main, soft_wrap=True)
+        self.progress: Progress | None = None
+        self.peak = peak_flops(processes.device)
+        self.writer: Any = None
+        self._metrics: Any = None
+        self._mark = (0.0, 0)  # time and step of the last log
+        self._last_line = 0.0
+        self._warm_graphs: int | None = None
+
+    def start(self, step: int, steps: int) -> None:
+        """Open the files; lines of metrics beyond the resumed step belong to lost work and go."""
+        self.first_step = step
+        if self.processes.is_main:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = self.folder / "metrics.jsonl"
+            lines = path.read_text().splitlines() if path.exists() else []
+            kept = [line for line in lines if _step_of(line) <= step]
+            path.write_text("".join(line + "\n" for line in kept))
+            self._metrics = path.open("a")
+            self.writer = SummaryWriter(self.folder / "tensorboard", purge_step=step + 1)
+            if step:
+                self.console.print(f"Resumed after step {step}.")
+            if sys.stdout.isatty():
+                self.progress = Progress(
+                    TextColumn("step"),
+                    MofNCompleteColumn(),
+                    BarColumn(),
+                    TimeRemainingColumn(),
+                    TextColumn("{task.fields[line]}"),
+                    console=self.console,
+                )
+                self.task = self.progress.add_task("", total=steps, completed=step, line="")
+                self.progress.start()
+        self._mark = (time.perf_counter(), step)
+
+    def log(self, step: int, stats: StepStats) -> None:
+        """Reduce and write one line of metrics; the only place where the loop waits for the device.
+
+        Raises:
+            UserError: the loss or the gradient norm is not finite.
+        """
+        tasks = sorted(stats.sums) if self.processes.world == 1 else sorted(stats.counts)
+        zero = torch.zeros((), device=self.processes.device)
+        totals = self.processes.sum_tensor(torch.stack([stats.sums.get(t, zero).float() for t in tasks])).tolist()
+        losses = {t: total / stats.counts[t] for t, total in zip(tasks, totals, strict=True) if stats.counts[t]}
+        metrics: dict[str, Any] = {
+            "step": step,
+            "loss": sum(getattr(self.config.loss, task) * loss for task, loss in losses.items()),
+            **{f"loss_{task}": loss for task, loss in losses.items()},
+            "grad_norm": float(stats.grad_norm),
+            "lr": stats.lr,
+            "images": stats.images,
+            "tokens": stats.tokens,
+        }
+        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
+            raise UserError(
+                f"Step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}. Nothing of it was saved; "
+                "resume from the last checkpoint with a lower --optim.lr."
+            )
+        metrics |= self._rates(step, stats)
+        if self.processes.is_main:
+            self._metrics.write(json.dumps(metrics) + "\n")
+            self._metrics.flush()
+            for name, value in metrics.items():
+                if name != "step" and value is not None:
+                    self.writer.add_scalar(name, value, step)
+            self._show(step, metrics)
+
+    def _rates(self, step: int, stats: StepStats) -> dict[str, Any]:
+        """Rates since the last log, memory, and how often the compiler had to work after warm-up."""
+        now = time.perf_counter()
+        before, last_step = self._mark
+        steps, seconds = max(1, step - last_step), max(1e-9, now - before)
+        self._mark = (now, step)
+        on_gpu = self.processes.device.type == "cuda"
+        memory = torch.cuda.max_memory_allocated() if on_gpu else psutil.Process().memory_info().rss
+        rates: dict[str, Any] = {
+            "seconds": seconds / steps,
+            "images_per_s": stats.images * steps / seconds,
+            "tokens_per_s": stats.tokens * steps / seconds,
+            "memory_gb": memory / 1e9,
+            "mfu": stats.flops * steps / seconds / self.peak if self.peak else None,
+        }
+        if self.config.model.compile:
+            graphs = recompilations()
+            if self._warm_graphs is None and step - self.first_step >= 5:
+                self._warm_graphs = graphs
+            rates["recompiles"] = 0 if self._warm_graphs is None else graphs - self._warm_graphs
+        return rates
+
+    def _show(self, step: int, metrics: dict[str, Any]) -> None:
+        mfu = f"{metrics['mfu']:.1%}" if metrics["mfu"] is not None else "n/a"
+        line = (
+            f"loss {metrics['loss']:.4f}  {metrics['images_per_s']:.2f} images/s  {metrics['tokens_per_s']:.0f} tokens/s  "
+            f"{metrics['memory_gb']:.2f} GB  MFU {mfu}"
+        )
+        if self.progress is not None:
+            self.progress.update(self.task, completed=step, line=line)
+        elif time.perf_counter() - self._last_line > QUIET_SECONDS or step == self.config.steps:
+            self._last_line = time.perf_counter()
+            left = (self.config.steps - step) * metrics["seconds"]
+            self.console.print(f"step {step}/{self.config.steps}  {line}  ETA {left / 60:.1f} min")
+
+    @contextmanager
+    def profiler(self) -> Iterator[Any]:
+        """A torch profiler over steps 3 to 5 of this process's life when `--profile` asks for it, else None."""
+        if not self.config.profile:
+            yield None
+            return
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if self.processes.device.type == "cuda":
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        handler = torch.profiler.tensorboard_trace_handler(str(self.folder / "profile"))
+        schedule = torch.profiler.schedule(wait=1, warmup=1, active=3, repeat=1)
+        with torch.profiler.profile(
+            activities=activities, schedule=schedule, on_trace_ready=handler, profile_memory=True
+        ) as profiler:
+            yield profiler
+
+    def finish(self, step: int, data_summary: str) -> None:
+        """Close the files, draw the curve, say where things are."""
+        self.close()
+        if not self.processes.is_main:
+            return
+        draw_curve(self.folder / "metrics.jsonl", self.folder / "loss.png")
+        done = "finished" if step >= self.config.steps else "stopped, the same command goes on from here"
+        self.console.print(f"Step {step}: {done}. {data_summary}. See {self.folder}/loss.png and metrics.jsonl.")
+
+    def close(self) -> None:
+        """Release terminal and files, also after an error."""
+        if self.progress is not None:
+            self.progress.stop()
+        if self.writer is not None:
+            self.writer.close()
+        if self._metrics is not None:
+            self._metrics.close()
+
+
+def _step_of(line: str) -> float:
+    """Step of a line of metrics; a line cut off by a kill sorts behind everything."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def draw_curve(metrics: Path, path: Path) -> None:
+    """Loss over steps, raw and smoothed, as a PNG."""
+    from matplotlib.figure import Figure
+
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    if not rows:
+        return
+    steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
+    smooth, value = [], losses[0]
+    for number, loss in enumerate(losses):
+        value += (loss - value) / min(number + 1, 20)
+        smooth.append(value)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(steps, losses, color="#9bb7d4", linewidth=0.8, label="per step")
+    axes.plot(steps, smooth, color="#1f4e79", linewidth=1.8, label="mean of about 20 steps")
+    axes.set(xlabel="step", ylabel="loss", title="RECA training loss")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
