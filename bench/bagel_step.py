@@ -12,6 +12,7 @@ a shared machine; ratios are formed inside each round, then their median is take
 import argparse
 import gc
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -164,7 +165,8 @@ def measure_in_subprocess(variant: str, args: argparse.Namespace) -> dict[str, A
     """Run one variant in a fresh process and read its answer (the last line that it prints)."""
     command = [sys.executable, __file__, "--worker", variant, "--size", args.size]
     command += ["--steps", str(args.steps), "--threads", str(args.threads)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    heap = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)} if args.keep_heap else {}
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | heap)
     if done.returncode:
         raise SystemExit(f"variant {variant} failed:\n{done.stderr.strip()}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -186,9 +188,9 @@ def summarise(rounds: list[dict[str, dict[str, Any]]], baseline: str) -> dict[st
 
 
 def print_table(summary: dict[str, dict[str, float]], baseline: str) -> None:
-    table = Table(title="One RECA step, forward + backward (medians)")
-    table.add_column("variant")
-    columns = ("CPU s", f"CPU / {baseline}", "wall s", "peak MiB over weights", f"peak / {baseline}", "loss")
+    table = Table(title="One RECA step, forward + backward: medians; peak memory over that of the weights")
+    table.add_column("variant", no_wrap=True, min_width=max(map(len, summary)))
+    columns = ("CPU s", f"CPU / {baseline}", "wall s", "peak MiB", f"peak / {baseline}", "loss")
     for column in columns:
         table.add_column(column, justify="right")
     for name, s in summary.items():
@@ -212,6 +214,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=2, help="timed steps of a process, after one warm-up")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--size", choices=list(SIZES), default="recorded")
+    parser.add_argument(
+        "--keep-heap",
+        action="store_true",
+        help="let glibc keep freed memory: leaves out the page faults of large buffers, which are dear in some "
+        "virtual machines and hit the generic kernel most (for times only, memory figures get coarser)",
+    )
     parser.add_argument("--out", type=Path, default=RESULT, help="result file (JSON)")
     parser.add_argument("--worker", choices=list(VARIANTS), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -239,7 +247,7 @@ def main() -> None:
             console.print(f"round {number + 1}/{args.rounds} {name}: {median(result['cpu_s']):.2f} CPU s per step")
     summary = summarise(rounds, args.baseline)
     print_table(summary, args.baseline)
-    setting = {key: getattr(args, key) for key in ("size", "steps", "threads", "baseline")} | {"rounds": args.rounds}
+    setting = {key: getattr(args, key) for key in ("size", "rounds", "steps", "threads", "baseline", "keep_heap")}
     report = {"environment": environment(), "setting": setting, "summary": summary, "rounds": rounds}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=1) + "\n")
