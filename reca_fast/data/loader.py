@@ -237,11 +237,12 @@ class PackLoader(Generic[T]):
             if state["records"] != len(self._source):
                 raise UserError(f"The saved run had {state['records']} records, data.source now has "
                                 f"{len(self._source)}; resume with the same data.")
-        if states and (missing := [lane for lane in self._lanes if str(lane) not in states]):
+        if not states:  # saved before the first pack
+            return
+        if missing := [lane for lane in self._lanes if str(lane) not in states]:
             raise UserError(f"The saved run has no data state for lanes {missing}; it was saved incompletely.")
         for lane in self._lanes:
-            if (state := states.get(str(lane))) is None:
-                continue
+            state = states[str(lane)]
             self._lanes[lane].load(state)
             self._packs[lane], self._samples[lane] = state["packs"], state["samples"]
             self._skips[lane].merge(Skips(state["skipped"], state["skipped_examples"]))

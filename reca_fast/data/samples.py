@@ -67,13 +67,15 @@ class SampleBuilder:
         """
         seed, dropout = self._config.seed, self._config.text_dropout
         task = self._draw_task(epoch, key)
-        if task != RECA and caption is None:
+        if task == RECA or caption is None:
             if self._weights[RECA] == 0:
                 raise BadRecord("no caption", f"the task is {task}")
-            task = RECA
+            task, text = RECA, choose_template(seed, epoch, key)
+        else:
+            text = caption
         prompt_ids: tuple[int, ...] | None = None
         if task == I2T or stable_uniform("text_dropout", seed, epoch, key) >= dropout:
-            prompt_ids = tuple(self._tokenize(choose_template(seed, epoch, key) if task == RECA else caption))
+            prompt_ids = tuple(self._tokenize(text))
         vit_size = None if task == T2I else target_size(width, height, self._config.vit_resize)
         vae_size = None if task == I2T else target_size(width, height, self._config.vae_resize)
         prompt_length = None if prompt_ids is None else len(prompt_ids)

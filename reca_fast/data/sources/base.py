@@ -36,14 +36,13 @@ class Source(Protocol):
 def caption_from(data: bytes, suffix: str) -> str | None:
     """The caption in a .txt, or under "caption" or "text" in a .json; None when there is none."""
     text = data.decode("utf-8", errors="replace")
-    if suffix == ".json":
-        try:
-            fields = json.loads(text)
-        except (ValueError, RecursionError):
-            return None
-        fields = fields if isinstance(fields, dict) else {}
-        text = fields.get("caption") or fields.get("text")
-    return clean_caption(text)
+    if suffix != ".json":
+        return clean_caption(text)
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return clean_caption(fields.get("caption") or fields.get("text")) if isinstance(fields, dict) else None
 
 
 def clean_caption(value: object) -> str | None:
