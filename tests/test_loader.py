@@ -90,9 +90,6 @@ def described(packs: list[Pack]) -> dict[tuple[int, int], tuple]:
     return {(p.lane, p.number): (p.keys, p.num_tokens, p.state, [sample(s) for s in p.payload]) for p in packs}
 
 
-# --- samples
-
-
 def test_a_reca_sample_is_three_splits() -> None:
     builder = SampleBuilder(DataConfig(text_dropout=0.0), lambda text: range(21))
     plan = builder.plan(0, "a.jpg", 1024, 1024, None, epoch=0)
