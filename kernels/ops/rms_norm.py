@@ -24,7 +24,8 @@ def normalise(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 def normalise_backward(grad: Tensor, x: Tensor, rstd: Tensor) -> Tensor:
     """Gradient with respect to x of x * rstd(x), for `grad` in the statistics dtype; x is not yet normalised."""
     hat = x.to(grad.dtype) * rstd
-    return (grad - hat * (grad * hat).mean(-1, keepdim=True)).mul_(rstd)
+    along = torch.linalg.vecdot(grad, hat).unsqueeze(-1).div_(x.shape[-1])
+    return torch.addcmul(grad, hat, along, value=-1).mul_(rstd)
 
 
 class _RMSNorm(torch.autograd.Function):

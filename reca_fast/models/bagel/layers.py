@@ -80,9 +80,10 @@ class Expert(nn.Module):
 
     def finish(self, hidden_states: Tensor, attended: Tensor) -> Tensor:
         """Residual stream [N, D] and attention output [N, H, head_dim] -> residual stream after the MLP."""
-        hidden_states = hidden_states + self.o_proj(attended.flatten(1))
+        # The sums go into the products' own memory: nothing else needs a projection's output.
+        hidden_states = self.o_proj(attended.flatten(1)).add_(hidden_states)
         h = self.post_attention_layernorm(hidden_states)
-        return hidden_states + self.down_proj(swiglu(self.gate_proj(h), self.up_proj(h)))
+        return self.down_proj(swiglu(self.gate_proj(h), self.up_proj(h))).add_(hidden_states)
 
 
 class MoTLayer(nn.Module):

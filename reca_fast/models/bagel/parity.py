@@ -52,7 +52,7 @@ def read_case(folder: Path) -> Case:
     return Case(folder, BagelConfig.from_dict(raw, str(folder / "config.json")), raw, inputs)
 
 
-def _batch(case: Case) -> BagelBatch:
+def case_batch(case: Case) -> BagelBatch:
     """The recorded pack. A case without ViT tokens or without labels simply lacks those tensors."""
     recorded, empty = case.inputs, torch.zeros(0, dtype=torch.int64)
     shapes = [tuple(shape) for shape in recorded["patchified_vae_latent_shapes"].tolist()]
@@ -80,7 +80,7 @@ def _batch(case: Case) -> BagelBatch:
         raise UserError(f"{case.folder} holds a pack that RECA training never makes: {error}.") from None
 
 
-def _latents(case: Case) -> Tensor:
+def case_latents(case: Case) -> Tensor:
     """Latent tokens [G, C] cut out of the padded canvas."""
     patch = case.config.glue.latent_patch_size
     shapes = case.inputs["patchified_vae_latent_shapes"].tolist()
@@ -141,8 +141,8 @@ def replay(case: Case, run: str, *, attention: str, dtype: torch.dtype, weights:
     path = path / WEIGHTS_FILE if path.is_dir() else path
     load_weights(model, path, device="cpu", trained_dtype=dtype, frozen_dtype=dtype)
 
-    batch = _batch(case)
-    noise, latents = case.inputs["noise"].to(dtype), _latents(case).to(dtype)
+    batch = case_batch(case)
+    noise, latents = case.inputs["noise"].to(dtype), case_latents(case).to(dtype)
     first_token = torch.searchsorted(batch.image_index, torch.arange(len(batch.latent_shapes)))
     normal = case.inputs["packed_timesteps"][first_token].to(dtype)
     timesteps = shifted_logit_normal(normal, case.config.glue.timestep_shift)

@@ -1,0 +1,82 @@
+"""`reca-fast doctor`: what this machine can run, and why not the rest."""
+
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reca_fast import __version__
+from reca_fast.cli.options import parse
+
+PACKAGES = (
+    "torch",
+    "triton",
+    "transformers",
+    "diffusers",
+    "safetensors",
+    "datasets",
+    "simplejpeg",
+    "flash-attn",
+    "xformers",
+    "bitsandbytes",
+    "torch-tb-profiler",
+)
+
+
+@dataclass
+class DoctorOptions:
+    pass
+
+
+def run(args: Sequence[str]) -> int:
+    parse(DoctorOptions, "doctor", args, about=__doc__ or "")
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from reca_fast.kernels import available_backends, choose_backend
+
+    console = Console(soft_wrap=True)
+    console.print(f"reca-fast {__version__}, Python {platform.python_version()} on {platform.platform()}")
+    console.print("  ".join(f"{name} {_version(name)}" for name in PACKAGES))
+    for line in _hardware():
+        console.print(line)
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for dtype in (torch.bfloat16, torch.float32):
+        chosen = choose_backend("auto", device, dtype)
+        table = Table(title=f"attention on {device}, {str(dtype).removeprefix('torch.')}", title_justify="left")
+        for column in ("backend", "", "why not"):
+            table.add_column(column)
+        for name, reason in available_backends(device, dtype).items():
+            mark = "active" if name == chosen else "available" if reason is None else "-"
+            table.add_row(name, mark, reason or "")
+        console.print(table)
+    console.print("kernels: plain-torch references on every device (rms_norm, swiglu, qk_norm_rope, flow_matching_loss)")
+    return 0
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "(absent)"
+
+
+def _hardware() -> list[str]:
+    import psutil
+    import torch
+
+    from reca_fast.train.peaks import peak_flops
+
+    lines = [f"CPU: {psutil.cpu_count(logical=True)} cores, {psutil.virtual_memory().total / 1e9:.0f} GB of memory"]
+    if not torch.cuda.is_available():
+        built = torch.version.cuda or torch.version.hip
+        why = "its driver or device is missing" if built else "this torch is a CPU build"
+        return [*lines, f"GPU: none ({why}); training runs on the CPU, which is for trying things out"]
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        peak = peak_flops(torch.device("cuda", index))
+        said = f"{peak / 1e12:.0f} TFLOP/s bf16 peak" if peak else "peak unknown, so no MFU"
+        lines.append(f"GPU {index}: {gpu.name}, {gpu.total_memory / 1e9:.0f} GB, sm_{gpu.major}{gpu.minor}, {said}")
+    return lines

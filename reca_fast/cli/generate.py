@@ -1,0 +1,82 @@
+"""`reca-fast generate`: pictures from prompts, with classifier-free guidance."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from reca_fast.cli.options import parse
+from reca_fast.config import ModelConfig, SamplingConfig
+from reca_fast.errors import UserError
+
+
+@dataclass
+class GenerateOptions:
+    out: str = "samples"
+    """Folder of the pictures, one PNG per prompt."""
+    prompt: list[str] = field(default_factory=list)
+    """Prompts, as a list: --prompt '["a cat", "a red cup"]', or --prompt+='a cat' once for each."""
+    prompts: str = ""
+    """JSONL file of prompts: a string, or an object with "prompt" and perhaps "id", on every line."""
+    width: int = 1024
+    """Width in pixels."""
+    height: int = 1024
+    """Height in pixels."""
+    batch: int = 4
+    """Pictures drawn at once."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(guidance=4.0))
+
+
+def run(args: Sequence[str]) -> int:
+    options = parse(GenerateOptions, "generate", args, about=__doc__ or "")
+    prompts = [(f"{number:04d}", prompt) for number, prompt in enumerate(options.prompt)]
+    prompts += read_prompts(Path(options.prompts), len(prompts)) if options.prompts else []
+    if not prompts:
+        raise UserError("No prompt given; use --prompt+='a cat' or --prompts FILE.jsonl.")
+    if options.batch < 1:
+        raise UserError(f"batch={options.batch}: at least 1 is needed.")
+    from PIL import Image
+
+    from reca_fast.models import open_adapter
+    from reca_fast.train.distributed import Processes
+
+    adapter = open_adapter(options.model)
+    adapter.load(Processes(options.device).device)
+    folder = Path(options.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    for start in range(0, len(prompts), options.batch):
+        part = prompts[start : start + options.batch]
+        # A seed of its own per batch, so that pictures do not repeat their noise.
+        sampling = SamplingConfig(**{**vars(options.sampling), "seed": options.sampling.seed + start})
+        pictures = adapter.generate([prompt for _, prompt in part], (options.width, options.height), sampling)
+        for (name, prompt), picture in zip(part, pictures, strict=True):
+            path = folder / f"{name}.png"
+            Image.fromarray(picture.numpy()).save(path)
+            print(f"{path}: {prompt}")
+    return 0
+
+
+def read_prompts(path: Path, first: int) -> list[tuple[str, str]]:
+    """(file stem, prompt) of every line of a JSONL file; a bad line is named."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise UserError(f"The prompts file {path} cannot be read: {error.strerror}.") from None
+    out = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            raise UserError(f"{path}, line {number}: not JSON. Write a string or an object with 'prompt'.") from None
+        prompt = entry.get("prompt") if isinstance(entry, dict) else entry
+        if not isinstance(prompt, str):
+            raise UserError(f"{path}, line {number}: no 'prompt'. Write a string or an object with 'prompt'.")
+        name = str(entry["id"]) if isinstance(entry, dict) and "id" in entry else f"{first + len(out):04d}"
+        out.append((re.sub(r"[^\w.-]", "_", name), prompt))
+    return out
