@@ -3,11 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from reca_fast.demo import photos
+from reca_fast.demo.photos import PHOTOS, write_crops
 from reca_fast.errors import UserError
+from reca_fast.models.bagel.tiny import TinyConfig
 from reca_fast.models.bagel.vae import (
     VAE,
     VAEConfig,
@@ -133,3 +138,23 @@ def test_pictures_share_batches_without_a_trace(tiny: VAE) -> None:
     small_batches = encode_pictures(tiny, pictures, torch.Generator().manual_seed(7), pixels_per_batch=1)
     large_batches = encode_pictures(tiny, pictures, torch.Generator().manual_seed(7))
     torch.testing.assert_close(small_batches, large_batches, atol=1e-5, rtol=0)
+
+
+def test_demo_photos_and_the_vae_that_was_trained_on_them(tmp_path: Path) -> None:
+    pytest.importorskip("skimage", reason="the demo's photographs come with scikit-image")
+    assert not set(PHOTOS["train"]) & set(PHOTOS["held_out"])
+    paths = write_crops(tmp_path / "a", "held_out", 16, seed=3)
+    again = write_crops(tmp_path / "b", "held_out", 16, seed=3)
+    assert [path.name for path in paths] == [path.name for path in again] and len(set(paths)) == 16
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(paths, again, strict=True))
+    assert paths[0].name.startswith("0000_chelsea_x") and paths[1].name.startswith("0001_coffee_x")
+
+    pictures = [torch.from_numpy(np.array(Image.open(path))) for path in paths]
+    assert {tuple(picture.shape) for picture in pictures} == {(64, 64, 3)}
+    vae = load_vae(Path(photos.__file__).with_name("vae.safetensors"), TinyConfig().vae)
+    latents = torch.stack(encode_pictures(vae, pictures, torch.Generator().manual_seed(0)))
+    assert 0.7 < latents.std() < 1.3 and abs(latents.mean()) < 0.3
+    seen = (vae.decode(latents).clamp(-1, 1) + 1) / 2
+    truth = torch.stack(pictures).permute(0, 3, 1, 2) / 255
+    psnr = -10 * (seen - truth).square().mean(dim=(1, 2, 3)).log10()
+    assert psnr.mean() > 25

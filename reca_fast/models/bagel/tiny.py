@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,16 @@ from .tokenizer import MARKERS
 from .vae import VAE, VAEConfig, save_vae
 
 END_OF_TEXT = "<|endoftext|>"
+DEMO_VAE = VAEConfig(
+    ch=32,
+    ch_mult=(1, 1, 1),
+    num_res_blocks=1,
+    z_channels=4,
+    norm_groups=8,  # with 32, every channel is its own group: its mean, that is the picture's colour, would be lost
+    scale_factor=0.7603,
+    shift_factor=0.0138,
+)
+"""Sizes of reca_fast/demo/vae.safetensors; scale and shift are printed by reca_fast.demo.train_vae."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +53,7 @@ class TinyConfig:
     """Side of the ViT's position tables, in patches of 14 pixels."""
     latent_side: int = 16
     """Side of the latent position table, in latent tokens."""
-    vae: VAEConfig = field(
-        default_factory=lambda: VAEConfig(ch=32, ch_mult=(1, 1, 1), num_res_blocks=1, z_channels=4, norm_groups=8)
-    )
+    vae: VAEConfig = DEMO_VAE
     patch_size: int = 14
     latent_patch_size: int = 2
     timestep_shift: float = 1.0
@@ -112,6 +120,7 @@ def write_tiny_checkpoint(
     """Write the checkpoint folder and return its sizes; `sizes` override the fields of `TinyConfig`.
 
     The same arguments give the same bytes. Without `vae_file` the VAE is random too: fine for tests, blind otherwise.
+    The demo gives reca_fast/demo/vae.safetensors.
     """
     config, folder = TinyConfig(**sizes), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
