@@ -128,23 +128,33 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    report: dict = {"environment": environment() | {"pillow": version("pillow"), "simplejpeg": version("simplejpeg"),
-                                                    "pillow_libjpeg": features.version("jpg")}, "sizes": {}}
+    report: dict = {
+        "environment": environment()
+        | {"pillow": version("pillow"), "simplejpeg": version("simplejpeg"), "pillow_libjpeg": features.version("jpg")},
+        "sizes": {},
+    }
     for width, height in SIZES:
         data = jpegs(width, height)
         mean_kb = sum(map(len, data)) / len(data) / 1024
         pixels, reference = ours("exact", torch.float32)(data[0]), authors(data[0])
         assert torch.equal((pixels[0].permute(2, 0, 1).float() / 255 - 0.5) / 0.5, reference[0])
         assert torch.equal(pixels[1], reference[1])
-        ways = {"authors": authors, "ours, fast": ours("fast"), "ours, fast, fp32 target": fp32_target,
-                "ours, exact": ours("exact"), **parts(width, height)}
+        ways = {
+            "authors": authors,
+            "ours, fast": ours("fast"),
+            "ours, fast, fp32 target": fp32_target,
+            "ours, exact": ours("exact"),
+            **parts(width, height),
+        }
         rows = measure(ways, data, options.rounds)
         report["sizes"][f"{width}x{height}"] = {"mean_jpeg_kb": round(mean_kb), "rows": rows}
         print(f"\n{width}x{height}, {len(data)} photos, mean {mean_kb:.0f} KB, one thread")
         print(f"{'':24}{'CPU ms':>9}{'wall ms':>9}{'images/s':>10}{'ratio CPU':>11}{'ratio wall':>12}")
         for name, row in rows.items():
-            print(f"{name:24}{row['cpu_ms']:9.2f}{row['wall_ms']:9.2f}{1e3 / row['cpu_ms']:10.0f}"
-                  + ("" if name.startswith(" ") else f"{row['cpu_ratio']:11.1f}{row['wall_ratio']:12.1f}"))
+            print(
+                f"{name:24}{row['cpu_ms']:9.2f}{row['wall_ms']:9.2f}{1e3 / row['cpu_ms']:10.0f}"
+                + ("" if name.startswith(" ") else f"{row['cpu_ratio']:11.1f}{row['wall_ratio']:12.1f}")
+            )
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -15,7 +15,9 @@ class ModelConfig:
     """Which checkpoint is post-trained and what of it moves."""
 
     path: str = ""
-    """Checkpoint folder: ema.safetensors, ae.safetensors, llm_config.json, vit_config.json and the tokenizer's files."""
+    """Checkpoint folder: ema.safetensors, ae.safetensors, llm_config.json, vit_config.json and the tokenizer's
+    files.
+    """
     attention: Attention = "auto"
     """Attention backend; auto takes the fastest that this machine can run (`reca-fast doctor` says which and why)."""
     precision: Precision = "bf16"
@@ -57,7 +59,9 @@ class DataConfig:
     """Where pictures come from and how they become packed batches."""
 
     source: str = ""
-    """A folder of pictures, tar shards (a file, a folder or a glob), parquet files, or a Hugging Face dataset (folder or hub id)."""
+    """A folder of pictures, tar shards (a file, a folder or a glob), parquet files, or a Hugging Face dataset (folder
+    or hub id).
+    """
     split: str = "train"
     """Split of a Hugging Face dataset."""
     image_column: str = "image"
@@ -86,7 +90,9 @@ class DataConfig:
     max_tokens_per_sample: int = 16384
     """A longer sample is skipped and counted."""
     packs_per_step: int = 1
-    """Packs in one optimizer step over all processes; a multiple of the number of processes. The rest is accumulated."""
+    """Packs in one optimizer step over all processes; a multiple of the number of processes. The rest is
+    accumulated.
+    """
     lookahead: int = 64
     """How many planned samples wait for a pack in which they fit; more waste fewer tokens."""
     workers: int = 2
@@ -126,7 +132,9 @@ class OptimConfig:
     max_grad_norm: float = 1.0
     """Global gradient norm above which gradients are scaled down; 0 switches clipping off."""
     ema_decay: float = 0.0
-    """Exponential moving average of the trained weights; 0 is off (with 0.9999 and 1000 steps it keeps 90 % of the start)."""
+    """Exponential moving average of the trained weights; 0 is off (with 0.9999 and 1000 steps it keeps 90 % of the
+    start).
+    """
 
 
 @dataclass

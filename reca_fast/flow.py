@@ -2,7 +2,8 @@
 
 images -> samples -> packed batch -> condition -> model -> objective -> optimizer -> checkpoint
 
-Shape legend used all over the project: H, W pixels; P patch side; N tokens; D hidden width; C latent channels x patch area.
+Shape legend used all over the project: H, W pixels; P patch side; N tokens; D hidden width; C latent channels x patch
+area.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
-"""The operations on the hot path, imported as `reca_fast.kernels`. Each file holds one operation and its plain-torch reference.
+"""The operations on the hot path, imported as `reca_fast.kernels`. Each file holds one operation and its plain-torch
+reference.
 
 Nothing here imports the rest of reca_fast.
 """

@@ -1,8 +1,11 @@
 """Variable-length grouped-query attention behind one function, whatever library computes it.
 
-Contract (the same for every backend, and what flash-attn's varlen interface means): the queries of segment i attend to the
-keys of segment i and to nothing else. With `causal`, the last query of a segment sees all of its keys, the one before it all
-but the last, and so on (aligned at the bottom right), so a segment may have more keys than queries: its own rows come last.
+Contract (the same for every backend, and what flash-attn's varlen interface means): the queries of segment i attend
+to the
+keys of segment i and to nothing else. With `causal`, the last query of a segment sees all of its keys, the one before
+it all
+but the last, and so on (aligned at the bottom right), so a segment may have more keys than queries: its own rows come
+last.
 """
 
 from typing import NamedTuple

@@ -2,7 +2,8 @@
 
 torch       torch.nn.attention.varlen, FlashAttention inside torch: the default on Ampere and newer GPUs
 flash_attn  the flash-attn package, for those who built a newer kernel than torch ships
-xformers    memory-efficient attention with block-diagonal bias objects; GPUs older than Ampere; on a CPU the bias objects are
+xformers    memory-efficient attention with block-diagonal bias objects; GPUs older than Ampere; on a CPU the bias
+objects are
             materialised (that is how their meaning is tested without a GPU)
 sdpa        torch's scaled_dot_product_attention, segment by segment; the default on CPUs
 eager       matrix products and a softmax under one dense mask: the definition that the others are compared with
@@ -48,6 +49,11 @@ def _missing_flash_attn(device: torch.device, dtype: torch.dtype) -> str | None:
 def _missing_xformers(device: torch.device, dtype: torch.dtype) -> str | None:
     if importlib.util.find_spec("xformers") is None:
         return "xformers is not installed; pip install 'reca-fast[gpu]'"
+    if device.type == "cuda":
+        from xformers import _cpp_lib
+
+        if _cpp_lib._cpp_library_load_exception is not None:
+            return f"xformers was built for another torch than {torch.__version__}; install the matching release"
     return None
 
 

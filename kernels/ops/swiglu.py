@@ -1,4 +1,6 @@
-"""silu(gate) * up, keeping only its two inputs for the backward pass (the stock expression keeps silu(gate) as well)."""
+"""silu(gate) * up, keeping only its two inputs for the backward pass (the stock expression keeps silu(gate) as
+well).
+"""
 
 import torch
 import torch.nn.functional as F

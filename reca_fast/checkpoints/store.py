@@ -1,7 +1,8 @@
 """Checkpoints of a run: `checkpoints/step-0000100/`, each a torch DCP directory plus run_state.json.
 
 A checkpoint is written under a temporary name and renamed when it is whole, so whatever carries the final name can be
-resumed from, after `kill -9` or a full disk as well. Only trained weights are saved: frozen ones stay in the base checkpoint.
+resumed from, after `kill -9` or a full disk as well. Only trained weights are saved: frozen ones stay in the base
+checkpoint.
 """
 
 import json
@@ -117,9 +118,7 @@ class SavedWeights(Mapping[str, Tensor]):
         except (OSError, CheckpointException) as error:
             raise UserError(f"{path} is not a whole checkpoint: {_reason(error)}.") from None
         prefix = f"{section}."
-        self._sizes = {
-            name.removeprefix(prefix): entry for name, entry in metadata.items() if name.startswith(prefix)
-        }
+        self._sizes = {name.removeprefix(prefix): entry for name, entry in metadata.items() if name.startswith(prefix)}
         if not self._sizes:
             raise UserError(f"The checkpoint {path} holds no {section!r} weights.")
 

@@ -29,14 +29,14 @@ class DoctorOptions:
 
 
 def run(args: Sequence[str]) -> int:
-    parse(DoctorOptions, "doctor", args, about=__doc__ or "")
+    parse(DoctorOptions, "doctor", args)
     import torch
     from rich.console import Console
     from rich.table import Table
 
     from reca_fast.kernels import available_backends, choose_backend
 
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False)
     console.print(f"reca-fast {__version__}, Python {platform.python_version()} on {platform.platform()}")
     console.print("  ".join(f"{name} {_version(name)}" for name in PACKAGES))
     for line in _hardware():
@@ -52,7 +52,7 @@ def run(args: Sequence[str]) -> int:
             mark = "active" if name == chosen else "available" if reason is None else "-"
             table.add_row(name, mark, reason or "")
         console.print(table)
-    console.print("kernels: plain-torch references on every device (rms_norm, swiglu, qk_norm_rope, flow_matching_loss)")
+    console.print("kernels: plain-torch references everywhere (rms_norm, swiglu, qk_norm_rope, flow_matching_loss)")
     return 0
 
 

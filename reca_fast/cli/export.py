@@ -9,13 +9,16 @@ from typing import Literal
 from reca_fast.cli.options import parse
 from reca_fast.errors import UserError
 
+POSITIONAL = {
+    "run": "A run folder (its newest checkpoint is taken) or one checkpoint of it (.../checkpoints/step-0001000).",
+    "out": "The folder to write; it must not exist, or be empty.",
+}
+
 
 @dataclass
 class ExportOptions:
     run: str
-    """A run folder (its newest checkpoint is taken) or one checkpoint of it (.../checkpoints/step-0001000)."""
     out: str
-    """The folder to write; it must not exist, or be empty."""
     base: str = ""
     """Checkpoint folder that the run started from, when it has moved since."""
     weights: Literal["live", "average"] = "live"
@@ -25,7 +28,7 @@ class ExportOptions:
 
 
 def run(args: Sequence[str]) -> int:
-    options = parse(ExportOptions, "export", args, positional=["run", "out"], about=__doc__ or "")
+    options = parse(ExportOptions, "export", args, positional=POSITIONAL)
     import torch
 
     from reca_fast.checkpoints import CheckpointStore, SavedWeights
@@ -39,13 +42,10 @@ def run(args: Sequence[str]) -> int:
             raise UserError(f"{folder} holds no whole checkpoint (checkpoints/step-*).")
         folder = newest[1]
     state = CheckpointStore(folder.parent).read_state(folder)
-    adapter = open_adapter(ModelConfig(path=options.base or state["base"], **_trained_part(state)))
+    base = options.base or state["base"]
+    adapter = open_adapter(ModelConfig(path=base))
     trained = SavedWeights(folder, "model" if options.weights == "live" else "average")
     dtype = {"base": None, "fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
     adapter.export(Path(options.out), trained, dtype)
-    print(f"{options.out}: {folder.name} with {len(trained)} trained tensors ({options.weights}), the rest from {adapter.options.path}.")
+    print(f"{options.out}: {len(trained)} trained tensors ({options.weights}) of {folder.name}, the rest from {base}.")
     return 0
-
-
-def _trained_part(state: dict) -> dict:
-    return {"freeze_und": state["config"]["model"]["freeze_und"]}

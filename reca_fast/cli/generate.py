@@ -15,8 +15,8 @@ from reca_fast.errors import UserError
 class GenerateOptions:
     out: str = "samples"
     """Folder of the pictures, one PNG per prompt."""
-    prompt: list[str] = field(default_factory=list)
-    """Prompts, as a list: --prompt '["a cat", "a red cup"]', or --prompt+='a cat' once for each."""
+    prompt: str | list[str] = ""
+    """A prompt, or a list of them: --prompt 'a cat', --prompt '["a cat", "a red cup"]'."""
     prompts: str = ""
     """JSONL file of prompts: a string, or an object with "prompt" and perhaps "id", on every line."""
     width: int = 1024
@@ -32,11 +32,12 @@ class GenerateOptions:
 
 
 def run(args: Sequence[str]) -> int:
-    options = parse(GenerateOptions, "generate", args, about=__doc__ or "")
-    prompts = [(f"{number:04d}", prompt) for number, prompt in enumerate(options.prompt)]
+    options = parse(GenerateOptions, "generate", args)
+    given = [options.prompt] if isinstance(options.prompt, str) else options.prompt
+    prompts = [(f"{number:04d}", prompt) for number, prompt in enumerate(filter(None, given))]
     prompts += read_prompts(Path(options.prompts), len(prompts)) if options.prompts else []
     if not prompts:
-        raise UserError("No prompt given; use --prompt+='a cat' or --prompts FILE.jsonl.")
+        raise UserError("No prompt given; use --prompt 'a cat' or --prompts FILE.jsonl.")
     if options.batch < 1:
         raise UserError(f"batch={options.batch}: at least 1 is needed.")
     from PIL import Image

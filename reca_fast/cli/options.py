@@ -1,12 +1,16 @@
 """Typed options of a verb: a dataclass, filled from a YAML recipe and then from the command line (jsonargparse)."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import NoReturn, TypeVar
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from reca_fast.cli import VERBS
+from reca_fast.config import RunConfig
 from reca_fast.errors import UserError, did_you_mean
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -35,25 +39,36 @@ class OptionParser(ArgumentParser):
         raise UserError(f"Unknown option {name!r}.{did_you_mean(name, self.options())}")
 
 
-def _recipe(value: str) -> str:
-    """A shipped recipe's name -> its path; a path stays what it is."""
+def _recipe(value: str, accepted: set[str]) -> str:
+    """The YAML text of a recipe, given by path or by the name of a shipped one.
+
+    A training recipe serves every verb: sections that only `train` knows are left out for the others.
+    """
+    import yaml
+
     shipped = {path.stem: path for path in RECIPES.glob("*.yaml")}
-    if Path(value).exists() or value not in shipped:
-        if not Path(value).exists():
-            raise UserError(f"There is no recipe {value!r}: neither a file nor one of {', '.join(sorted(shipped))}.")
-        return value
-    return str(shipped[value])
+    path = Path(value) if Path(value).is_file() else shipped.get(value)
+    if path is None:
+        raise UserError(f"There is no recipe {value!r}: neither a file nor one of {', '.join(sorted(shipped))}.")
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"The recipe {path} is not YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"The recipe {path} holds no options (name: value).")
+    of_train = {field.name for field in fields(RunConfig)}
+    return yaml.safe_dump({key: v for key, v in content.items() if key in accepted or key not in of_train})
 
 
-def _expand(args: Sequence[str], switches: set[str]) -> list[str]:
-    """Recipe names become paths, and a bare switch (`--profile`) means true."""
+def _expand(args: Sequence[str], switches: set[str], accepted: set[str]) -> list[str]:
+    """Recipes become their text, and a bare switch (`--profile`) means true."""
     out: list[str] = []
     for position, arg in enumerate(args):
         following = args[position + 1] if position + 1 < len(args) else "--"
         if out and out[-1] == "--config":
-            out.append(_recipe(arg))
+            out.append(_recipe(arg, accepted))
         elif arg.startswith("--config="):
-            out.append(f"--config={_recipe(arg.removeprefix('--config='))}")
+            out += ["--config", _recipe(arg.removeprefix("--config="), accepted)]
         else:
             out.append(arg)
             if arg in switches and following.startswith("-"):
@@ -61,34 +76,25 @@ def _expand(args: Sequence[str], switches: set[str]) -> list[str]:
     return out
 
 
-def parse(kind: type[T], verb: str, args: Sequence[str], *, positional: Sequence[str] = (), about: str = "") -> T:
+def parse(kind: type[T], verb: str, args: Sequence[str], *, positional: Mapping[str, str] = MappingProxyType({})) -> T:
     """Options of `verb` as an instance of the dataclass `kind`.
 
     Args:
         kind: dataclass whose fields (nested dataclasses too) are the options.
-        positional: fields that are given by position, in this order; the rest are --options.
-        about: first line of the help.
+        positional: fields that are given by position, in this order, with their help; the rest are --options.
 
     Raises:
         UserError: unknown option (the nearest valid one is named), ill-typed value, missing recipe.
         SystemExit: after --help.
     """
-    parser = OptionParser(prog=f"reca-fast {verb}", description=about, default_env=False)
+    parser = OptionParser(prog=f"reca-fast {verb}", description=VERBS[verb].capitalize() + ".", default_env=False)
     parser.add_argument("--config", action="config", help="YAML recipe: a file, or the name of a shipped one")
-    for name in positional:
-        parser.add_argument(name, type=str, help=_field_help(kind, name))
+    for name, about in positional.items():
+        parser.add_argument(name, type=str, help=about)
     parser.add_class_arguments(kind, as_group=False, skip=set(positional))
-    switches = {
-        option
-        for option, action in parser._option_string_actions.items()
-        if getattr(action, "_typehint", None) is bool
-    }
-    values = vars(parser.instantiate(parser.parse_args(_expand(args, switches))))
+    actions = parser._option_string_actions.items()
+    switches = {option for option, action in actions if getattr(action, "_typehint", None) is bool}
+    accepted = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    values = vars(parser.instantiate(parser.parse_args(_expand(args, switches, accepted))))
     values.pop("config", None)
     return kind(**values)
-
-
-def _field_help(kind: type, name: str) -> str:
-    from jsonargparse import _parameter_resolvers
-
-    return next((p.doc or "" for p in _parameter_resolvers.get_signature_parameters(kind) if p.name == name), "")

@@ -8,11 +8,14 @@ from reca_fast.cli.options import parse
 from reca_fast.config import DataConfig, ModelConfig, SamplingConfig
 from reca_fast.errors import UserError
 
+POSITIONAL = {
+    "images": "A picture, or any source that --data.source of `train` takes.",
+}
+
 
 @dataclass
 class ReconstructOptions:
     images: str
-    """A picture, or any source that --data.source of `train` takes."""
     out: str = "reconstruction.png"
     """PNG with the originals above and the reconstructions below."""
     count: int = 4
@@ -25,7 +28,7 @@ class ReconstructOptions:
 
 
 def run(args: Sequence[str]) -> int:
-    options = parse(ReconstructOptions, "reconstruct", args, positional=["images"], about=__doc__ or "")
+    options = parse(ReconstructOptions, "reconstruct", args, positional=POSITIONAL)
     from reca_fast.data.sources import open_source
     from reca_fast.models import open_adapter
     from reca_fast.train.distributed import Processes

@@ -1,6 +1,5 @@
 """`reca-fast verify CASE_DIR`: are our numbers the authors' numbers?"""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,14 @@ from reca_fast.cli.options import parse
 from reca_fast.config import Attention
 from reca_fast.errors import UserError
 
+POSITIONAL = {
+    "case": "A parity case (config.json, weights, inputs, expected tensors), or a checkpoint folder to check alone",
+}
+
 
 @dataclass
 class VerifyOptions:
     case: str
-    """A parity case (config.json, weights, inputs, expected tensors), or a checkpoint folder to be checked alone."""
     out: str = ""
     """Write every computed tensor to this safetensors file."""
     weights: str = ""
@@ -27,7 +29,7 @@ class VerifyOptions:
 
 def run(args: Sequence[str]) -> int:
     """Exit code 0: all agree; 1: one does not; 2: the case cannot be read."""
-    options = parse(VerifyOptions, "verify", args, positional=["case"], about=__doc__ or "")
+    options = parse(VerifyOptions, "verify", args, positional=POSITIONAL)
     folder = Path(options.case)
     if not folder.is_dir():
         raise UserError(f"The case folder {folder} does not exist.")
@@ -51,12 +53,9 @@ def _verify_case(folder: Path, options: VerifyOptions) -> int:
 
     dtype = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}[options.dtype]
     case = read_case(folder)
+    weights = Path(options.weights) if options.weights else None
     try:
-        got = dict(
-            replay_all(
-                case, attention=options.attention, dtype=dtype, weights=Path(options.weights) if options.weights else None
-            )
-        )
+        got = dict(replay_all(case, attention=options.attention, dtype=dtype, weights=weights))
     except (KeyError, RuntimeError) as error:
         raise UserError(f"{folder} cannot be replayed: {error}.") from error
     if options.out:
@@ -68,13 +67,14 @@ def _verify_case(folder: Path, options: VerifyOptions) -> int:
         ours = got.get(name)
         if ours is None or ours.shape != reference.shape:
             failed.append(name)
-            print(f"FAIL  {name}  {'not computed' if ours is None else f'{list(ours.shape)}, not {list(reference.shape)}'}")
+            found = "not computed" if ours is None else f"{list(ours.shape)}, not {list(reference.shape)}"
+            print(f"FAIL  {name}  {found}")
             continue
         error = (ours.double() - reference.double()).abs().max() / reference.double().abs().max().clamp(min=1e-30)
         limit = tolerance(name, dtype)
         ok = bool(error <= limit)
         failed += [] if ok else [name]
-        print(f"{'ok' if ok else 'FAIL':<5} {name}  {json.dumps(list(reference.shape))}  {error:.2e} (limit {limit:.0e})")
+        print(f"{'ok' if ok else 'FAIL':<5} {name}  {list(reference.shape)}  {error:.2e} (limit {limit:.0e})")
     if not wanted:
         print(f"{len(got)} tensors computed; the case holds no expected ones to compare them with.")
         return 0

@@ -20,8 +20,18 @@ from reca_fast.config import DataConfig, ResizeConfig
 
 MAX_PIXELS = DataConfig.max_image_pixels
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # what may be opened: Pillow knows formats that call other programs
-DAMAGED = (OSError, EOFError, SyntaxError, ValueError, KeyError, IndexError, TypeError, OverflowError, struct.error,
-           zlib.error)  # all that Pillow raises on damaged bytes
+DAMAGED = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)  # all that Pillow raises on damaged bytes
 
 
 class BadRecord(Exception):

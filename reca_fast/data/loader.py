@@ -58,8 +58,10 @@ class Skips:
             del keys[EXAMPLES:]
 
     def __str__(self) -> str:
-        return "; ".join(f"{count} x {reason} (e.g. {', '.join(self.examples[reason])})"
-                         for reason, count in sorted(self.counts.items()))
+        return "; ".join(
+            f"{count} x {reason} (e.g. {', '.join(self.examples[reason])})"
+            for reason, count in sorted(self.counts.items())
+        )
 
 
 @lru_cache(maxsize=2)  # neighbouring epochs: lanes do not change epochs at the same moment
@@ -232,11 +234,15 @@ class PackLoader(Generic[T]):
             raise RuntimeError("load_state_dict comes before the first pack")
         for state in states.values():
             if state["packs_per_step"] != self._config.packs_per_step:
-                raise UserError(f"The saved run had data.packs_per_step {state['packs_per_step']}, now it is "
-                                f"{self._config.packs_per_step}; set it back to resume.")
+                raise UserError(
+                    f"The saved run had data.packs_per_step {state['packs_per_step']}, now it is "
+                    f"{self._config.packs_per_step}; set it back to resume."
+                )
             if state["records"] != len(self._source):
-                raise UserError(f"The saved run had {state['records']} records, data.source now has "
-                                f"{len(self._source)}; resume with the same data.")
+                raise UserError(
+                    f"The saved run had {state['records']} records, data.source now has "
+                    f"{len(self._source)}; resume with the same data."
+                )
         if not states:  # saved before the first pack
             return
         if missing := [lane for lane in self._lanes if str(lane) not in states]:

@@ -9,7 +9,9 @@ from reca_fast.kernels import flow_matching_loss
 
 
 def shifted_logit_normal(normal: Tensor, shift: float) -> Tensor:
-    """Standard normal draws -> timesteps in (0, 1): t = sigmoid(n), then s t / (1 + (s - 1) t). Any shape; s = 1 changes nothing."""
+    """Standard normal draws -> timesteps in (0, 1): t = sigmoid(n), then s t / (1 + (s - 1) t). Any shape; s = 1
+    changes nothing.
+    """
     t = torch.sigmoid(normal)
     return shift * t / (1 + (shift - 1) * t)
 
@@ -20,7 +22,8 @@ def flow_loss_by_task(
     """Sum over tokens of the squared velocity error, by task.
 
     Args:
-        velocity, latents, noise: [G, C]; timesteps: [M], one per target picture; image_index: [G], picture of each token.
+        velocity, latents, noise: [G, C]; timesteps: [M], one per target picture; image_index: [G], picture of each
+        token.
         tasks: [M], "reca" or "t2i".
 
     Returns:

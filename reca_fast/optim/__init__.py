@@ -31,7 +31,9 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale gradients down to the global norm `max_norm` (0: leave them) and return the norm before, 0-d on the device."""
+    """Scale gradients down to the global norm `max_norm` (0: leave them) and return the norm before, 0-d on the
+    device.
+    """
     parameters = [p for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
     if isinstance(norm, DTensor):

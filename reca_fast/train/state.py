@@ -82,7 +82,8 @@ def _tensors(run: "Run") -> dict[str, Any]:
 def _generators() -> dict[str, Any]:
     """State of every random number generator of this process, JSON-able.
 
-    The training step draws from none of them (its randomness is keyed by the pack); they are saved for whatever else may.
+    The training step draws from none of them (its randomness is keyed by the pack); they are saved for whatever else
+    may.
     """
     states = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():

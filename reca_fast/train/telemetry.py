@@ -1,4 +1,6 @@
-"""What a run tells: a progress line, metrics.jsonl, TensorBoard, a loss curve, profiler traces. Reads tensors on logging steps only."""
+"""What a run tells: a progress line, metrics.jsonl, TensorBoard, a loss curve, profiler traces. Reads tensors on
+logging steps only.
+"""
 
 import json
 import math
@@ -127,8 +129,8 @@ class Telemetry:
     def _show(self, step: int, metrics: dict[str, Any]) -> None:
         mfu = f"{metrics['mfu']:.1%}" if metrics["mfu"] is not None else "n/a"
         line = (
-            f"loss {metrics['loss']:.4f}  {metrics['images_per_s']:.2f} images/s  {metrics['tokens_per_s']:.0f} tokens/s  "
-            f"{metrics['memory_gb']:.2f} GB  MFU {mfu}"
+            f"loss {metrics['loss']:.4f}  {metrics['images_per_s']:.2f} images/s  "
+            f"{metrics['tokens_per_s']:.0f} tokens/s  {metrics['memory_gb']:.2f} GB  MFU {mfu}"
         )
         if self.progress is not None:
             self.progress.update(self.task, completed=step, line=line)

@@ -45,11 +45,14 @@ def open_source(config: DataConfig) -> Source:
     if "compressed" in by_kind:
         raise UserError(f"{by_kind['compressed'][0]} is compressed: no random access; decompress it to .tar.")
     if len(by_kind) > 1:
-        raise UserError(f"data.source {config.source!r} holds {' and '.join(sorted(by_kind))}; "
-                        "name one kind with a glob such as 'folder/*.tar'.")
+        raise UserError(
+            f"data.source {config.source!r} holds {' and '.join(sorted(by_kind))}; "
+            "name one kind with a glob such as 'folder/*.tar'."
+        )
     if not by_kind:
-        raise UserError(f"data.source {config.source!r} holds no pictures ({', '.join(PICTURES)}), tar shards or "
-                        "parquet files.")
+        raise UserError(
+            f"data.source {config.source!r} holds no pictures ({', '.join(PICTURES)}), tar shards or parquet files."
+        )
     kind, chosen = by_kind.popitem()
     return _open(kind, base, chosen, config)
 
@@ -92,8 +95,10 @@ def _files(name: str) -> list[str]:
         else:
             matches = [match for match in glob.glob(pattern, recursive=True) if os.path.isfile(match)]
             if not matches:
-                raise UserError(f"data.source: nothing is found at {pattern!r}; check the path "
-                                "(a dataset on the Hugging Face hub is written owner/name).")
+                raise UserError(
+                    f"data.source: nothing is found at {pattern!r}; check the path "
+                    "(a dataset on the Hugging Face hub is written owner/name)."
+                )
             found.update(matches)
     return sorted(map(os.path.abspath, found))
 

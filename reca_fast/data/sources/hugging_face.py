@@ -68,8 +68,10 @@ def _from_folder(folder: str, split: str) -> "Dataset":
     if not isinstance(found, DatasetDict):
         return found
     if split not in found:
-        raise UserError(f"{folder} has no split {split!r}; it has {', '.join(map(repr, found))}. Set data.split."
-                        + did_you_mean(split, found))
+        raise UserError(
+            f"{folder} has no split {split!r}; it has {', '.join(map(repr, found))}. Set data.split."
+            + did_you_mean(split, found)
+        )
     return found[split]
 
 
@@ -80,5 +82,7 @@ def _from_hub(name: str, split: str) -> "Dataset":
     try:
         return load_dataset(name, split=split)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        raise UserError(f"data.source {name!r} is no path here, and as a dataset of the Hugging Face hub its split "
-                        f"{split!r} cannot be loaded: {error}") from error
+        raise UserError(
+            f"data.source {name!r} is no path here, and as a dataset of the Hugging Face hub its split "
+            f"{split!r} cannot be loaded: {error}"
+        ) from error

@@ -91,5 +91,7 @@ def _check_picture_type(column: str, kind: pa.DataType, file: str) -> None:
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise UserError(f"{file}: column {column!r} holds {kind}, not pictures (bytes, or a struct with bytes); "
-                        "set data.image_column.")
+        raise UserError(
+            f"{file}: column {column!r} holds {kind}, not pictures (bytes, or a struct with bytes); "
+            "set data.image_column."
+        )

@@ -41,8 +41,10 @@ class TarSource:
             keys += [f"{prefix}/{name}" for name in named]
             rows.append(np.array([(number, *place) for place in named.values()], np.int64).reshape(-1, 6))
         if not keys:
-            raise UserError(f"data.source: no pictures ({', '.join(PICTURES)}) in {len(self._shards)} tar shards, "
-                            f"{len(self.damaged)} of them damaged; the first is {self._shards[0]}.")
+            raise UserError(
+                f"data.source: no pictures ({', '.join(PICTURES)}) in {len(self._shards)} tar shards, "
+                f"{len(self.damaged)} of them damaged; the first is {self._shards[0]}."
+            )
         order = sorted(range(len(keys)), key=keys.__getitem__)
         self._keys = [keys[i] for i in order]
         self._places = np.concatenate(rows)[order]

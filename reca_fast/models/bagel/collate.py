@@ -113,7 +113,7 @@ class _Writer:
 def _check_grid(rows: int, columns: int, side: int, option: str, stride: int) -> None:
     if max(rows, columns) > side:
         raise UserError(
-            f"A picture of {columns} x {rows} tokens is larger than the checkpoint's position table of {side} x {side}; "
+            f"A picture of {columns} x {rows} tokens exceeds the checkpoint's position table of {side} x {side}; "
             f"lower {option}.max_size to {side * stride} or less."
         )
 

@@ -126,7 +126,9 @@ class BagelConfig:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "BagelConfig":
-        """From a checkpoint folder. The public one has no vae_config and bagel_config: its constants are the defaults."""
+        """From a checkpoint folder. The public one has no vae_config and bagel_config: its constants are the
+        defaults.
+        """
         if not folder.is_dir():
             raise UserError(f"The checkpoint folder {folder} does not exist; set model.path to a BAGEL folder.")
         values = {

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 
 def sincos_table(side: int, width: int) -> Tensor:
-    """Fixed 2-D sin/cos table, fp32 [side * side, width]; row n = row * side + column, column first (facts: BAGEL `pos_embed`).
+    """Fixed 2-D sin/cos table, fp32 [side * side, width]; row n = row * side + column, column first (facts: BAGEL
+    `pos_embed`).
 
     Computed in fp64 as the checkpoints were; `width` must be divisible by 4.
     """
@@ -22,7 +23,9 @@ def sincos_table(side: int, width: int) -> Tensor:
     return torch.cat((by_column, by_row), dim=-1).reshape(side * side, width).float()
 
 
-def rotary_table(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def rotary_table(
+    positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
     """cos and sin [N, head_dim] for half-split rotary; positions int64 [N]."""
     exponents = torch.arange(0, head_dim, 2, dtype=dtype, device=positions.device) / head_dim
     angles = positions.to(dtype)[:, None] / theta**exponents

@@ -55,7 +55,8 @@ def _write_weights(
 ) -> None:
     """Stream a safetensors file tensor by tensor.
 
-    safetensors' own writer wants all tensors in memory at once, 29 GB for the real model; the format is a length, a JSON
+    safetensors' own writer wants all tensors in memory at once, 29 GB for the real model; the format is a length, a
+    JSON
     header and the bytes, so it is written here.
     """
     with open_weights(base) as source:

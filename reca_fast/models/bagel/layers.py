@@ -1,9 +1,11 @@
 """One mixture-of-transformers layer: two experts with their own weights, one attention over both.
 
-Understanding tokens (text, ViT patches, markers) and generation tokens (noisy latents) live in two contiguous tensors, so
+Understanding tokens (text, ViT patches, markers) and generation tokens (noisy latents) live in two contiguous
+tensors, so
 every projection is a plain matrix product; nothing is gathered or scattered by expert. Only keys and values meet, in
 `MoTLayer.forward`. When the understanding expert is frozen, none of its rows is part of the autograd graph: they are
-computed from tensors without gradient, and the one place where they would depend on trained weights (the two markers that
+computed from tensors without gradient, and the one place where they would depend on trained weights (the two markers
+that
 attend to the noisy latents) is detached. That is the authors' seven detaches, without paying for them.
 """
 
@@ -22,7 +24,8 @@ KeyValue = tuple[Tensor, Tensor]  # two [N, Hkv, head_dim]
 class AttentionPlan(NamedTuple):
     """Who attends to what. Understanding rows are ordered [full splits | causal splits | markers of noise splits].
 
-    `*_keys` are int64 rows of the key bank [past | understanding | generation] in the order in which the segments see them;
+    `*_keys` are int64 rows of the key bank [past | understanding | generation] in the order in which the segments see
+    them;
     None where the queries' own rows are just that. `target_keys` serves the markers and the generation rows.
     """
 

@@ -1,6 +1,7 @@
 """From the packed sequence (one row after another, sample after sample) to the two streams and their attention plan.
 
-The mask rule (facts: BAGEL 3.3): a query sees a key of its own sample that comes no later or lies in the same full or noise
+The mask rule (facts: BAGEL 3.3): a query sees a key of its own sample that comes no later or lies in the same full or
+noise
 split; keys of a noise split are seen from inside that split only. Per split this is one segment of a variable-length
 attention call: its queries see every earlier visible split and their own, causally inside a text split.
 """
@@ -62,16 +63,19 @@ def build_layout(
     """Lay out a packed sequence.
 
     Args:
-        sample_lens: length of each sample; split_lens: length of each split, in order; split_modes: CAUSAL, FULL or NOISE.
+        sample_lens: length of each sample; split_lens: length of each split, in order; split_modes: CAUSAL, FULL or
+        NOISE.
         is_gen: bool [S], true on latent tokens (these and only these belong to the generation expert).
-        num_past: per sample, keys already computed by a prefix pass; they stand first in the key bank, sample by sample.
+        num_past: per sample, keys already computed by a prefix pass; they stand first in the key bank, sample by
+        sample.
 
     Raises:
         ValueError: lengths that do not add up, latents outside a noise split, or two noise splits in one sample.
     """
     if sum(sample_lens) != len(is_gen) or sum(split_lens) != len(is_gen):
         raise ValueError(
-            f"sample_lens add up to {sum(sample_lens)} and split_lens to {sum(split_lens)}, the sequence has {len(is_gen)} rows"
+            f"sample_lens add up to {sum(sample_lens)} and split_lens to {sum(split_lens)}, "
+            f"the sequence has {len(is_gen)} rows"
         )
     full, causal, markers, gen = _Calls(), _Calls(), _Calls(), _Calls()
     splits = iter(zip(split_lens, split_modes, strict=True))

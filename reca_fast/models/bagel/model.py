@@ -32,14 +32,15 @@ class Bagel(nn.Module):
 
     Args:
         config: architecture.
-        freeze_und: train the generation side alone; the understanding expert, the vision tower, the connector, the token
+        freeze_und: train the generation side alone; the understanding expert, the vision tower, the connector, the
+        token
             embedding and the head get requires_grad=False, and no gradient flows through them.
         attention: backend name from `reca_fast.kernels.choose_backend`.
     """
 
     def __init__(self, config: BagelConfig, *, freeze_und: bool = True, attention: str = "sdpa") -> None:
         super().__init__()
-        llm, glue = config.llm, config.glue
+        llm = config.llm
         self.config, self.attention = config, attention
         self.embed_tokens = nn.Embedding(llm.vocab_size, llm.hidden_size)
         self.layers = nn.ModuleList(MoTLayer(llm) for _ in range(llm.num_hidden_layers))
@@ -107,7 +108,9 @@ class Bagel(nn.Module):
         need_und: bool = True,
         trace: Trace | None = None,
     ) -> tuple[Tensor | None, Tensor | None, list[KeyValue | None]]:
-        """The decoder layers; returns both streams before the final norms and the keys and values of `und` per layer."""
+        """The decoder layers; returns both streams before the final norms and the keys and values of `und` per
+        layer.
+        """
         wide = torch.promote_types(self.norm_gen.weight.dtype, torch.float32)
         head_dim, theta = self.config.llm.head_dim, self.config.llm.rope_theta
         und_rope = None if und_positions is None else rotary_table(und_positions, head_dim, theta, wide)

@@ -1,4 +1,6 @@
-"""Replay of a parity case: recorded inputs -> every tensor that the authors' code produced, through the training code path."""
+"""Replay of a parity case: recorded inputs -> every tensor that the authors' code produced, through the training code
+path.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,7 +38,7 @@ class Case:
 
     @property
     def runs(self) -> list[str]:
-        """"" for the plain run, then the named ones."""
+        """ "" for the plain run, then the named ones."""
         named = {path.stem.removeprefix("expected_") for path in self.folder.glob("expected_*.safetensors")}
         return ["", *sorted(named | ({JOINT} if self.raw.get("has_joint_run") else set()))]
 
@@ -85,7 +87,9 @@ def case_latents(case: Case) -> Tensor:
     patch = case.config.glue.latent_patch_size
     shapes = case.inputs["patchified_vae_latent_shapes"].tolist()
     pictures = zip(case.inputs["padded_latent"], shapes, strict=True)
-    return torch.cat([patchify_latents(z[:, : rows * patch, : columns * patch], patch) for z, (rows, columns) in pictures])
+    return torch.cat(
+        [patchify_latents(z[:, : rows * patch, : columns * patch], patch) for z, (rows, columns) in pictures]
+    )
 
 
 def _packed(batch: BagelBatch, und: Tensor, gen: Tensor) -> Tensor:
@@ -96,7 +100,9 @@ def _packed(batch: BagelBatch, und: Tensor, gen: Tensor) -> Tensor:
 
 
 def replay_pictures(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
-    """From raw pixels (when recorded): both resizes bit for bit, the ViT patches, the VAE's moments and sampled latents."""
+    """From raw pixels (when recorded): both resizes bit for bit, the ViT patches, the VAE's moments and sampled
+    latents.
+    """
     from reca_fast.data.images import patchify, resize, target_size, to_model_range
 
     out: dict[str, Tensor] = {}
@@ -151,9 +157,7 @@ def replay(case: Case, run: str, *, attention: str, dtype: torch.dtype, weights:
 
     trace = Trace()
     prediction = model(batch, x_t, timesteps, trace=trace)
-    sums = flow_loss_by_task(
-        prediction.velocity, latents, timesteps, noise, batch.image_index, batch.target_tasks
-    )
+    sums = flow_loss_by_task(prediction.velocity, latents, timesteps, noise, batch.image_index, batch.target_tasks)
     out = {
         "llm_input": _packed(batch, trace["input_und"], trace["input_gen"]),
         "layer0_out": _packed(batch, trace["layer0_und"], trace["layer0_gen"]),
@@ -196,7 +200,8 @@ def expected(case: Case) -> dict[str, Tensor]:
     out = {
         name: tensor
         for name, tensor in case.inputs.items()
-        if "image.0.uint8_hwc" in case.inputs and (name.endswith(("vae_tensor", "vit_tensor")) or name == "packed_vit_tokens")
+        if "image.0.uint8_hwc" in case.inputs
+        and (name.endswith(("vae_tensor", "vit_tensor")) or name == "packed_vit_tokens")
     }
     if "vae_posterior_noise" in case.inputs and (case.folder / "ae.safetensors").exists():
         out["padded_latent"] = case.inputs["padded_latent"]
@@ -217,13 +222,18 @@ def _scalars(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, Tens
         here = f"{path}.{key}" if path else key
         if isinstance(value, dict):
             yield from _scalars(value, here)
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            if here.split(".")[-1] in ("loss", "mse", "ce", "grad_norm", "grad_norm_all") or "losses" in here.split(".")[:-1]:
-                yield here, torch.tensor(value, dtype=torch.float64)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool) and _is_scalar(here.split(".")):
+            yield here, torch.tensor(value, dtype=torch.float64)
+
+
+def _is_scalar(path: list[str]) -> bool:
+    return path[-1] in ("loss", "mse", "ce", "grad_norm", "grad_norm_all") or "losses" in path[:-1]
 
 
 def tolerance(name: str, dtype: torch.dtype) -> float:
-    """Largest error relative to the tensor's largest entry: the cases' READMEs for fp32, rounding of the dtype for bf16."""
+    """Largest error relative to the tensor's largest entry: the cases' READMEs for fp32, rounding of the dtype for
+    bf16.
+    """
     if dtype is torch.bfloat16:
         return 0.1 if "grad" in name else 0.05
     if name.endswith(("vae_tensor", "vit_tensor", "packed_vit_tokens")):

@@ -1,4 +1,6 @@
-"""Pictures from conditions: the prefix once, then Euler steps of the target split against its cached keys and values."""
+"""Pictures from conditions: the prefix once, then Euler steps of the target split against its cached keys and
+values.
+"""
 
 from collections.abc import Sequence
 
@@ -25,7 +27,9 @@ def time_grid(steps: int, shift: float) -> Tensor:
 def encode_conditions(
     model: Bagel, tokenizer: BagelTokenizer, conditions: Sequence[Condition]
 ) -> tuple[list[KeyValue] | None, list[int], list[int]]:
-    """Keys and values per layer of all conditions, condition after condition; their lengths; the positions after them."""
+    """Keys and values per layer of all conditions, condition after condition; their lengths; the positions after
+    them.
+    """
     batch, lengths, following = collate_prefixes(conditions, model.config, tokenizer)
     if not sum(lengths):
         return None, lengths, following
@@ -80,9 +84,7 @@ def _velocity(model: Bagel, batch: BagelBatch, x: Tensor, t: float, cache: list[
     timesteps = torch.full((len(batch.latent_shapes),), t, device=x.device)
     gen = model.embed_latents(batch, x, timesteps)
     und = model.embed_tokens(batch.text_ids).index_select(0, batch.und_sources)
-    _, gen, _ = model.decode(
-        und, gen, batch.plan, batch.und_positions, batch.gen_positions, past=cache, need_und=False
-    )
+    _, gen, _ = model.decode(und, gen, batch.plan, batch.und_positions, batch.gen_positions, past=cache, need_und=False)
     return model.llm2vae(model.norm_gen(gen)).float()
 
 

@@ -1,4 +1,6 @@
-"""SigLIP vision tower over a packed batch of pictures of any size (NaViT): transformers' encoder, our varlen attention."""
+"""SigLIP vision tower over a packed batch of pictures of any size (NaViT): transformers' encoder, our varlen
+attention.
+"""
 
 from torch import Tensor, nn
 from transformers import AttentionInterface, SiglipVisionConfig
@@ -10,7 +12,9 @@ from .config import ViTConfig
 
 
 def _packed_attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, segments, **_) -> tuple[Tensor, None]:
-    """transformers' attention interface; q, k, v [1, heads, N, head_dim], the mask argument carries (Varlen, backend)."""
+    """transformers' attention interface; q, k, v [1, heads, N, head_dim], the mask argument carries (Varlen,
+    backend).
+    """
     layout, backend = segments
     q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
     return varlen_attention(q, k, v, layout, backend=backend).unsqueeze(0), None
@@ -20,7 +24,9 @@ AttentionInterface.register("reca_fast_varlen", _packed_attention)
 
 
 class SiglipNaViT(nn.Module):
-    """Patch tokens of many pictures -> features, no attention across pictures. Key names as in the public checkpoint."""
+    """Patch tokens of many pictures -> features, no attention across pictures. Key names as in the public
+    checkpoint.
+    """
 
     def __init__(self, config: ViTConfig, num_layers: int) -> None:
         super().__init__()
@@ -49,4 +55,3 @@ class SiglipNaViT(nn.Module):
         hidden_states = hidden_states + self.position_embedding(position_ids)
         encoded = self.encoder(hidden_states.unsqueeze(0), attention_mask=(segments, backend)).last_hidden_state
         return self.post_layernorm(encoded[0])
-

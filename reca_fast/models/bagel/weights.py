@@ -1,6 +1,7 @@
 """Reading the public checkpoint layout, strictly and without holding it in memory.
 
-The file is memory-mapped: tensors are views of the page cache, which all processes of a host share, and each one is copied
+The file is memory-mapped: tensors are views of the page cache, which all processes of a host share, and each one is
+copied
 to its device (or its shard) on its own. Host memory therefore stays near the file's size however many ranks read it.
 """
 
@@ -51,19 +52,21 @@ def check_keys(model: Bagel, path: Path) -> None:
         ],
     }
     said = [
-        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" for kind, keys in faults.items() if keys
+        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for kind, keys in faults.items()
+        if keys
     ]
     if said:
-        raise UserError(f"{path} does not fit the configuration beside it: {'; '.join(said)}. Take both from one model.")
+        raise UserError(
+            f"{path} does not fit the configuration beside it: {'; '.join(said)}. Take both from one model."
+        )
 
 
 def _local_part(parameter: Tensor, tensor_slice) -> Tensor:
     """The rows of a file's tensor that this rank's shard of `parameter` holds, still memory-mapped."""
     if not isinstance(parameter, DTensor):
         return tensor_slice[...]
-    shape, offset = compute_local_shape_and_global_offset(
-        parameter.shape, parameter.device_mesh, parameter.placements
-    )
+    shape, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
     return tensor_slice[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))]
 
 
