@@ -67,7 +67,7 @@ def read_prompts(path: Path, first: int) -> list[tuple[str, str]]:
         lines = path.read_text().splitlines()
     except OSError as error:
         raise UserError(f"The prompts file {path} cannot be read: {error.strerror}.") from None
-    out = []
+    out: list[tuple[str, str]] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

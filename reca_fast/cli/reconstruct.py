@@ -41,10 +41,11 @@ def run(args: Sequence[str]) -> int:
         raise UserError(f"{options.images} holds no readable picture.")
     adapter.load(Processes(options.device).device)
     pictures = adapter.reconstruct(samples, options.sampling)
-    draw_grid([[sample.vae_image for sample in samples], pictures], Path(options.out))
+    originals = [sample.vae_image for sample in samples if sample.vae_image is not None]
+    draw_grid([originals, pictures], Path(options.out))
     errors = [
-        (picture.float() - sample.vae_image.float()).square().mean().sqrt().item()
-        for picture, sample in zip(pictures, samples, strict=True)
+        (picture.float() - original.float()).square().mean().sqrt().item()
+        for picture, original in zip(pictures, originals, strict=True)
     ]
     for sample, error in zip(samples, errors, strict=True):
         print(f"{sample.key}: RMSE {error:.1f} of 255")

@@ -70,11 +70,11 @@ def _verify_case(folder: Path, options: VerifyOptions) -> int:
             found = "not computed" if ours is None else f"{list(ours.shape)}, not {list(reference.shape)}"
             print(f"FAIL  {name}  {found}")
             continue
-        error = (ours.double() - reference.double()).abs().max() / reference.double().abs().max().clamp(min=1e-30)
+        distance = (ours.double() - reference.double()).abs().max() / reference.double().abs().max().clamp(min=1e-30)
         limit = tolerance(name, dtype)
-        ok = bool(error <= limit)
+        ok = bool(distance <= limit)
         failed += [] if ok else [name]
-        print(f"{'ok' if ok else 'FAIL':<5} {name}  {list(reference.shape)}  {error:.2e} (limit {limit:.0e})")
+        print(f"{'ok' if ok else 'FAIL':<5} {name}  {list(reference.shape)}  {distance:.2e} (limit {limit:.0e})")
     if not wanted:
         print(f"{len(got)} tensors computed; the case holds no expected ones to compare them with.")
         return 0

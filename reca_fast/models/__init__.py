@@ -4,7 +4,7 @@ Adding a model: one line in ADAPTERS, and a room of its own beside `bagel/`.
 """
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +34,7 @@ class Adapter(Protocol):
     """What training, sampling and export need of a model."""
 
     module: nn.Module
+    dtype: torch.dtype  # of the arithmetic
 
     def blocks(self) -> Sequence[nn.Module]:
         """The repeated blocks: sharded and compiled one by one."""
@@ -57,7 +58,7 @@ class Adapter(Protocol):
     def generate(self, prompts: Sequence[str], size: tuple[int, int], sampling: SamplingConfig) -> list[Tensor]:
         """Pictures uint8 [H, W, 3] of (width, height) from text alone."""
 
-    def export(self, folder: Path, weights: dict[str, Tensor], dtype: torch.dtype | None) -> None:
+    def export(self, folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
         """Write a checkpoint folder in the authors' layout, with `weights` (by module name) in place of the base's."""
 
 

@@ -1,6 +1,6 @@
 """What the trainer needs of BAGEL: loading, collating, the loss of a batch, sampling, export."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -108,7 +108,8 @@ class BagelAdapter:
     def reconstruct(self, samples: Sequence[Sample], sampling: SamplingConfig) -> list[Tensor]:
         stride = self.config.latent_stride
         conditions = [(sample.vit_image, sample.prompt_ids) for sample in samples]
-        shapes = [(s.vae_image.shape[0] // stride, s.vae_image.shape[1] // stride) for s in samples]
+        sizes = [s.vae_image.shape for s in samples if s.vae_image is not None]
+        shapes = [(height // stride, width // stride) for height, width, _ in sizes]
         return self._draw(conditions, shapes, sampling)
 
     def generate(self, prompts: Sequence[str], size: tuple[int, int], sampling: SamplingConfig) -> list[Tensor]:
@@ -137,7 +138,7 @@ class BagelAdapter:
             ((p.float() * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu() for p in pictures
         ]
 
-    def export(self, folder: Path, weights: dict[str, Tensor], dtype: torch.dtype | None) -> None:
+    def export(self, folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
         export_folder(self.folder, folder, self.config, weights, dtype)
 
 

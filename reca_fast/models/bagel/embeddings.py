@@ -48,7 +48,8 @@ class TimestepEmbedder(nn.Module):
         wide = torch.promote_types(timesteps.dtype, torch.float32)
         frequencies = torch.exp(-math.log(10000.0) / half * torch.arange(half, dtype=wide, device=timesteps.device))
         angles = timesteps.to(wide)[:, None] * frequencies
-        return self.mlp(torch.cat((angles.cos(), angles.sin()), dim=1).to(self.mlp[0].weight.dtype))
+        features = torch.cat((angles.cos(), angles.sin()), dim=1)
+        return self.mlp(features.to(next(self.mlp.parameters()).dtype))
 
 
 class Connector(nn.Module):

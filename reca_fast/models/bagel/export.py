@@ -75,4 +75,4 @@ def _write_weights(
             file.write(struct.pack("<Q", len(encoded)) + encoded)
             for key in keys:
                 tensor = trained[names[key]] if key in names else source.get_tensor(key)
-                file.write(memoryview(tensor.to(kinds[key]).contiguous().view(-1).view(torch.uint8).numpy()))
+                file.write(tensor.to(kinds[key]).contiguous().view(-1).view(torch.uint8).numpy().data)

@@ -9,7 +9,8 @@ that
 attend to the noisy latents) is detached. That is the authors' seven detaches, without paying for them.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,15 @@ from reca_fast.kernels import Varlen, qk_norm_rope, rms_norm, swiglu, varlen_att
 
 from .config import LLMConfig
 
-KeyValue = tuple[Tensor, Tensor]  # two [N, Hkv, head_dim]
+KeyValue = Sequence[Tensor]  # k and v, [N, Hkv, head_dim] each
+
+
+class Stream(NamedTuple):
+    """Rows of one expert: residual stream [N, D] and rotary angles [N, head_dim]."""
+
+    hidden_states: Tensor
+    cos: Tensor
+    sin: Tensor
 
 
 class AttentionPlan(NamedTuple):
@@ -40,7 +49,8 @@ class AttentionPlan(NamedTuple):
     num_causal: int
 
     def to(self, device: torch.device | str) -> "AttentionPlan":
-        return AttentionPlan(*(x.to(device) if isinstance(x, (Tensor, Varlen)) else x for x in self))
+        moved: dict[str, Any] = {k: v.to(device) for k, v in self._asdict().items() if isinstance(v, (Tensor, Varlen))}
+        return self._replace(**moved)
 
 
 class RMSNorm(nn.Module):
@@ -99,10 +109,8 @@ class MoTLayer(nn.Module):
 
     def forward(
         self,
-        und: Tensor | None,
-        gen: Tensor | None,
-        und_rope: tuple[Tensor, Tensor] | None,
-        gen_rope: tuple[Tensor, Tensor] | None,
+        und: Stream | None,
+        gen: Stream | None,
         plan: AttentionPlan,
         backend: str,
         past: KeyValue | None = None,
@@ -112,43 +120,41 @@ class MoTLayer(nn.Module):
         """One layer.
 
         Args:
-            und, gen: [U, D] and [G, D] residual streams; either may be absent (prefix pass, or no markers).
-            und_rope, gen_rope: (cos, sin) [U, head_dim], [G, head_dim].
+            und, gen: U understanding and G generation rows; either may be absent (prefix pass, or no markers).
             past: keys and values of an already computed prefix, first in the key bank (inference).
             frozen: cut the way latents -> markers -> latents out of the graph.
             need_und: False in the last layer of a run without cross-entropy: nobody reads the understanding
                 rows there, only their keys and values.
 
         Returns:
-            (und, gen, (k, v) of the understanding rows); und is None when not needed.
+            (und [U, D], gen [G, D], (k, v) of the understanding rows); und is None when not needed.
         """
         bank: list[KeyValue] = [] if past is None else [past]
         und_kv = None
         if und is not None:
-            und_q, und_k, und_v = self.und.project(und, *und_rope)
-            und_kv = (und_k, und_v)
+            und_q, *und_kv = self.und.project(*und)
             bank.append(und_kv)
         if gen is not None:
-            gen_q, gen_k, gen_v = self.gen.project(gen, *gen_rope)
-            bank.append((gen_k, gen_v))
+            gen_q, *gen_kv = self.gen.project(*gen)
+            bank.append(gen_kv)
 
+        target: list[Tensor] = []
         if plan.target_keys is not None:
-            target = [torch.cat([kv[i] for kv in bank]).index_select(0, plan.target_keys) for i in (0, 1)]
+            target = [torch.cat(parts).index_select(0, plan.target_keys) for parts in zip(*bank, strict=True)]
+        gen_out = None
         if gen is not None:
-            gen = self.gen.finish(gen, varlen_attention(gen_q, *target, plan.generation, backend=backend))
-        if und is None or not need_und:
-            return None, gen, und_kv
+            attended = varlen_attention(gen_q, *target, plan.generation, backend=backend)
+            gen_out = self.gen.finish(gen.hidden_states, attended)
+        if und is None or und_kv is None or not need_und:
+            return None, gen_out, und_kv
 
-        attended = []
-        queries = und_q.split((plan.num_full, plan.num_causal, und.shape[0] - plan.num_full - plan.num_causal))
-        for rows, segments, keys in (
-            (queries[0], plan.full, plan.full_keys),
-            (queries[1], plan.causal, plan.causal_keys),
-        ):
+        parts = []
+        full, causal, markers = und_q.tensor_split((plan.num_full, plan.num_full + plan.num_causal))
+        for rows, segments, keys in ((full, plan.full, plan.full_keys), (causal, plan.causal, plan.causal_keys)):
             if segments is not None:
                 k, v = (x[: rows.shape[0]] if keys is None else x.index_select(0, keys) for x in und_kv)
-                attended.append(varlen_attention(rows, k, v, segments, backend=backend))
+                parts.append(varlen_attention(rows, k, v, segments, backend=backend))
         if plan.markers is not None:
             k, v = (x.detach() if frozen else x for x in target)
-            attended.append(varlen_attention(queries[2], k, v, plan.markers, backend=backend))
-        return self.und.finish(und, torch.cat(attended)), gen, und_kv
+            parts.append(varlen_attention(markers, k, v, plan.markers, backend=backend))
+        return self.und.finish(und.hidden_states, torch.cat(parts)), gen_out, und_kv

@@ -4,6 +4,7 @@ The VAE is not part of this module: it belongs to the data side of a step (`vae.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from .batch import BagelBatch
 from .config import BagelConfig
 from .embeddings import Connector, TimestepEmbedder, rotary_table, sincos_table
-from .layers import AttentionPlan, KeyValue, MoTLayer, RMSNorm
+from .layers import AttentionPlan, KeyValue, MoTLayer, RMSNorm, Stream
 from .vit import SiglipNaViT
 
 
@@ -23,7 +24,7 @@ class Prediction:
     und: Tensor | None  # [U, D] after the final norm
 
 
-class Trace(dict[str, Tensor]):
+class Trace(dict[str, Any]):
     """Intermediates, recorded by name when a caller (verify) passes one; training passes None and pays nothing."""
 
 
@@ -107,28 +108,29 @@ class Bagel(nn.Module):
         past: list[KeyValue] | None = None,
         need_und: bool = True,
         trace: Trace | None = None,
-    ) -> tuple[Tensor | None, Tensor | None, list[KeyValue | None]]:
+    ) -> tuple[Tensor | None, Tensor | None, list[KeyValue]]:
         """The decoder layers; returns both streams before the final norms and the keys and values of `und` per
         layer.
         """
         wide = torch.promote_types(self.norm_gen.weight.dtype, torch.float32)
         head_dim, theta = self.config.llm.head_dim, self.config.llm.rope_theta
-        und_rope = None if und_positions is None else rotary_table(und_positions, head_dim, theta, wide)
-        gen_rope = None if gen_positions is None else rotary_table(gen_positions, head_dim, theta, wide)
-        kept: list[KeyValue | None] = []
+        und_rope, gen_rope = (
+            () if positions is None else rotary_table(positions, head_dim, theta, wide)
+            for positions in (und_positions, gen_positions)
+        )
+        kept: list[KeyValue] = []
         for number, layer in enumerate(self.layers):
             und, gen, und_kv = layer(
-                und,
-                gen,
-                und_rope,
-                gen_rope,
+                None if und is None else Stream(und, *und_rope),
+                None if gen is None else Stream(gen, *gen_rope),
                 plan,
                 self.attention,
                 None if past is None else past[number],
                 self.freeze_und,
                 need_und or number + 1 < len(self.layers),
             )
-            kept.append(und_kv)
+            if und_kv is not None:
+                kept.append(und_kv)
             if trace is not None and number == 0:
                 trace["layer0_und"], trace["layer0_gen"] = und, gen
         return und, gen, kept
@@ -144,8 +146,10 @@ class Bagel(nn.Module):
             timesteps: [number of target pictures] in (0, 1).
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_und):
-            und = self.embed_understanding(batch, trace)
-        gen = None if x_t is None else self.embed_latents(batch, x_t, timesteps, trace)
+            und: Tensor | None = self.embed_understanding(batch, trace)
+        gen: Tensor | None = None
+        if x_t is not None and timesteps is not None:
+            gen = self.embed_latents(batch, x_t, timesteps, trace)
         if trace is not None:
             trace["input_und"], trace["input_gen"] = und, gen
         need_und = trace is not None or batch.label_rows is not None

@@ -38,7 +38,8 @@ def encode_conditions(
     und = model.embed_understanding(batch)
     _, _, cache = model.decode(und, None, batch.plan, batch.und_positions, None, need_und=False)
     packed_order = torch.argsort(batch.und_rows)  # the stream is ordered by split mode, the cache by condition
-    return [tuple(x.index_select(0, packed_order) for x in kv) for kv in cache], lengths, following
+    ordered: list[KeyValue] = [(k.index_select(0, packed_order), v.index_select(0, packed_order)) for k, v in cache]
+    return ordered, lengths, following
 
 
 @torch.no_grad()
@@ -74,7 +75,8 @@ def sample_latents(
     for t, t_next in zip(grid[:-1].tolist(), grid[1:].tolist(), strict=True):
         velocity = _velocity(model, batch, torch.cat((x, x)) if guided else x, t, cache)
         if guided:
-            velocity = _guide(*velocity.chunk(2), areas, sampling.guidance)
+            conditional, unconditional = velocity.chunk(2)
+            velocity = _guide(conditional, unconditional, areas, sampling.guidance)
         x = x - velocity * (t - t_next)
     return list(x.split(areas))
 
@@ -84,8 +86,8 @@ def _velocity(model: Bagel, batch: BagelBatch, x: Tensor, t: float, cache: list[
     timesteps = torch.full((len(batch.latent_shapes),), t, device=x.device)
     gen = model.embed_latents(batch, x, timesteps)
     und = model.embed_tokens(batch.text_ids).index_select(0, batch.und_sources)
-    _, gen, _ = model.decode(und, gen, batch.plan, batch.und_positions, batch.gen_positions, past=cache, need_und=False)
-    return model.llm2vae(model.norm_gen(gen)).float()
+    _, out, _ = model.decode(und, gen, batch.plan, batch.und_positions, batch.gen_positions, past=cache, need_und=False)
+    return model.llm2vae(model.norm_gen(out)).float()
 
 
 def _guide(conditional: Tensor, unconditional: Tensor, areas: Sequence[int], scale: float) -> Tensor:

@@ -2,6 +2,8 @@
 attention.
 """
 
+from typing import Any
+
 from torch import Tensor, nn
 from transformers import AttentionInterface, SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
@@ -24,13 +26,11 @@ AttentionInterface.register("reca_fast_varlen", _packed_attention)
 
 
 class SiglipNaViT(nn.Module):
-    """Patch tokens of many pictures -> features, no attention across pictures. Key names as in the public
-    checkpoint.
-    """
+    """Patch tokens of many pictures -> features, no attention across pictures. Key names as in the public file."""
 
     def __init__(self, config: ViTConfig, num_layers: int) -> None:
         super().__init__()
-        siglip = SiglipVisionConfig(
+        siglip: Any = SiglipVisionConfig(
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
             num_hidden_layers=num_layers,
@@ -41,8 +41,8 @@ class SiglipNaViT(nn.Module):
             hidden_act=config.hidden_act,
             layer_norm_eps=config.layer_norm_eps,
             attention_dropout=config.attention_dropout,
-            attn_implementation="reca_fast_varlen",
         )
+        siglip._attn_implementation = "reca_fast_varlen"
         patch_dim = config.num_channels * config.patch_size**2
         self.patch_embedding = nn.Linear(patch_dim, config.hidden_size)
         self.position_embedding = nn.Embedding((config.image_size // config.patch_size) ** 2, config.hidden_size)
