@@ -30,6 +30,7 @@ class ReconstructOptions:
 def run(args: Sequence[str]) -> int:
     options = parse(ReconstructOptions, "reconstruct", args, positional=POSITIONAL)
     from reca_fast.data.sources import open_source
+    from reca_fast.evaluation import psnr, reconstruct_all
     from reca_fast.models import open_adapter
     from reca_fast.train.distributed import Processes
     from reca_fast.train.grids import draw_grid, pick_samples
@@ -40,14 +41,9 @@ def run(args: Sequence[str]) -> int:
     if not samples:
         raise UserError(f"{options.images} holds no readable picture.")
     adapter.load(Processes(options.device).device)
-    pictures = adapter.reconstruct(samples, options.sampling)
-    originals = [sample.vae_image for sample in samples if sample.vae_image is not None]
-    draw_grid([originals, pictures], Path(options.out))
-    errors = [
-        (picture.float() - original.float()).square().mean().sqrt().item()
-        for picture, original in zip(pictures, originals, strict=True)
-    ]
-    for sample, error in zip(samples, errors, strict=True):
-        print(f"{sample.key}: RMSE {error:.1f} of 255")
+    done = reconstruct_all(adapter, samples, options.sampling)
+    draw_grid([[r.original for r in done], [r.drawn for r in done]], Path(options.out))
+    for reconstruction in done:
+        print(f"{reconstruction.key}: {psnr([reconstruction]):.1f} dB")
     print(f"{options.out}: originals above, reconstructions below.")
     return 0
