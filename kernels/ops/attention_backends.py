@@ -54,6 +54,8 @@ def _missing_xformers(device: torch.device, dtype: torch.dtype) -> str | None:
 
         if _cpp_lib._cpp_library_load_exception is not None:
             return f"xformers was built for another torch than {torch.__version__}; install the matching release"
+        if dtype is torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
+            return "needs compute capability 8.0 (Ampere) or newer for bf16"
     return None
 
 
@@ -120,9 +122,11 @@ def _run_eager(q, k, v, cu_q, cu_k, max_q, max_k, causal):
     return _dense(q, k, v, bias)
 
 
-def _segments(cu_q: Tensor, cu_k: Tensor):
+def _segments(cu_q: Tensor, cu_k: Tensor) -> list[tuple[int, int, int, int]]:
+    """(first query, end, first key, end) of every segment with queries: the CPU kernel divides by their number."""
     bounds_q, bounds_k = cu_q.tolist(), cu_k.tolist()
-    return zip(bounds_q, bounds_q[1:], bounds_k, bounds_k[1:], strict=False)
+    bounds = zip(bounds_q, bounds_q[1:], bounds_k, bounds_k[1:], strict=False)
+    return [segment for segment in bounds if segment[0] < segment[1]]
 
 
 def _fold(x: Tensor, kv_heads: int) -> Tensor:
@@ -183,7 +187,7 @@ def _cpu_attention_backward(
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     heads, kv_heads = q.shape[1], k.shape[1]
-    # Keys that no segment names (none in practice) get a zero gradient, as do the keys of an empty segment.
+    # The keys of a segment without queries get a zero gradient.
     grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
     for q0, q1, k0, k1 in _segments(cu_q, cu_k):
         mask = _fold_mask(q1 - q0, k1 - k0, heads // kv_heads, causal, q)
@@ -239,7 +243,7 @@ def _run_sdpa(q, k, v, cu_q, cu_k, max_q, max_k, causal):
         )
         for q0, q1, k0, k1 in _segments(cu_q, cu_k)
     ]
-    return torch.cat(parts)
+    return torch.cat([q[:0], *parts])
 
 
 BACKENDS: dict[str, Backend] = {
