@@ -102,8 +102,9 @@ def test_the_comparison_sees_a_wrong_rule(mutant, within_budget) -> None:
 
 
 @CAUSAL
-@pytest.mark.parametrize("lengths", [([], []), ([0], [3]), ([0, 2, 0], [2, 3, 0])], ids=["none", "no queries", "some
-empty"])
+@pytest.mark.parametrize(
+    "lengths", [([], []), ([0], [3]), ([0, 2, 0], [2, 3, 0])], ids=["none", "no queries", "some empty"]
+)
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
 def test_empty_segments(backend, lengths, causal) -> None:
     """A segment without queries gives its keys a zero gradient; no segment at all is an empty answer."""
@@ -198,7 +199,7 @@ def test_auto_is_sdpa_on_a_cpu() -> None:
 
 
 def test_an_impossible_choice_says_why() -> None:
-    with pytest.raises(ValueError, match=r"attention='torch' cannot run on cpu in torch\.bfloat16: needs an NVIDIA GPU"):
+    with pytest.raises(ValueError, match=r"attention='torch' cannot run on cpu in .*: needs an NVIDIA GPU"):
         choose_backend("torch", "cpu", torch.bfloat16)
     with pytest.raises(ValueError, match="attention='flash_attn' cannot run on cpu"):
         choose_backend("flash_attn", "cpu", torch.bfloat16)
