@@ -44,6 +44,8 @@ def flow_matching_loss(
     _check(latents, timesteps, noise)
     if prediction.shape != latents.shape:
         raise ValueError(f"prediction: expected {list(latents.shape)}, got {list(prediction.shape)}")
+    if row_weight is not None and row_weight.shape != timesteps.shape:
+        raise ValueError(f"row_weight: expected {list(timesteps.shape)}, got {list(row_weight.shape)}")
     wide = torch.promote_types(prediction.dtype, torch.float32)
     per_token = (prediction.to(wide) - (noise.to(wide) - latents.to(wide))).square().mean(-1)
     if row_weight is not None:

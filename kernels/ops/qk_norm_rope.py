@@ -74,6 +74,9 @@ def qk_norm_rope(
     tokens, dim = q.shape[0], q.shape[-1]
     if k.shape[0] != tokens or k.shape[-1] != dim:
         raise ValueError(f"k: expected [{tokens}, Hkv, {dim}], got {list(k.shape)}")
+    for name, weight in (("q_weight", q_weight), ("k_weight", k_weight)):
+        if weight.shape != (dim,):
+            raise ValueError(f"{name}: expected [{dim}], got {list(weight.shape)}")
     for name, table in (("cos", cos), ("sin", sin)):
         if table.shape != (tokens, dim):
             raise ValueError(f"{name}: expected [{tokens}, {dim}], got {list(table.shape)}")
