@@ -1,11 +1,19 @@
-"""Fixtures that several test files share: parity cases, the tiny checkpoint, error budgets, the command line."""
+"""Fixtures that several test files share: parity cases, the tiny checkpoint, error budgets, the command line, training
+runs in processes of their own.
+"""
 
-from collections.abc import Callable
+import json
+import multiprocessing
+import runpy
+import socket
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,3 +120,99 @@ def reca_fast(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
         return Said(code, *capsys.readouterr())
 
     return call
+
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    ["reca_fast.cli.train", "reca_fast.train", "reca_fast.models.bagel", "torch.utils.tensorboard", "torch._dynamo"]
+)
+
+
+class Training:
+    """One or more processes that run `reca-fast train` like a user, or like torchrun when there are several."""
+
+    def __init__(self, arguments: Sequence[str], log: Path, processes: int, before: str) -> None:
+        self.log = log
+        log.write_text("")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.processes = []
+        for rank in range(processes):
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
+            environment = {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
+            given = {
+                "arguments": ["train", *arguments],
+                "environment": environment if processes > 1 else {},
+                "log": str(log),
+                "before": before,
+            }
+            script = str(Path(__file__).with_name("training_process.py"))
+            process = PROCESSES.Process(target=runpy.run_path, args=(script,), kwargs={"init_globals": given}, daemon=True)
+            process.start()
+            self.processes.append(process)
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def wait(self, seconds: float = 60) -> int:
+        """Exit code of the first process that did not succeed, else 0; fails the test when one hangs."""
+        for process in self.processes:
+            process.join(seconds)
+            hangs = process.exitcode is None
+            if hangs:
+                self.kill()
+            assert not hangs, f"still running after {seconds} s; it said:\n{self.said}"
+        return next((process.exitcode for process in self.processes if process.exitcode), 0)
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 pictures of various shapes, each with a caption beside it."""
+    folder, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for number in range(24):
+        width, height = (int(side) for side in random.integers(40, 90, 2))
+        pixels = random.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((width, height)).save(folder / f"{number:02d}.png")
+        (folder / f"{number:02d}.txt").write_text(f"picture number {number}, {width} by {height}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def launch(tiny_folder: Path, pictures: Path):
+    """launch(out, *options, processes=1, before=""): a `Training` of four short steps in the run folder `out`."""
+    running = []
+
+    def start(out: Path, *options: str, processes: int = 1, before: str = "") -> Training:
+        arguments = f"--config demo --model.path {tiny_folder} --data.source {pictures} --out {out} --device cpu --steps 4 --save_every 2"
+        arguments += " --data.packs_per_step 2 --data.tokens_per_pack 300 --optim.warmup_steps 1"
+        arguments += " --data.vae_resize.max_size 32 --data.vae_resize.min_size 16 --sample_every 0"
+        out.mkdir(parents=True, exist_ok=True)
+        running.append(Training([*arguments.split(), *options], out / "said.txt", processes, before))
+        return running[-1]
+
+    yield start
+    for training in running:
+        training.kill()
+
+
+@pytest.fixture(scope="session")
+def train(launch):
+    """train(out, ...): launch, wait, expect success; returns the lines of metrics."""
+
+    def finish(out: Path, *options: str, **more: Any) -> list[dict[str, Any]]:
+        training = launch(out, *options, **more)
+        assert training.wait() == 0, training.said
+        return metrics(out)
+
+    return finish
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

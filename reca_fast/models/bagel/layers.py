@@ -149,10 +149,11 @@ class MoTLayer(nn.Module):
             return None, gen_out, und_kv
 
         parts = []
+        known = und_kv if past is None else [torch.cat(both) for both in zip(past, und_kv, strict=True)]
         full, causal, markers = und_q.tensor_split((plan.num_full, plan.num_full + plan.num_causal))
         for rows, segments, keys in ((full, plan.full, plan.full_keys), (causal, plan.causal, plan.causal_keys)):
             if segments is not None:
-                k, v = (x[: rows.shape[0]] if keys is None else x.index_select(0, keys) for x in und_kv)
+                k, v = (x[: rows.shape[0]] if keys is None else x.index_select(0, keys) for x in known)
                 parts.append(varlen_attention(rows, k, v, segments, backend=backend))
         if plan.markers is not None:
             k, v = (x.detach() if frozen else x for x in target)
