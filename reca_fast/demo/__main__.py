@@ -13,7 +13,7 @@ from pathlib import Path
 from reca_fast.errors import UserError
 
 VAE_FILE = Path(__file__).parent / "vae.safetensors"
-HELD_OUT, TRAINING_PICTURES = 12, 600
+HELD_OUT, TRAINING_PICTURES = 12, 120
 
 
 def main() -> int:
