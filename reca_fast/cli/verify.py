@@ -47,6 +47,7 @@ def _verify_checkpoint(folder: Path) -> int:
 
 def _verify_case(folder: Path, options: VerifyOptions) -> int:
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     from reca_fast.models.bagel.parity import expected, read_case, replay_all, tolerance
@@ -56,10 +57,16 @@ def _verify_case(folder: Path, options: VerifyOptions) -> int:
     weights = Path(options.weights) if options.weights else None
     try:
         got = dict(replay_all(case, attention=options.attention, dtype=dtype, weights=weights))
-    except (KeyError, RuntimeError) as error:
-        raise UserError(f"{folder} cannot be replayed: {error}.") from error
+    except KeyError as error:
+        raise UserError(f"{folder} cannot be replayed: it lacks {error}.") from error
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{folder} cannot be replayed: {' '.join(str(error).split())}.") from error
     if options.out:
-        save_file({name: tensor.contiguous() for name, tensor in got.items()}, options.out)
+        try:
+            Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+            save_file({name: tensor.contiguous() for name, tensor in got.items()}, options.out)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{options.out} cannot be written: {error}.") from None
 
     wanted = expected(case)
     failed = []

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from reca_fast.config import LossWeights, ResizeConfig
@@ -46,12 +47,16 @@ class Case:
 def read_case(folder: Path) -> Case:
     """Read config.json and inputs.safetensors; UserError when one is missing or damaged."""
     raw = read_json(folder / "config.json")
-    try:
-        with safe_open(folder / "inputs.safetensors", framework="pt") as file:
-            inputs = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except Exception as error:
-        raise UserError(f"{folder / 'inputs.safetensors'} cannot be read: {error}.") from None
+    inputs = _read(folder / "inputs.safetensors")
     return Case(folder, BagelConfig.from_dict(raw, str(folder / "config.json")), raw, inputs)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a file; UserError when it is missing or damaged."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from None
 
 
 def case_batch(case: Case) -> BagelBatch:
@@ -209,8 +214,7 @@ def expected(case: Case) -> dict[str, Tensor]:
         stem, prefix = (f"expected_{run}", f"{run}/") if run else ("expected", "")
         tensors, scalars = case.folder / f"{stem}.safetensors", case.folder / f"{stem}.json"
         if tensors.exists():
-            with safe_open(tensors, framework="pt") as file:
-                out |= {prefix + key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            out |= {prefix + key: tensor for key, tensor in _read(tensors).items()}
         if scalars.exists():
             out |= {f"{prefix}scalar/{path}": value for path, value in _scalars(read_json(scalars))}
     return out
