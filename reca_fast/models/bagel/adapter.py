@@ -82,17 +82,17 @@ class BagelAdapter:
         timesteps = shifted_logit_normal(normal, self.config.glue.timestep_shift).to(self.device)
         with self.autocast():
             latents = self.encode_targets(batch, generator)
-            x_t = flow_interpolate(latents, timesteps[batch.image_index], noise=noise) if pictures else None
-            prediction = self.module(batch, x_t, timesteps if pictures else None)
-        sums: dict[str, Tensor] = {}
-        if pictures:
-            sums |= flow_loss_by_task(
-                prediction.velocity, latents, timesteps, noise, batch.image_index, batch.target_tasks
-            )
-        if batch.labels is not None:
+            x_t = flow_interpolate(latents, timesteps[batch.image_index], noise=noise)
+            prediction = self.module(batch, x_t, timesteps)
+        sums = flow_loss_by_task(prediction.velocity, latents, timesteps, noise, batch.image_index, batch.target_tasks)
+        if not self.options.freeze_und:
+            # Also without labels or without pictures, so that every trained weight has a gradient (see MoTLayer).
+            rows = prediction.und if batch.label_rows is None else prediction.und[batch.label_rows]
+            labels = batch.text_ids[:0] if batch.labels is None else batch.labels
             with self.autocast():
-                losses = next_token_loss(prediction.und[batch.label_rows], self.module.lm_head.weight, batch.labels)
-            sums[I2T] = losses.sum()
+                sums[I2T] = next_token_loss(rows, self.module.lm_head.weight, labels).sum()
+            if not pictures:
+                sums[I2T] = sums[I2T] + prediction.velocity.sum()
         return sums
 
     def encode_targets(self, batch: BagelBatch, generator: torch.Generator) -> Tensor:

@@ -123,11 +123,15 @@ class MoTLayer(nn.Module):
             und, gen: U understanding and G generation rows; either may be absent (prefix pass, or no markers).
             past: keys and values of an already computed prefix, first in the key bank (inference).
             frozen: cut the way latents -> markers -> latents out of the graph.
-            need_und: False in the last layer of a run without cross-entropy: nobody reads the understanding
+            need_und: False in the last layer of a batch without cross-entropy: nobody reads the understanding
                 rows there, only their keys and values.
 
+        A trained expert runs even when it has no rows. Its weights then get a zero gradient, so every weight has a
+        gradient in every step on every process; FSDP would wait for the missing ones.
+
         Returns:
-            (und [U, D], gen [G, D], (k, v) of the understanding rows); und is None when not needed.
+            (und [U, D], gen [G, D], keys and values of the understanding rows in a prefix pass, which has no gen);
+            und is None (trained: [0, D]) when not needed.
         """
         bank: list[KeyValue] = [] if past is None else [past]
         und_kv = None
@@ -142,11 +146,16 @@ class MoTLayer(nn.Module):
         if plan.target_keys is not None:
             target = [torch.cat(parts).index_select(0, plan.target_keys) for parts in zip(*bank, strict=True)]
         gen_out = None
-        if gen is not None:
+        if gen is not None and plan.generation is not None:
             attended = varlen_attention(gen_q, *target, plan.generation, backend=backend)
             gen_out = self.gen.finish(gen.hidden_states, attended)
-        if und is None or und_kv is None or not need_und:
-            return None, gen_out, und_kv
+        elif gen is not None:  # no rows
+            gen_out = self.gen.finish(gen.hidden_states, gen_q + sum(x.sum() for x in gen_kv))
+        cache = und_kv if gen is None else None
+        if und is None or und_kv is None or (frozen and not need_und):
+            return None, gen_out, cache
+        if not need_und:
+            return self.und.finish(und.hidden_states[:0], und_q[:0]), gen_out, cache
 
         parts = []
         known = und_kv if past is None else [torch.cat(both) for both in zip(past, und_kv, strict=True)]
@@ -158,4 +167,4 @@ class MoTLayer(nn.Module):
         if plan.markers is not None:
             k, v = (x.detach() if frozen else x for x in target)
             parts.append(varlen_attention(markers, k, v, plan.markers, backend=backend))
-        return self.und.finish(und.hidden_states, torch.cat(parts)), gen_out, und_kv
+        return self.und.finish(und.hidden_states, torch.cat(parts)), gen_out, cache

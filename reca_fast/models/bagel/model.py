@@ -18,9 +18,9 @@ from .vit import SiglipNaViT
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says about a batch; `und` is None when nothing reads the understanding rows."""
+    """What the model says about a batch; `und` is None (when trained: has no rows) when nothing reads it."""
 
-    velocity: Tensor | None  # [G, latent dim]
+    velocity: Tensor  # [G, latent dim]
     und: Tensor | None  # [U, D] after the final norm
 
 
@@ -82,10 +82,11 @@ class Bagel(nn.Module):
         """Token embeddings and vision features in stream order, [U, D]."""
         text = self.embed_tokens(batch.text_ids)
         if batch.vit_patches is None:
-            return text.index_select(0, batch.und_sources)
-        features = self.vit(batch.vit_patches, batch.vit_position_ids, batch.vit_segments, self.attention)
-        if trace is not None:
-            trace["vit_out"] = features
+            features = text.new_zeros(0, self.config.vit.hidden_size)  # the connector takes part (see MoTLayer)
+        else:
+            features = self.vit(batch.vit_patches, batch.vit_position_ids, batch.vit_segments, self.attention)
+            if trace is not None:
+                trace["vit_out"] = features
         visual = self.connector(features) + self.vit_pos_embed[batch.vit_position_ids].to(text.dtype)
         return torch.cat((text, visual.to(text.dtype))).index_select(0, batch.und_sources)
 
@@ -109,8 +110,8 @@ class Bagel(nn.Module):
         need_und: bool = True,
         trace: Trace | None = None,
     ) -> tuple[Tensor | None, Tensor | None, list[KeyValue]]:
-        """The decoder layers; returns both streams before the final norms and the keys and values of `und` per
-        layer.
+        """The decoder layers; returns both streams before the final norms and, of a prefix pass, keys and values of
+        `und` per layer.
         """
         wide = torch.promote_types(self.norm_gen.weight.dtype, torch.float32)
         head_dim, theta = self.config.llm.head_dim, self.config.llm.rope_theta
@@ -135,33 +136,26 @@ class Bagel(nn.Module):
                 trace["layer0_und"], trace["layer0_gen"] = und, gen
         return und, gen, kept
 
-    def forward(
-        self, batch: BagelBatch, x_t: Tensor | None, timesteps: Tensor | None, *, trace: Trace | None = None
-    ) -> Prediction:
+    def forward(self, batch: BagelBatch, x_t: Tensor, timesteps: Tensor, *, trace: Trace | None = None) -> Prediction:
         """Velocity of every latent token and, when the batch has labels, the understanding rows.
 
         Args:
             batch: a packed batch on this module's device.
-            x_t: [G, C] noisy latents, or None for a batch without target pictures.
+            x_t: [G, C] noisy latents; G is 0 in a batch without target pictures.
             timesteps: [number of target pictures] in (0, 1).
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_und):
             und: Tensor | None = self.embed_understanding(batch, trace)
-        gen: Tensor | None = None
-        if x_t is not None and timesteps is not None:
-            gen = self.embed_latents(batch, x_t, timesteps, trace)
+        gen: Tensor | None = self.embed_latents(batch, x_t, timesteps, trace)
         if trace is not None:
             trace["input_und"], trace["input_gen"] = und, gen
         need_und = trace is not None or batch.label_rows is not None
         und, gen, _ = self.decode(
             und, gen, batch.plan, batch.und_positions, batch.gen_positions, need_und=need_und, trace=trace
         )
-        velocity = None
-        if gen is not None:
-            gen = self.norm_gen(gen)
-            velocity = self.llm2vae(gen)
+        gen = self.norm_gen(gen)
         if und is not None:
             und = self.norm(und)
         if trace is not None:
             trace["last_und"], trace["last_gen"] = und, gen
-        return Prediction(velocity, und)
+        return Prediction(self.llm2vae(gen), und)
