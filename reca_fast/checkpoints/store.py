@@ -1,15 +1,18 @@
 """Checkpoints of a run: `checkpoints/step-0000100/`, each a torch DCP directory plus run_state.json.
 
-A checkpoint is written under a temporary name and renamed when it is whole, so whatever carries the final name can be
-resumed from, after `kill -9` or a full disk as well. Only trained weights are saved: frozen ones stay in the base
-checkpoint.
+A checkpoint is written under a hidden name and renamed when it is whole, and renamed back before it is removed, so
+whatever carries a plain name can be resumed from, after `kill -9` or a full disk as well. run_state.json lists the
+files with their sizes, so damage from outside is noticed too. Only trained weights are saved: frozen ones stay in the
+base.
 """
 
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +34,33 @@ class CheckpointStore:
         folder: where they live.
         keep: how many whole ones stay.
         is_main: this process creates, renames and removes; the others only write their shards.
-        barrier: returns when all processes have called it.
+        agree: gives every process the first non-empty text of any; all call it together.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2, is_main: bool = True, barrier=lambda: None) -> None:
-        self.folder, self.keep, self.is_main, self.barrier = folder, keep, is_main, barrier
+    def __init__(
+        self, folder: Path, *, keep: int = 2, is_main: bool = True, agree: Callable[[str], str] = lambda text: text
+    ) -> None:
+        self.folder, self.keep, self.is_main, self.agree = folder, keep, is_main, agree
+
+    def named(self) -> list[tuple[int, Path]]:
+        """(step, folder) of everything that carries a checkpoint's name, oldest first."""
+        found = self.folder.glob("step-*") if self.folder.is_dir() else []
+        return sorted((int(match[1]), path) for path in found if (match := _NAME.fullmatch(path.name)))
 
     def whole(self) -> list[tuple[int, Path]]:
-        """(step, folder) of every whole checkpoint, oldest first."""
-        found = self.folder.glob("step-*") if self.folder.is_dir() else []
-        named = [(match, path) for path in found if (match := _NAME.fullmatch(path.name))]
-        return sorted((int(match[1]), path) for match, path in named if (path / STATE_FILE).exists())
+        """Those that nothing is missing from."""
+        return [(step, path) for step, path in self.named() if _is_whole(path)]
 
     def latest(self) -> tuple[int, Path] | None:
         """The newest whole checkpoint, or None."""
         whole = self.whole()
         return whole[-1] if whole else None
+
+    def sweep(self) -> None:
+        """Remove what a killed process left half written or half removed. Only the run that owns the folder may."""
+        if self.is_main and self.folder.is_dir():
+            for path in self.folder.glob(".step-*"):
+                shutil.rmtree(path, ignore_errors=True)
 
     def save(self, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> Path:
         """Save after `step` updates; all processes call it.
@@ -60,42 +74,45 @@ class CheckpointStore:
         """
         final = self.folder / f"step-{step:07d}"
         partial = self.folder / f".{final.name}.partial"
-        failure = ""
-        try:
-            if self.is_main:
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
-            self.barrier()
-            dcp.save(tensors, checkpoint_id=partial)
-            if self.is_main:
-                (partial / STATE_FILE).write_text(json.dumps(state))
-                for path in (*partial.iterdir(), partial):
-                    _sync(path)
-                if final.exists():  # the same step again, after a resume from an older one
-                    shutil.rmtree(final)
-                partial.rename(final)
-                _sync(self.folder)
-        except (OSError, CheckpointException, RuntimeError) as error:
-            failure = _reason(error)
-        if failure:
+
+        def create() -> None:
             shutil.rmtree(partial, ignore_errors=True)
-            last = self.latest()
-            kept = f"the last whole one is {last[1]}" if last else "there is none before it"
-            raise UserError(
-                f"Checkpoint {final} could not be saved ({failure}); {kept}. "
-                "Free some space, or set --out to another disk, and start the same command again."
-            )
-        self.barrier()
+            partial.mkdir(parents=True)
+
+        def write() -> None:
+            with _no_hints():
+                dcp.save(tensors, checkpoint_id=partial)
+
+        def publish() -> None:
+            files = {path.name: path.stat().st_size for path in partial.iterdir()}
+            (partial / STATE_FILE).write_text(json.dumps({**state, "files": files}))
+            for path in (*partial.iterdir(), partial):
+                _sync(path)
+            if final.exists():  # damaged, or this save would not be due
+                _discard(final)
+            partial.rename(final)
+            _sync(self.folder)
+
+        for action, by_all in ((create, False), (write, True), (publish, False)):
+            if failure := self.agree(_failure_of(action) if by_all or self.is_main else ""):
+                shutil.rmtree(partial, ignore_errors=True)
+                last = self.latest()
+                kept = f"the last whole one is {last[1]}" if last else "there is none before it"
+                raise UserError(
+                    f"Checkpoint {final} could not be saved ({failure}); {kept}. "
+                    "Free some space, or set --out to another disk, and start the same command again."
+                )
         if self.is_main:
             for _, old in self.whole()[: -self.keep]:
-                shutil.rmtree(old)
+                _discard(old)
         return final
 
     def load(self, path: Path, tensors: dict[str, Any]) -> dict[str, Any]:
         """Fill `tensors` in place, whatever the number of processes that saved them; returns the JSON-able rest."""
         try:
-            dcp.load(tensors, checkpoint_id=path)
-            return json.loads((path / STATE_FILE).read_text())
+            with _no_hints():
+                dcp.load(tensors, checkpoint_id=path)
+            return self.read_state(path)
         except (OSError, CheckpointException, RuntimeError, ValueError) as error:
             raise UserError(
                 f"The checkpoint {path} cannot be loaded ({_reason(error)}). It must come from the same model and the "
@@ -118,14 +135,17 @@ class SavedWeights(Mapping[str, Tensor]):
         except (OSError, CheckpointException) as error:
             raise UserError(f"{path} is not a whole checkpoint: {_reason(error)}.") from None
         prefix = f"{section}."
-        self._sizes = {name.removeprefix(prefix): entry for name, entry in metadata.items() if name.startswith(prefix)}
+        self._sizes: dict[str, Any] = {
+            name.removeprefix(prefix): entry for name, entry in metadata.items() if name.startswith(prefix)
+        }
         if not self._sizes:
             raise UserError(f"The checkpoint {path} holds no {section!r} weights.")
 
     def __getitem__(self, name: str) -> Tensor:
         entry = self._sizes[name]
         wanted = {f"{self.section}.{name}": torch.empty(entry.size, dtype=entry.properties.dtype)}
-        dcp.load(wanted, storage_reader=dcp.FileSystemReader(self.path), no_dist=True)
+        with _no_hints():
+            dcp.load(wanted, storage_reader=dcp.FileSystemReader(self.path), no_dist=True)
         return wanted[f"{self.section}.{name}"]
 
     def __iter__(self) -> Iterator[str]:
@@ -133,6 +153,38 @@ class SavedWeights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._sizes)
+
+
+def _is_whole(path: Path) -> bool:
+    """Every file that the checkpoint was published with is there, in full length."""
+    try:
+        files = json.loads((path / STATE_FILE).read_text())["files"]
+        return all((path / name).stat().st_size == size for name, size in files.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _discard(path: Path) -> None:
+    """Remove a checkpoint; killed half way, it leaves nothing that looks like one."""
+    hidden = path.rename(path.with_name(f".{path.name}.removed"))
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+@contextmanager
+def _no_hints() -> Iterator[None]:
+    """DCP warns whenever a process works alone, also when it is told so with no_dist."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def _failure_of(action: Callable[[], None]) -> str:
+    """Run it; the reason why it failed, or nothing."""
+    try:
+        action()
+    except (OSError, CheckpointException, RuntimeError) as error:
+        return _reason(error)
+    return ""
 
 
 def _sync(path: Path) -> None:

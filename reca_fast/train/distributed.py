@@ -1,6 +1,7 @@
 """Processes: started alone or by torchrun, with host-side reductions that never touch the device."""
 
 import os
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -13,21 +14,33 @@ from reca_fast.errors import UserError
 class Processes:
     """This process's place among the others; with one process everything is a no-op.
 
+    A context: of an error that several processes meet, one tells, and the others end silently with the same exit code.
     Small host values (token counts, stop flags) travel over gloo, so reducing them does not synchronise a GPU.
     """
 
-    def __init__(self, device: str, replicate: int = 1) -> None:
+    device: torch.device
+    mesh: DeviceMesh | None = None
+
+    def __init__(self) -> None:
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        try:
+            self._store = next(iter(dist.rendezvous("env://")))[0] if self.world > 1 else None
+        except ValueError as error:
+            raise UserError(f"WORLD_SIZE is {self.world}, but {error}; start processes with torchrun.") from None
+
+    def join(self, device: str, replicate: int = 1) -> None:
+        """Pick the device and meet the others; `replicate` replicas of the model share the processes."""
         self.device = self._pick_device(device)
-        self.mesh: DeviceMesh | None = None
-        if self.world % replicate:
+        if replicate < 1 or self.world % replicate:
             raise UserError(f"parallel.replicate={replicate} does not divide the {self.world} processes.")
-        if self.world > 1:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo")
-            shards = self.world // replicate
-            shape, names = ((replicate, shards), ("replicate", "shard")) if replicate > 1 else ((shards,), ("shard",))
-            self.mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=names)
+        if self.world == 1:
+            return
+        backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=self.world)
+        shards = self.world // replicate
+        shape, names = ((replicate, shards), ("replicate", "shard")) if replicate > 1 else ((shards,), ("shard",))
+        self.mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=names)
 
     def _pick_device(self, name: str) -> torch.device:
         if name not in ("auto", "cpu", "cuda"):
@@ -36,6 +49,11 @@ class Processes:
             raise UserError("device=cuda: torch sees no GPU here; `reca-fast doctor` says why. Use --device cpu.")
         if name == "cpu" or not torch.cuda.is_available():
             return torch.device("cpu")
+        if self.local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"This host has {torch.cuda.device_count()} GPUs; start at most that many processes on it "
+                "(torchrun --nproc_per_node)."
+            )
         torch.cuda.set_device(self.local_rank)
         return torch.device("cuda", self.local_rank)
 
@@ -51,6 +69,10 @@ class Processes:
         dist.all_reduce(tensor)
         return tensor.tolist()
 
+    def any(self, flag: bool) -> bool:
+        """Whether it is true on some process."""
+        return self.sum([int(flag)])[0] > 0
+
     def sum_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum of a small device tensor over all processes (logging steps only)."""
         if self.world > 1:
@@ -65,10 +87,26 @@ class Processes:
         dist.all_gather_object(out, value)
         return out
 
-    def barrier(self) -> None:
-        if self.world > 1:
-            dist.barrier()
+    def agree(self, text: str) -> str:
+        """The first non-empty text of any process, on all of them."""
+        return next(filter(None, self.gather(text)), "")
 
-    def close(self) -> None:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    def __enter__(self) -> "Processes":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+        # After an error the group is left as it is: taking it down could wait for a process that has already gone.
+        elif self.world > 1 and not self._first_to_fail():
+            raise SystemExit(130 if kind is KeyboardInterrupt else 2) from None
+
+    def _first_to_fail(self) -> bool:
+        assert self._store is not None
+        try:
+            return self._store.add("reca_fast/failures", 1) == 1
+        except RuntimeError:  # the store went down with the process that held it
+            return False

@@ -17,6 +17,7 @@ from .signals import StopRequest
 from .state import load_run, save_run
 from .step import train_step
 from .telemetry import Telemetry
+from .wrap import whole_root
 
 
 @dataclass
@@ -36,30 +37,35 @@ class Run:
 
 
 def train(run: Run) -> None:
-    """Train until `config.steps`, or until a signal asks to stop; the newest state is saved either way."""
+    """Train until `config.steps`, or until a signal asks to stop; the newest state is saved either way.
+
+    Raises:
+        KeyboardInterrupt: after the save, when it was Ctrl-C that asked and steps are left.
+    """
     config = run.config
     load_run(run)
     run.telemetry.start(run.step, config.steps)
     with StopRequest() as stop, run.telemetry.profiler() as profiler:
         while run.step < config.steps:
             packs = next(run.loader)
-            stats = train_step(
-                run.adapter, packs, run.step, config, run.optimizer, run.average, run.processes, stop.requested
-            )
+            stats = train_step(run.adapter, packs, run.step, config, run.optimizer, run.average, run.processes)
             run.step += 1
-            last = stats.stop or run.step == config.steps
-            saving = last or _due(run.step, config.save_every)
+            stopping = run.processes.any(stop.requested)
+            saving = stopping or run.step == config.steps or _due(run.step, config.save_every)
             if saving or _due(run.step, config.log_every):
                 run.telemetry.log(run.step, stats)  # also refuses a loss that is not finite, before it is saved
             if _due(run.step, config.sample_every):
-                run.grids.write(run.step)
+                with whole_root(run.adapter.module):
+                    run.grids.write(run.step)
             if saving:
                 save_run(run)
             if profiler is not None:
                 profiler.step()
-            if stats.stop:
+            if stopping:
                 break
     run.telemetry.finish(run.step, run.loader.summary())
+    if stop.interrupted and run.step < config.steps:
+        raise KeyboardInterrupt
 
 
 def _due(step: int, every: int) -> bool:

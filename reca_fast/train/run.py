@@ -1,5 +1,8 @@
 """From a configuration to a running loop."""
 
+import errno
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from reca_fast.checkpoints import CheckpointStore
@@ -16,6 +19,9 @@ from .grids import GridWriter, pick_samples
 from .loop import Run, train
 from .telemetry import Telemetry
 from .wrap import compile_blocks, shard
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 
 
 def check_config(config: RunConfig, world: int) -> None:
@@ -34,15 +40,20 @@ def check_config(config: RunConfig, world: int) -> None:
             f"data.packs_per_step={config.data.packs_per_step} cannot be shared by {world} processes; "
             f"set it to a multiple of {world}."
         )
-    if config.steps < 1:
-        raise UserError(f"steps={config.steps}: at least 1 is needed.")
+    for option in ("steps", "keep"):
+        if getattr(config, option) < 1:
+            raise UserError(f"{option}={getattr(config, option)}: at least 1 is needed.")
 
 
 def run(config: RunConfig) -> None:
-    """Train as configured. Returns when done or asked to stop; raises UserError for what the user can mend."""
-    processes = Processes(config.device, config.parallel.replicate)
-    telemetry = Telemetry(config, processes)
-    try:
+    """Train as configured. Returns when done or asked to stop.
+
+    Raises:
+        UserError: what the user can mend. Of several processes that meet it, one raises it and the others exit.
+        KeyboardInterrupt: Ctrl-C asked to stop; the state is saved.
+    """
+    with Processes() as processes, full_disks_are_user_errors():
+        processes.join(config.device, config.parallel.replicate)
         check_config(config, processes.world)
         adapter = open_adapter(config.model)
         source = open_source(config.data)
@@ -53,9 +64,14 @@ def run(config: RunConfig) -> None:
             shard(adapter.module, adapter.blocks(), processes.mesh, adapter.dtype)
         adapter.load(processes.device)
         wanted = config.sample_count if config.sample_every else 0
-        grids = GridWriter(adapter, config, pick_samples(source, builder, wanted), processes.is_main)
+        store = CheckpointStore(
+            Path(config.out) / "checkpoints", keep=config.keep, is_main=processes.is_main, agree=processes.agree
+        )
         lanes = range(processes.rank, config.data.packs_per_step, processes.world)
-        with PackLoader(source, builder, config.data, adapter.collate, lanes) as loader:
+        with (
+            PackLoader(source, builder, config.data, adapter.collate, lanes) as loader,
+            closing(Telemetry(config, processes)) as telemetry,
+        ):
             train(
                 Run(
                     config=config,
@@ -64,16 +80,22 @@ def run(config: RunConfig) -> None:
                     optimizer=make_optimizer(adapter.module, config.optim),
                     average=MovingAverage(adapter.module, config.optim.ema_decay) if config.optim.ema_decay else None,
                     loader=loader,
-                    store=CheckpointStore(
-                        Path(config.out) / "checkpoints",
-                        keep=config.keep,
-                        is_main=processes.is_main,
-                        barrier=processes.barrier,
-                    ),
+                    store=store,
                     telemetry=telemetry,
-                    grids=grids,
+                    grids=GridWriter(adapter, config, pick_samples(source, builder, wanted), processes.is_main),
                 )
             )
-    finally:
-        telemetry.close()
-        processes.close()
+
+
+@contextmanager
+def full_disks_are_user_errors() -> Iterator[None]:
+    """One sentence for a run folder that cannot be written, whichever file meets it first."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (*FULL, *FORBIDDEN):
+            raise
+        raise UserError(
+            f"The run folder cannot be written ({error}). What is saved stays; free some space, or set --out to "
+            "another folder, and start the same command again."
+        ) from None

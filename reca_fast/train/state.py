@@ -40,6 +40,7 @@ def save_run(run: "Run") -> None:
 
 def load_run(run: "Run") -> None:
     """Go on from the newest whole checkpoint, when there is one and the configuration allows it."""
+    run.store.sweep()
     newest = run.store.latest()
     if newest is None or not run.config.resume:
         if newest is not None:
@@ -50,7 +51,6 @@ def load_run(run: "Run") -> None:
     step, path = newest
     saved = run.store.read_state(path)
     _check_same_run(saved, run)
-    # Without a first (empty) update AdamW has no moments to load into.
     tensors = _tensors(run)
     run.store.load(path, tensors)
     set_optimizer_state_dict(run.adapter.module, run.optimizer, tensors["optimizer"], options=_TRAINED_ONLY)
@@ -88,9 +88,11 @@ def _generators() -> dict[str, Any]:
     states = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
-    kind, keys, *rest = np.random.get_state()
+    state = np.random.get_state()
+    assert isinstance(state, tuple), "the legacy form"
+    kind, keys, *rest = state
     return {
-        **{name: base64.b64encode(state.numpy().tobytes()).decode() for name, state in states.items()},
+        **{name: base64.b64encode(tensor.numpy().tobytes()).decode() for name, tensor in states.items()},
         "python": random.getstate(),
         "numpy": [kind, keys.tolist(), *rest],
     }

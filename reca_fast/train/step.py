@@ -28,7 +28,6 @@ class StepStats:
     tokens: int  # in the global batch
     images: int
     flops: float  # of this process
-    stop: bool  # some process was asked to stop
 
 
 def generator_for(seed: int, lane: int, number: int) -> torch.Generator:
@@ -44,18 +43,16 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     average: MovingAverage | None,
     processes: Processes,
-    stop: bool,
 ) -> StepStats:
     """Forward and backward of this process's packs, then one update.
 
     Args:
         packs: this process's `Pack`s of the global batch.
         step: updates made before this one.
-        stop: this process was asked to stop; travels with the token counts.
     """
     local = [sum(pack.payload.counts[task] for pack in packs) for task in TASKS]
-    local += [sum(pack.num_tokens for pack in packs), sum(len(pack.keys) for pack in packs), int(stop)]
-    *counted, tokens, images, stops = processes.sum(local)
+    local += [sum(pack.num_tokens for pack in packs), sum(len(pack.keys) for pack in packs)]
+    *counted, tokens, images = processes.sum(local)
     counts = dict(zip(TASKS, counted, strict=True))
 
     sums: dict[str, Tensor] = {}
@@ -75,4 +72,4 @@ def train_step(
     if average is not None:
         average.update()
     flops = sum(adapter.flops(pack.payload) for pack in packs)
-    return StepStats(sums, counts, grad_norm, rate, tokens, images, flops, stops > 0)
+    return StepStats(sums, counts, grad_norm, rate, tokens, images, flops)

@@ -51,9 +51,7 @@ class Telemetry:
 
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / "metrics.jsonl"
-            lines = path.read_text().splitlines() if path.exists() else []
-            kept = [line for line in lines if _step_of(line) <= step]
-            path.write_text("".join(line + "\n" for line in kept))
+            _cut_after(path, step)
             self._metrics = path.open("a")
             self.writer = SummaryWriter(self.folder / "tensorboard", purge_step=step + 1)
             if step:
@@ -174,12 +172,16 @@ class Telemetry:
             self._metrics.close()
 
 
-def _step_of(line: str) -> float:
-    """Step of a line of metrics; a line cut off by a kill sorts behind everything."""
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+def _cut_after(path: Path, step: int) -> None:
+    """Cut lines of later steps off a file of metrics, and a last line that a kill cut short."""
+    end = 0
+    with path.open("ab+") as file:  # truncated in place: a kill in between loses nothing
+        file.seek(0)
+        for line in file:
+            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                break
+            end += len(line)
+        file.truncate(end)
 
 
 def draw_curve(metrics: Path, path: Path) -> None:

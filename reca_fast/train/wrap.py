@@ -1,6 +1,7 @@
 """Compile the blocks, then shard them: the order in which both work together."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -26,9 +27,18 @@ def shard(module: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, comp
     """
     narrow = compute_dtype if compute_dtype != torch.float32 else None
     policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(module, mesh=mesh, mp_policy=policy)
-    for unit in module.modules():
-        if isinstance(unit, FSDPModule):
-            unit.set_gradient_divide_factor(1.0)
+    for unit in (*blocks, module):
+        sharded = fully_shard(unit, mesh=mesh, mp_policy=policy)
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)  # else a factor becomes PREMUL_SUM, which only NCCL knows
+
+
+@contextmanager
+def whole_root(module: nn.Module) -> Iterator[None]:
+    """Gather what belongs to no block, for calls that do not go through `module.forward`. Blocks gather themselves."""
+    if not isinstance(module, FSDPModule):
+        yield
+        return
+    module.unshard()
+    yield
+    module.reshard()
