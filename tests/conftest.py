@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import runpy
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -124,7 +124,10 @@ def reca_fast(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["reca_fast.cli.train", "reca_fast.train", "reca_fast.models.bagel", "torch.utils.tensorboard", "torch._dynamo"]
+    [
+        *("reca_fast.cli.train", "reca_fast.train", "reca_fast.models.bagel", "diffusers.models.autoencoders.vae"),
+        *("torch.utils.tensorboard", "torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg"),
+    ]
 )
 
 
@@ -141,14 +144,14 @@ class Training:
         for rank in range(processes):
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
             environment = {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
-            given = {
+            job = {
                 "arguments": ["train", *arguments],
                 "environment": environment if processes > 1 else {},
                 "log": str(log),
                 "before": before,
             }
             script = str(Path(__file__).with_name("training_process.py"))
-            process = PROCESSES.Process(target=runpy.run_path, args=(script,), kwargs={"init_globals": given}, daemon=True)
+            process = PROCESSES.Process(target=runpy.run_path, args=(script, {"job": job}), daemon=True)
             process.start()
             self.processes.append(process)
 
@@ -190,9 +193,9 @@ def launch(tiny_folder: Path, pictures: Path):
     running = []
 
     def start(out: Path, *options: str, processes: int = 1, before: str = "") -> Training:
-        arguments = f"--config demo --model.path {tiny_folder} --data.source {pictures} --out {out} --device cpu --steps 4 --save_every 2"
-        arguments += " --data.packs_per_step 2 --data.tokens_per_pack 300 --optim.warmup_steps 1"
-        arguments += " --data.vae_resize.max_size 32 --data.vae_resize.min_size 16 --sample_every 0"
+        arguments = f"--config demo --model.path {tiny_folder} --data.source {pictures} --out {out} --device cpu"
+        arguments += " --steps 4 --save_every 2 --sample_every 0 --optim.warmup_steps 1 --data.packs_per_step 2"
+        arguments += " --data.tokens_per_pack 300 --data.vae_resize.max_size 32 --data.vae_resize.min_size 16"
         out.mkdir(parents=True, exist_ok=True)
         running.append(Training([*arguments.split(), *options], out / "said.txt", processes, before))
         return running[-1]

@@ -1,4 +1,4 @@
-"""What a process of `training_runs` executes: `reca-fast` with its output in a file, or any code in its place.
+"""What a process of the fixture `launch` executes: `reca-fast` with its output in a file.
 
 The forkserver has imported everything, so a process is there in milliseconds instead of ten seconds.
 """
@@ -8,19 +8,13 @@ import sys
 
 import torch
 
-arguments: list[str]
-environment: dict[str, str]
-log: str
-before: str
+from reca_fast.cli import main
 
-descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+job = globals()["job"]  # given by conftest.Training
+descriptor = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 os.dup2(descriptor, 1)
 os.dup2(descriptor, 2)
-os.environ.update(environment)
+os.environ.update(job["environment"])
 torch.set_num_threads(1)
-if before:
-    exec(before)
-
-from reca_fast.cli import main  # noqa: E402
-
-sys.exit(main(arguments))
+exec(job["before"])  # what the test breaks first
+sys.exit(main(job["arguments"]))
