@@ -36,12 +36,13 @@ def run(args: Sequence[str]) -> int:
     from reca_fast.models import open_adapter
 
     folder = Path(options.run)
-    if not re.fullmatch(r"step-\d{7}", folder.name):
-        newest = CheckpointStore(folder / "checkpoints").latest()
-        if newest is None:
-            raise UserError(f"{folder} holds no whole checkpoint (checkpoints/step-*).")
-        folder = newest[1]
-    state = CheckpointStore(folder.parent).read_state(folder)
+    is_checkpoint = re.fullmatch(r"step-\d{7}", folder.name) is not None
+    store = CheckpointStore(folder.parent if is_checkpoint else folder / "checkpoints")
+    whole = [path for _, path in store.whole() if path == folder or not is_checkpoint]
+    if not whole:
+        raise UserError(f"{folder} {'is' if is_checkpoint else 'holds'} no whole checkpoint (checkpoints/step-*).")
+    folder = whole[-1]
+    state = store.read_state(folder)
     base = options.base or state["base"]
     adapter = open_adapter(ModelConfig(path=base))
     trained = SavedWeights(folder, "model" if options.weights == "live" else "average")

@@ -14,7 +14,7 @@ from reca_fast.errors import UserError
 from .config import BagelConfig
 from .model import Bagel
 from .names import public_name
-from .weights import WEIGHTS_FILE, open_weights
+from .weights import WEIGHTS_FILE, check_keys, open_weights
 
 SAFETENSORS_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 
@@ -28,13 +28,15 @@ def export_folder(
         dtype: dtype of all weights in the file; None keeps the base file's, tensor by tensor.
 
     Raises:
-        UserError: the folder exists and is not empty, a trained weight is not one of the model's, or the disk is full.
+        UserError: the folder exists and is not empty, the base is not whole, a trained weight does not fit it, or the
+            disk is full.
     """
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} exists and is not empty; name another folder.")
     with torch.device("meta"):
-        known = dict(Bagel(config).named_parameters())
-    if strangers := trained.keys() - known.keys():
+        model = Bagel(config)
+    check_keys(model, base / WEIGHTS_FILE)
+    if strangers := trained.keys() - dict(model.named_parameters()).keys():
         raise UserError(f"The training checkpoint holds {min(strangers)}, which {base} has no place for.")
     names = {public_name(name): name for name in trained}
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,6 +47,9 @@ def export_folder(
         partial = folder / f"{WEIGHTS_FILE}.partial"
         _write_weights(base / WEIGHTS_FILE, partial, names, trained, dtype)
         partial.rename(folder / WEIGHTS_FILE)
+    except UserError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise UserError(f"The export to {folder} failed and was removed: {error}.") from None
@@ -56,8 +61,7 @@ def _write_weights(
     """Stream a safetensors file tensor by tensor.
 
     safetensors' own writer wants all tensors in memory at once, 29 GB for the real model; the format is a length, a
-    JSON
-    header and the bytes, so it is written here.
+    JSON header and the bytes, so it is written here.
     """
     with open_weights(base) as source:
         keys = sorted(source.keys())
@@ -75,4 +79,9 @@ def _write_weights(
             file.write(struct.pack("<Q", len(encoded)) + encoded)
             for key in keys:
                 tensor = trained[names[key]] if key in names else source.get_tensor(key)
+                if list(tensor.shape) != header[key]["shape"]:
+                    size = list(tensor.shape)
+                    raise UserError(
+                        f"The training checkpoint holds {names[key]} {size}, which {base} has no place for."
+                    )
                 file.write(tensor.to(kinds[key]).contiguous().view(-1).view(torch.uint8).numpy().data)
