@@ -1,0 +1,154 @@
+"""`reca-fast export`: a folder in the authors' layout, trained tensors in place, every other byte the base's."""
+
+import json
+import os
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from reca_fast.checkpoints import CheckpointStore, SavedWeights
+from reca_fast.errors import UserError
+from reca_fast.models.bagel.config import BagelConfig
+from reca_fast.models.bagel.export import export_folder
+from reca_fast.models.bagel.names import TABLES, public_name
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def bf16_base(tiny_folder: Path, tmp_path_factory) -> Path:
+    """The tiny checkpoint with its weights in bf16, as the public one has them."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path_factory.mktemp("bf16") / "base"))
+    weights = load_file(folder / "ema.safetensors")
+    save_file({key: x.bfloat16() for key, x in weights.items()}, folder / "ema.safetensors")
+    (folder / "notes.txt").write_text("whatever else lies in the folder goes along")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained_run(bf16_base: Path, pictures: Path, tmp_path_factory) -> Path:
+    """A run folder of three steps from that base."""
+    from reca_fast.cli import main
+
+    out = tmp_path_factory.mktemp("run")
+    sizes = "--data.vae_resize.max_size 32 --data.vae_resize.min_size 16 --data.tokens_per_pack 400"
+    length = "--steps 3 --save_every 3 --sample_every 0 --optim.warmup_steps 1 --device cpu"
+    where = f"--model.path {bf16_base} --data.source {pictures} --out {out}"
+    assert main(["train", "--config", "demo", *sizes.split(), *length.split(), *where.split()]) == 0
+    return out
+
+
+def saved_weights(run: Path) -> dict[str, torch.Tensor]:
+    """Public key -> fp32 tensor, as the training checkpoint holds them."""
+    newest = CheckpointStore(run / "checkpoints").latest()
+    assert newest is not None
+    return {public_name(name): tensor for name, tensor in SavedWeights(newest[1], "model").items()}
+
+
+def test_round_trip(trained_run, bf16_base, reca_fast, tmp_path) -> None:
+    out = tmp_path / "exported"
+    said = reca_fast("export", trained_run, out)
+    assert said.code == 0, said.err
+    saved, base, got = saved_weights(trained_run), *(load_file(f / "ema.safetensors") for f in (bf16_base, out))
+    assert f"{len(saved)} trained tensors (live) of step-0000003, the rest from {bf16_base}" in said.out
+    assert got.keys() == base.keys() and set(TABLES) <= got.keys()
+    assert all("moe_gen" in key or key.startswith(("time_embedder", "vae2llm", "llm2vae")) for key in saved)
+    for key, tensor in got.items():
+        wanted = saved[key].bfloat16() if key in saved else base[key]
+        assert tensor.dtype is torch.bfloat16 and torch.equal(tensor, wanted), key
+    assert any(not torch.equal(got[key], base[key]) for key in saved), "training moved nothing"
+
+    names = {path.name for path in bf16_base.iterdir()}
+    assert {path.name for path in out.iterdir()} == names
+    for name in names - {"ema.safetensors"}:
+        assert (out / name).read_bytes() == (bf16_base / name).read_bytes()
+    assert reca_fast("verify", out).code == 0  # loads strictly
+
+
+def test_dtype_and_one_checkpoint_of_a_run(trained_run, reca_fast, tmp_path) -> None:
+    step = trained_run / "checkpoints" / "step-0000003"
+    assert reca_fast("export", step, tmp_path / "fp32", "--dtype", "fp32").code == 0
+    got, saved = load_file(tmp_path / "fp32" / "ema.safetensors"), saved_weights(trained_run)
+    assert {x.dtype for x in got.values()} == {torch.float32}
+    assert all(torch.equal(got[key], tensor) for key, tensor in saved.items())
+
+
+def test_moved_base(trained_run, bf16_base, reca_fast, tmp_path) -> None:
+    moved = shutil.copytree(bf16_base, tmp_path / "moved")
+    assert reca_fast("export", trained_run, tmp_path / "out", "--base", moved).code == 0
+
+
+def test_unchanged_export_of_a_parity_case_still_agrees(recorded_case, reca_fast, tmp_path) -> None:
+    """The recorded weights as a base folder -> export -> the authors' numbers again, and the tensors to the bit."""
+    base, out = tmp_path / "base", tmp_path / "exported"
+    base.mkdir()
+    shutil.copyfile(recorded_case / "weights.safetensors", base / "ema.safetensors")
+    shutil.copyfile(recorded_case / "config.json", base / "config.json")
+    config = BagelConfig.from_dict(json.loads((recorded_case / "config.json").read_text()), "the case")
+    export_folder(base, out, config, {}, None)
+    before, after = load_file(base / "ema.safetensors"), load_file(out / "ema.safetensors")
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert reca_fast("verify", recorded_case, "--weights", out, "--out", tmp_path / "exported.st").code == 0
+    assert reca_fast("verify", recorded_case, "--out", tmp_path / "own.st").code == 0
+    own, exported = load_file(tmp_path / "own.st"), load_file(tmp_path / "exported.st")
+    assert all(torch.equal(own[name], exported[name]) for name in own)
+
+
+# Refusals; none leaves anything behind
+
+
+def test_impossible_exports(trained_run, tiny_folder, reca_fast, tmp_path) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "keep.txt").write_text("mine")
+    assert f"{full} exists and is not empty" in reca_fast("export", trained_run, full).sentence
+    assert [path.name for path in full.iterdir()] == ["keep.txt"]
+    out = tmp_path / "out"
+    assert "holds no whole checkpoint" in reca_fast("export", tmp_path / "nowhere", out).sentence
+    assert (
+        "step-0000009 is no whole checkpoint"
+        in reca_fast("export", trained_run / "checkpoints" / "step-0000009", out).sentence
+    )
+    assert "holds no 'average' weights" in reca_fast("export", trained_run, out, "--weights", "average").sentence
+    assert "does not exist" in reca_fast("export", trained_run, out, "--base", tmp_path / "nowhere").sentence
+    assert not out.exists()
+
+
+def test_base_of_another_size(trained_run, reca_fast, tmp_path) -> None:
+    from reca_fast.models.bagel.tiny import write_tiny_checkpoint
+
+    sizes = {"layers": 2, "vit_hidden_size": 48, "text_vocab": 300}
+    write_tiny_checkpoint(tmp_path / "wider", hidden_size=72, intermediate_size=96, **sizes)
+    write_tiny_checkpoint(tmp_path / "shallower", hidden_size=64, intermediate_size=96, **(sizes | {"layers": 1}))
+    for base in ("wider", "shallower"):
+        said = reca_fast("export", trained_run, tmp_path / "out", "--base", tmp_path / base)
+        assert "has no place for" in said.sentence
+        assert not (tmp_path / "out").exists()
+
+
+def test_damaged_base(trained_run, bf16_base, reca_fast, tmp_path) -> None:
+    base = Path(shutil.copytree(bf16_base, tmp_path / "base"))
+    weights = load_file(base / "ema.safetensors")
+    save_file({k: x for k, x in weights.items() if k != "llm2vae.bias"}, base / "ema.safetensors")
+    assert "1 missing (llm2vae.bias)" in reca_fast("export", trained_run, tmp_path / "out", "--base", base).sentence
+    os.truncate(base / "ema.safetensors", 5000)
+    assert "not a whole safetensors" in reca_fast("export", trained_run, tmp_path / "out", "--base", base).sentence
+    assert not (tmp_path / "out").exists()
+
+
+def test_full_disk_leaves_nothing(tiny_folder, tmp_path) -> None:
+    """No file may grow beyond half of the weights: the copy fails in the middle, as on a full disk."""
+    half = (tiny_folder / "ema.safetensors").stat().st_size // 2
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (half, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"export to .*out failed and was removed: .*File too large") as failure:
+            export_folder(tiny_folder, tmp_path / "out", BagelConfig.from_folder(tiny_folder), {}, None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(failure.value).endswith(".")
+    assert not (tmp_path / "out").exists()
