@@ -60,11 +60,9 @@ def run(folder: Path, steps: int | None) -> int:
         return code
     after = measure(config, trained, pictures / "held_out")
 
-    draw_grid(
-        [[r.original for r in before], [r.drawn for r in before], [r.drawn for r in after]],
-        folder / "before_after.png",
-        2,
-    )
+    rows = [[r.original for r in before], [r.drawn for r in before], [r.drawn for r in after]]
+    enlarged = [[p.repeat_interleave(2, 0).repeat_interleave(2, 1) for p in row] for row in rows]
+    draw_grid(enlarged, folder / "before_after.png")
     print(
         f"\nHeld-out reconstruction, {HELD_OUT} crops of photographs never trained on: "
         f"{psnr(before):.1f} dB before, {psnr(after):.1f} dB after "
