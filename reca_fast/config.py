@@ -153,8 +153,8 @@ class SamplingConfig:
     """Points of the time grid; the model runs once less."""
     timestep_shift: float = 3.0
     """Shift of the time grid towards noise."""
-    guidance: float = 4.0
-    """Classifier-free guidance scale; 1 switches it off and halves the cost."""
+    guidance: float = 1.0
+    """Classifier-free guidance scale; 1 switches it off and halves the cost (generate starts from 4)."""
     seed: int = 0
     """Seed of the starting noise."""
 
