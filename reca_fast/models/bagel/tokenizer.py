@@ -48,8 +48,8 @@ def load_tokenizer(folder: str | Path) -> BagelTokenizer:
         missing = [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
         if missing:
             raise UserError(
-                f"no tokenizer in {folder}: {' and '.join(missing)} missing; "
-                "copy tokenizer.json, or vocab.json, merges.txt and tokenizer_config.json, from the public checkpoint"
+                f"No tokenizer in {folder}: {' and '.join(missing)} missing; "
+                "copy tokenizer.json, or vocab.json, merges.txt and tokenizer_config.json, from the public checkpoint."
             )
     # Here, not above: the import takes seconds.
     from transformers import Qwen2TokenizerFast  # type: ignore[attr-defined]
@@ -60,7 +60,7 @@ def load_tokenizer(folder: str | Path) -> BagelTokenizer:
     absent = [marker for marker in MARKERS.values() if marker not in vocabulary]
     if absent:
         raise UserError(
-            f"the tokenizer in {folder} has no {', '.join(absent)}; these are defined in tokenizer.json or "
-            "tokenizer_config.json of the public checkpoint, copy both"
+            f"The tokenizer in {folder} has no {', '.join(absent)}; these are defined in tokenizer.json or "
+            "tokenizer_config.json of the public checkpoint; copy both."
         )
     return BagelTokenizer(**{name: vocabulary[marker] for name, marker in MARKERS.items()}, backend=backend)

@@ -61,7 +61,7 @@ class VAEConfig:
         if values.get("downsample", config.downsample) != config.downsample:
             raise UserError(
                 f"vae_config: downsample {values['downsample']} contradicts ch_mult {list(config.ch_mult)}, "
-                f"which halves the picture {len(config.ch_mult) - 1} times; correct one of them"
+                f"which halves the picture {len(config.ch_mult) - 1} times; correct one of them."
             )
         return config
 
@@ -116,7 +116,7 @@ class VAE(nn.Module):
         Raises UserError when only the encoder was loaded.
         """
         if self.decoder is None:
-            raise UserError("this VAE file holds only the encoder; pictures need an ae.safetensors with decoder.* keys")
+            raise UserError("This VAE file holds only the encoder; pictures need one with decoder.* keys.")
         weight = next(self.decoder.parameters())
         z = latents.float() / self.config.scale_factor + self.config.shift_factor
         return self.decoder(z.to(weight.device, weight.dtype)).float()
@@ -188,7 +188,7 @@ def load_vae(
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"no VAE at {path}; a checkpoint folder needs the file ae.safetensors")
+        raise UserError(f"There is no VAE at {path}; a BAGEL folder holds it under that name.")
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (not a dict)
@@ -198,7 +198,7 @@ def load_vae(
             _check_layout(path, {key: _file_shape(own, empty[own]) for key, own in table.items()}, shapes)
             weights = {own: file.get_tensor(key).to(dtype).view(empty[own].shape) for key, own in table.items()}
     except SafetensorError as error:
-        raise UserError(f"{path} is not a readable safetensors file ({error}); fetch it again") from error
+        raise UserError(f"{path} is not a readable safetensors file ({error}); fetch it again.") from error
     vae.load_state_dict(weights, assign=True)
     return vae.requires_grad_(False).eval()
 
@@ -225,7 +225,7 @@ def _check_layout(path: Path, wanted: Mapping[str, Sequence[int]], found: Mappin
     if said:
         raise UserError(
             f"{path} does not fit this VAE's config, tensors: {'; '.join(said)}; "
-            "take the ae.safetensors that belongs to the checkpoint, or correct vae_config in its config.json"
+            "take the ae.safetensors that belongs to the checkpoint, or correct vae_config in its config.json."
         )
 
 
