@@ -1,0 +1,255 @@
+"""Checkpoints load strictly and memory-mapped; the model's parameters are the public model's, name by name."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from reca_fast.errors import UserError
+from reca_fast.models.bagel import check_checkpoint
+from reca_fast.models.bagel.config import BagelConfig, GlueConfig, LLMConfig, ViTConfig
+from reca_fast.models.bagel.model import Bagel
+from reca_fast.models.bagel.names import TABLES, public_name, public_names
+from reca_fast.models.bagel.weights import load_weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PUBLIC = BagelConfig(
+    LLMConfig(3584, 18944, 28, 28, 4, 152064),
+    ViTConfig(1152, 4304, 27, 16, 980),
+)
+
+
+def on_meta(config: BagelConfig, freeze_und: bool = True) -> Bagel:
+    with torch.device("meta"):
+        return Bagel(config, freeze_und=freeze_und)
+
+
+def load(folder: Path, *, trained=torch.float32, frozen=torch.float32) -> Bagel:
+    model = on_meta(BagelConfig.from_folder(folder))
+    load_weights(model, folder / "ema.safetensors", device="cpu", trained_dtype=trained, frozen_dtype=frozen)
+    return model
+
+
+@pytest.fixture
+def copy(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A checkpoint folder of one's own, to be broken."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "checkpoint"))
+
+
+def rewrite(folder: Path, **changes: Tensor | None) -> None:
+    """Replace, add or (None) remove tensors of ema.safetensors; `__` stands for a dot."""
+    weights = load_file(folder / "ema.safetensors") | {key.replace("__", "."): x for key, x in changes.items()}
+    save_file({key: x for key, x in weights.items() if x is not None}, folder / "ema.safetensors")
+
+
+# What loading gives
+
+
+def test_every_parameter_is_the_file_s_tensor(tiny_folder) -> None:
+    stored = load_file(tiny_folder / "ema.safetensors")
+    model = load(tiny_folder)
+    parameters = public_names(dict(model.named_parameters()))
+    assert parameters.keys() == stored.keys() - set(TABLES)
+    for key, name in parameters.items():
+        assert torch.equal(model.get_parameter(name), stored[key]), key
+    for table in TABLES:  # computed, not read
+        torch.testing.assert_close(model.get_buffer(table.removesuffix(".pos_embed")), stored[table])
+
+
+def test_trained_in_one_dtype_frozen_in_another(tiny_folder) -> None:
+    for name, parameter in load(tiny_folder, frozen=torch.bfloat16).named_parameters():
+        is_gen = ".gen." in name or name.startswith(("norm_gen.", "time_embedder.", "vae2llm.", "llm2vae."))
+        assert parameter.requires_grad == is_gen
+        assert parameter.dtype is (torch.float32 if is_gen else torch.bfloat16)
+
+
+def test_position_tables_are_optional_and_never_trusted(copy) -> None:
+    before = load(copy)
+    rewrite(copy, latent_pos_embed__pos_embed=torch.zeros(3), vit_pos_embed__pos_embed=None)
+    after = load(copy)
+    assert torch.equal(after.latent_pos_embed, before.latent_pos_embed) and after.latent_pos_embed.any()
+    assert torch.equal(after.vit_pos_embed, before.vit_pos_embed)
+
+
+# Strictness: every fault is named
+
+
+KEY = "language_model__model__layers__1__mlp_moe_gen__up_proj__weight"
+FAULTS = {
+    "missing": ({KEY: None}, rf"1 missing \({KEY.replace('__', '.')}\)"),
+    "unexpected": ({"lm_head__bias": torch.zeros(3)}, r"1 unexpected \(lm_head\.bias\)"),
+    "misshapen": (
+        {KEY: torch.zeros(96, 63)},
+        rf"1 misshapen \({KEY.replace('__', '.')} \[96, 63\] instead of \[96, 64\]\)",
+    ),
+    "all three": (
+        {KEY: torch.zeros(96), "vae2llm__bias": None, "llm2vae__bias": None, "extra": torch.zeros(1)},
+        r"2 missing \(llm2vae\.bias, vae2llm\.bias\); 1 unexpected \(extra\); 1 misshapen",
+    ),
+    "many": (
+        {f"extra__{n}": torch.zeros(1) for n in range(9)},
+        r"9 unexpected \(extra\.0, extra\.1, extra\.2, \.\.\.\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_keys_must_fit(fault, copy) -> None:
+    changes, message = FAULTS[fault]
+    rewrite(copy, **changes)
+    for read in (load, check_checkpoint):
+        with pytest.raises(UserError, match=message):
+            read(copy)
+
+
+@pytest.mark.parametrize("length", [0, 5, 2000, -1])
+def test_truncated_file(length, copy) -> None:
+    path = copy / "ema.safetensors"
+    os.truncate(path, length if length >= 0 else path.stat().st_size + length)
+    with pytest.raises(UserError, match=r"ema\.safetensors is not a whole safetensors file"):
+        load(copy)
+
+
+@pytest.mark.parametrize("name", ["llm_config.json", "vit_config.json", "ema.safetensors", "ae.safetensors"])
+def test_missing_file(name, copy) -> None:
+    (copy / name).unlink()
+    with pytest.raises(UserError, match=rf"{name} is missing|no VAE at .*/{name}"):
+        check_checkpoint(copy)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("llm_config.json", "{", "llm_config.json cannot be read as JSON"),
+        ("llm_config.json", "[]", "llm_config.json holds no JSON object"),
+        ("vit_config.json", "{}", "vit_config of .* lacks a setting .*hidden_size"),
+        ("llm_config.json", '{"hidden_act": "gelu"}', "llm_config of .* lacks a setting"),
+    ],
+)
+def test_broken_json(file, text, message, copy) -> None:
+    (copy / file).write_text(text)
+    with pytest.raises(UserError, match=message):
+        load(copy)
+
+
+def test_whole_checkpoint(tiny_folder) -> None:
+    tensors = len(load_file(tiny_folder / "ema.safetensors"))
+    assert f"a whole BAGEL checkpoint, {tensors} tensors" in check_checkpoint(tiny_folder)
+
+
+# Memory
+
+
+def private_bytes() -> int:
+    """Memory of this process that no file backs."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"RssAnon:\s+(\d+) kB", status)[1]) * 1024
+
+
+def mapped_file(tensor: Tensor) -> str:
+    """The file whose mapping holds this tensor's memory, or an empty string."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        start, end = (int(side, 16) for side in line.split()[0].split("-"))
+        if start <= tensor.data_ptr() < end:
+            return line.split(maxsplit=5)[5] if len(line.split()) > 5 else ""
+    return ""
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
+def test_frozen_weights_stay_in_the_file(tmp_path) -> None:
+    """Loading 70 MB costs next to no memory of one's own, so all processes of a host share the page cache."""
+    config = BagelConfig(
+        LLMConfig(64, 64, 1, 4, 2, vocab_size=131072), ViTConfig(32, 32, 2, 2, 28), GlueConfig(2, 2, 2)
+    )
+    model = on_meta(config).requires_grad_(False)
+    path = tmp_path / "ema.safetensors"
+    save_file({public_name(n): torch.full(p.shape, 0.5) for n, p in model.named_parameters()}, path)
+    assert path.stat().st_size >= 60_000_000
+
+    before = private_bytes()
+    load_weights(model, path, device="cpu", trained_dtype=torch.float32, frozen_dtype=torch.float32)
+    total = sum(p.sum().item() for p in model.parameters())  # every page has been read
+    assert private_bytes() - before < path.stat().st_size / 10
+    assert total == sum(p.numel() for p in model.parameters()) / 2
+    assert {mapped_file(p) for p in model.parameters()} == {str(path)}
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
+def test_trained_weights_never_share_the_file(tiny_folder) -> None:
+    model = load(tiny_folder)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    before = (tiny_folder / "ema.safetensors").read_bytes()
+    assert not any("ema.safetensors" in mapped_file(p) for p in trained)
+    with torch.no_grad():
+        for parameter in trained:
+            parameter.add_(1)
+    assert (tiny_folder / "ema.safetensors").read_bytes() == before
+
+
+# The public model
+
+
+def count(model: Bagel, part: str = "", trained: bool = False) -> int:
+    named = model.named_parameters()
+    return sum(p.numel() for name, p in named if re.match(part, name) and (p.requires_grad or not trained))
+
+
+def test_public_model_has_the_public_numbers() -> None:
+    """Numbers of parameters by part, and what of them moves, as counted on the authors' model."""
+    model = on_meta(PUBLIC)
+    assert count(model, r"layers\.\d+\.gen\.") == count(model, r"layers\.\d+\.und\.") == 6_525_625_344
+    assert count(model, r"layers\.7\.gen\.") == 233_058_048
+    parts = {"time_embedder": 13_769_728, "vae2llm": 232_960, "llm2vae": 229_440, "norm_gen": 3584, "norm": 3584}
+    parts |= {"embed_tokens": 544_997_376, "lm_head": 544_997_376, "vit": 402_552_736, "connector": 16_980_992}
+    for part, numbers in parts.items():
+        assert count(model, rf"{part}\.") == numbers, part
+    tables = model.latent_pos_embed.numel(), model.vit_pos_embed.numel()
+    assert tables == (14_680_064, 17_561_600)
+    assert count(model) + sum(tables) == 14_607_260_128
+    assert count(model, trained=True) == 6_539_861_056
+    joint = on_meta(PUBLIC, freeze_und=False)
+    assert count(joint, trained=True) == count(joint) - 402_552_736
+
+
+def test_public_model_has_the_public_keys() -> None:
+    """1223 tensors with the two tables, every name once, and some of them letter by letter."""
+    shapes = {public_name(name): list(p.shape) for name, p in on_meta(PUBLIC).named_parameters()}
+    assert len(shapes) == 1223 - len(TABLES)
+    layer = "language_model.model.layers.27"
+    tower = "vit_model.vision_model"
+    assert (
+        shapes
+        | {
+            "language_model.model.embed_tokens.weight": [152064, 3584],
+            "language_model.lm_head.weight": [152064, 3584],
+            "language_model.model.norm.weight": [3584],
+            "language_model.model.norm_moe_gen.weight": [3584],
+            f"{layer}.self_attn.q_proj_moe_gen.bias": [3584],
+            f"{layer}.self_attn.k_proj.weight": [512, 3584],
+            f"{layer}.self_attn.o_proj_moe_gen.weight": [3584, 3584],
+            f"{layer}.self_attn.k_norm_moe_gen.weight": [128],
+            f"{layer}.mlp.down_proj.weight": [3584, 18944],
+            f"{layer}.mlp_moe_gen.gate_proj.weight": [18944, 3584],
+            f"{layer}.input_layernorm_moe_gen.weight": [3584],
+            f"{layer}.post_attention_layernorm.weight": [3584],
+            "vae2llm.weight": [3584, 64],
+            "llm2vae.weight": [64, 3584],
+            "time_embedder.mlp.0.weight": [3584, 256],
+            "time_embedder.mlp.2.bias": [3584],
+            "connector.fc1.weight": [3584, 1152],
+            f"{tower}.embeddings.patch_embedding.weight": [1152, 588],
+            f"{tower}.embeddings.position_embedding.weight": [4900, 1152],
+            f"{tower}.encoder.layers.25.self_attn.out_proj.weight": [1152, 1152],
+            f"{tower}.encoder.layers.0.layer_norm2.bias": [1152],
+            f"{tower}.encoder.layers.0.mlp.fc1.weight": [4304, 1152],
+            f"{tower}.post_layernorm.weight": [1152],
+        }
+        == shapes
+    )
+    assert f"{layer.replace('27', '28')}.mlp.up_proj.weight" not in shapes
