@@ -43,10 +43,10 @@ def run(args: Sequence[str]) -> int:
     from PIL import Image
 
     from reca_fast.models import open_adapter
-    from reca_fast.train.distributed import Processes
+    from reca_fast.train.distributed import pick_device
 
     adapter = open_adapter(options.model)
-    adapter.load(Processes(options.device).device)
+    adapter.load(pick_device(options.device))
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(prompts), options.batch):

@@ -32,7 +32,7 @@ def run(args: Sequence[str]) -> int:
     from reca_fast.data.sources import open_source
     from reca_fast.evaluation import psnr, reconstruct_all
     from reca_fast.models import open_adapter
-    from reca_fast.train.distributed import Processes
+    from reca_fast.train.distributed import pick_device
     from reca_fast.train.grids import draw_grid, pick_samples
 
     options.data.source = options.images
@@ -40,7 +40,7 @@ def run(args: Sequence[str]) -> int:
     samples = pick_samples(open_source(options.data), adapter.sample_builder(options.data), options.count)
     if not samples:
         raise UserError(f"{options.images} holds no readable picture.")
-    adapter.load(Processes(options.device).device)
+    adapter.load(pick_device(options.device))
     done = reconstruct_all(adapter, samples, options.sampling)
     draw_grid([[r.original for r in done], [r.drawn for r in done]], Path(options.out))
     for reconstruction in done:

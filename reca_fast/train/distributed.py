@@ -11,6 +11,23 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from reca_fast.errors import UserError
 
 
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device called auto, cpu or cuda; of several GPUs the one numbered `local_rank`. UserError when it is not there."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device={name!r}: expected auto, cpu or cuda.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: torch sees no GPU here; `reca-fast doctor` says why. Use --device cpu.")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"This host has {torch.cuda.device_count()} GPUs; start at most that many processes on it "
+            "(torchrun --nproc_per_node)."
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
 class Processes:
     """This process's place among the others; with one process everything is a no-op.
 
@@ -31,7 +48,7 @@ class Processes:
 
     def join(self, device: str, replicate: int = 1) -> None:
         """Pick the device and meet the others; `replicate` replicas of the model share the processes."""
-        self.device = self._pick_device(device)
+        self.device = pick_device(device, self.local_rank)
         if replicate < 1 or self.world % replicate:
             raise UserError(f"parallel.replicate={replicate} does not divide the {self.world} processes.")
         if self.world == 1:
@@ -41,21 +58,6 @@ class Processes:
         shards = self.world // replicate
         shape, names = ((replicate, shards), ("replicate", "shard")) if replicate > 1 else ((shards,), ("shard",))
         self.mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=names)
-
-    def _pick_device(self, name: str) -> torch.device:
-        if name not in ("auto", "cpu", "cuda"):
-            raise UserError(f"device={name!r}: expected auto, cpu or cuda.")
-        if name == "cuda" and not torch.cuda.is_available():
-            raise UserError("device=cuda: torch sees no GPU here; `reca-fast doctor` says why. Use --device cpu.")
-        if name == "cpu" or not torch.cuda.is_available():
-            return torch.device("cpu")
-        if self.local_rank >= torch.cuda.device_count():
-            raise UserError(
-                f"This host has {torch.cuda.device_count()} GPUs; start at most that many processes on it "
-                "(torchrun --nproc_per_node)."
-            )
-        torch.cuda.set_device(self.local_rank)
-        return torch.device("cuda", self.local_rank)
 
     @property
     def is_main(self) -> bool:
