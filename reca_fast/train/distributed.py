@@ -12,7 +12,7 @@ from reca_fast.errors import UserError
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device called auto, cpu or cuda; of several GPUs the one numbered `local_rank`. UserError when it is not there."""
+    """The device called auto, cpu or cuda; of several GPUs the one numbered `local_rank`. UserError if none."""
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(f"device={name!r}: expected auto, cpu or cuda.")
     if name == "cuda" and not torch.cuda.is_available():
