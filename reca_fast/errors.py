@@ -1,7 +1,9 @@
 """The one exception that a user's mistake raises: the command line prints it as one sentence, never a traceback."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -12,3 +14,12 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """' Did you mean X?' for the entry of `valid` nearest to `name`, or an empty string when none is near."""
     near = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write `path` into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from None

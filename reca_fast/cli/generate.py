@@ -8,7 +8,7 @@ from pathlib import Path
 
 from reca_fast.cli.options import parse
 from reca_fast.config import ModelConfig, SamplingConfig
-from reca_fast.errors import UserError
+from reca_fast.errors import UserError, writing
 
 
 @dataclass
@@ -46,9 +46,10 @@ def run(args: Sequence[str]) -> int:
     from reca_fast.train.distributed import pick_device
 
     adapter = open_adapter(options.model)
-    adapter.load(pick_device(options.device))
     folder = Path(options.out)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    adapter.load(pick_device(options.device))
     for start in range(0, len(prompts), options.batch):
         part = prompts[start : start + options.batch]
         # A seed of its own per batch, so that pictures do not repeat their noise.
@@ -56,7 +57,8 @@ def run(args: Sequence[str]) -> int:
         pictures = adapter.generate([prompt for _, prompt in part], (options.width, options.height), sampling)
         for (name, prompt), picture in zip(part, pictures, strict=True):
             path = folder / f"{name}.png"
-            Image.fromarray(picture.numpy()).save(path)
+            with writing(path):
+                Image.fromarray(picture.numpy()).save(path)
             print(f"{path}: {prompt}")
     return 0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NoReturn, TypeVar
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from reca_fast.cli import VERBS
 from reca_fast.config import RunConfig
@@ -95,6 +95,10 @@ def parse(kind: type[T], verb: str, args: Sequence[str], *, positional: Mapping[
     actions = parser._option_string_actions.items()
     switches = {option for option, action in actions if getattr(action, "_typehint", None) is bool}
     accepted = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    values = vars(parser.instantiate(parser.parse_args(_expand(args, switches, accepted))))
+    given = parser.parse_args(_expand(args, switches, accepted))
+    for group in sorted({option.rpartition(".")[0] for option in parser.options()} - {""}):
+        if not isinstance(given[group], Namespace):
+            raise UserError(f"Option {group!r} is a group of options (name: value), not {given[group]!r}.")
+    values = vars(parser.instantiate(given))
     values.pop("config", None)
     return kind(**values)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from reca_fast.cli.options import parse
 from reca_fast.config import DataConfig, ModelConfig, SamplingConfig
-from reca_fast.errors import UserError
+from reca_fast.errors import UserError, writing
 
 POSITIONAL = {
     "images": "A picture, or any source that --data.source of `train` takes.",
@@ -42,7 +42,8 @@ def run(args: Sequence[str]) -> int:
         raise UserError(f"{options.images} holds no readable picture.")
     adapter.load(pick_device(options.device))
     done = reconstruct_all(adapter, samples, options.sampling)
-    draw_grid([[r.original for r in done], [r.drawn for r in done]], Path(options.out))
+    with writing(Path(options.out)):
+        draw_grid([[r.original for r in done], [r.drawn for r in done]], Path(options.out))
     for reconstruction in done:
         print(f"{reconstruction.key}: {psnr([reconstruction]):.1f} dB")
     print(f"{options.out}: originals above, reconstructions below.")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from reca_fast.config import SamplingConfig
+from reca_fast.errors import UserError
 
 from .batch import BagelBatch
 from .collate import collate_prefixes, collate_targets
@@ -60,6 +61,8 @@ def sample_latents(
     Returns:
         latent tokens [rows * columns, C] of each picture, fp32.
     """
+    if sampling.steps < 2:
+        raise UserError(f"sampling.steps={sampling.steps}: at least 2 points of time are needed.")
     device = model.latent_pos_embed.device
     guided = sampling.guidance != 1.0
     # The unconditional pass of classifier-free guidance rides in the same batch, as pictures with an empty condition.
