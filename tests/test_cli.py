@@ -1,0 +1,334 @@
+"""The command line: fast help, recipes under options, and one sentence for every mistake."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import reca_fast as package
+from reca_fast.cli import VERBS, main
+from reca_fast.cli.options import RECIPES, parse
+from reca_fast.config import RunConfig
+from reca_fast.errors import UserError, did_you_mean
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def process(*command: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, **options)
+
+
+def train_config(*args: str) -> RunConfig:
+    return parse(RunConfig, "train", args)
+
+
+# Help
+
+
+def test_help_is_quick_and_light() -> None:
+    """Under 0.7 s, without torch: the command is typed all day."""
+    code = "import sys; from reca_fast.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = process("-c", code)
+        seconds.append(time.perf_counter() - start)
+        assert done.returncode == 0, "torch was imported"
+        assert all(verb in done.stdout for verb in VERBS)
+    assert min(seconds) < 0.7
+
+
+def test_module_is_the_command() -> None:
+    """`python -m reca_fast` and the installed script say and return the same."""
+    script = Path(sys.executable).with_name("reca-fast")
+    for args in ([], ["--version"], ["trian"]):
+        module = process("-m", "reca_fast", *args)
+        if script.exists():
+            command = subprocess.run([script, *args], capture_output=True, text=True)
+            assert (command.returncode, command.stdout, command.stderr) == (
+                module.returncode,
+                module.stdout,
+                module.stderr,
+            )
+    assert module.returncode == 2 and "Did you mean 'train'?" in module.stderr
+
+
+def test_version(reca_fast) -> None:
+    assert reca_fast("--version").out == f"reca-fast {package.__version__}\n"
+
+
+def field_docs(kind: type, prefix: str = ""):
+    """(dotted name, documentation) of every setting, read from the source of the dataclasses."""
+    import inspect
+
+    source = inspect.getsource(kind)
+    for field in dataclasses.fields(kind):
+        inner = field.default_factory() if field.default_factory is not dataclasses.MISSING else None
+        if dataclasses.is_dataclass(inner):
+            yield from field_docs(type(inner), f"{prefix}{field.name}.")
+        else:
+            doc = re.search(rf'^    {field.name}:[^\n]*\n    """(.*?)"""', source, re.MULTILINE | re.DOTALL)
+            assert doc, f"{kind.__name__}.{field.name} has no documentation"
+            yield prefix + field.name, doc[1]
+
+
+def test_train_help_shows_every_option_with_its_documentation(capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--help"])
+    assert end.value.code == 0
+    said = re.sub(r"\s+", "", capsys.readouterr().out)
+    settings = dict(field_docs(RunConfig))
+    assert len(settings) > 50 and "data.vae_resize.max_size" in settings
+    for name, doc in settings.items():
+        assert f"--{name}" in said, name
+        assert re.sub(r"\s+", "", doc.replace("%%", "%")) in said, name
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb, capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([verb, "--help"])
+    said = capsys.readouterr()
+    assert end.value.code == 0 and said.out.startswith(f"usage: reca-fast {verb}") and not said.err
+
+
+# Options and recipes
+
+
+def test_defaults_are_the_authors_settings() -> None:
+    config = train_config()
+    assert config == RunConfig()
+    assert (config.optim.lr, config.optim.betas, config.optim.eps) == (4e-5, (0.9, 0.95), 1e-15)
+    assert (config.data.vit_resize.max_size, config.data.vae_resize.max_size) == (224, 1024)
+
+
+def test_options_override_the_recipe_whatever_their_order(tmp_path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("optim: {lr: 1.0e-3, warmup_steps: 7}\ndata: {tasks: {t2i: 0.5}}\nsteps: 12\n")
+    for args in (["--config", str(recipe), "--optim.lr", "2e-3"], ["--optim.lr=2e-3", f"--config={recipe}"]):
+        config = train_config(*args)
+        assert (config.optim.warmup_steps, config.data.tasks.t2i, config.steps) == (7, 0.5, 12)
+        assert config.data.tasks.reca == 1.0 and config.optim.betas == (0.9, 0.95)
+    assert train_config("--config", str(recipe), "--optim.lr", "2e-3").optim.lr == 2e-3
+
+
+def test_later_recipe_wins(tmp_path) -> None:
+    for name, text in (("a", "steps: 1\nseed: 5"), ("b", "steps: 2")):
+        (tmp_path / f"{name}.yaml").write_text(text)
+    config = train_config("--config", str(tmp_path / "a.yaml"), "--config", str(tmp_path / "b.yaml"))
+    assert (config.steps, config.seed) == (2, 5)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in RECIPES.glob("*.yaml")])
+def test_shipped_recipes(name) -> None:
+    """They parse, by name, and what they name takes effect."""
+    import yaml
+
+    config, recipe = train_config("--config", name), yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    assert config.steps == recipe["steps"] and config.optim.lr == recipe["optim"]["lr"]
+
+
+def test_a_training_recipe_serves_every_verb(tiny_folder, reca_fast, tmp_path) -> None:
+    """`generate` takes model and sampling from it and leaves the rest alone."""
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text(f"model: {{path: {tiny_folder}, precision: fp32}}\nsampling: {{steps: 2}}\noptim: {{lr: 1.0}}\n")
+    size = ["--width", "16", "--height", "24", "--device", "cpu"]
+    said = reca_fast("generate", "--config", recipe, "--prompt", "a cat", "--out", tmp_path / "out", *size)
+    assert said.code == 0 and said.out == f"{tmp_path / 'out' / '0000.png'}: a cat\n"
+    assert Image.open(tmp_path / "out" / "0000.png").size == (16, 24)
+
+
+def test_bare_switch_is_true() -> None:
+    assert train_config("--profile").profile and train_config("--profile", "--steps", "3").profile
+    assert not train_config("--profile", "false").profile
+    assert train_config("--model.compile").model.compile
+
+
+@pytest.mark.parametrize("given", ["a cat", '["a cat", "a red cup"]'])
+def test_prompts(given, tiny_folder, reca_fast, tmp_path) -> None:
+    lines = tmp_path / "prompts.jsonl"
+    lines.write_text('"from a file"\n\n{"prompt": "named", "id": "a/b"}\n')
+    options = ["--width", 16, "--height", 16, "--sampling.steps", 2, "--device", "cpu", "--batch", 2]
+    where = ["--model.path", tiny_folder, "--out", tmp_path, "--prompts", lines]
+    said = reca_fast("generate", "--prompt", given, *options, *where)
+    prompts = json.loads(given) if given.startswith("[") else [given]
+    names = [f"{number:04d}" for number in range(len(prompts) + 1)] + ["a_b"]
+    wanted = zip(names, [*prompts, "from a file", "named"], strict=True)
+    assert said.out.splitlines() == [f"{tmp_path / name}.png: {prompt}" for name, prompt in wanted]
+
+
+# Mistakes
+
+
+MISTAKES = {
+    "verb": ("trian", r"Unknown verb 'trian'\. Did you mean 'train'\?"),
+    "option": ("train --optim.lrr 1", r"Unknown option 'optim\.lrr'\. Did you mean 'optim\.lr'\?"),
+    "nested option": (
+        "train --data.vae_resize.maxsize 3",
+        r"Unknown option 'data\.vae_resize\.maxsize'\. Did you mean 'data\.vae_resize\.max_size'\?",
+    ),
+    "option of another verb": ("verify x --optim.lr 1", r"Unknown option 'optim\.lr'"),
+    "number": ("train --steps many", r"steps.*many"),
+    "fraction for a whole number": ("train --steps 1.5", r"steps.*1\.5"),
+    "word for a switch": ("train --resume maybe", r"resume.*maybe"),
+    "choice": ("train --model.precision fp16", r"model\.precision.*'fp32', 'bf16'.*fp16"),
+    "pair": ("train --optim.betas 3", r"optim\.betas.*3"),
+    "missing value": ("train --steps", r"--steps.*expected one argument"),
+    "missing position": ("verify", "required: case"),
+    "recipe": ("train --config nowhere", "no recipe 'nowhere': neither a file nor one of bagel, demo"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_on_the_command_line(mistake, reca_fast) -> None:
+    command, message = MISTAKES[mistake]
+    assert re.search(message, reca_fast(*command.split()).sentence)
+
+
+RECIPE_MISTAKES = {
+    "key": ("stepz: 3", r"Unknown option 'stepz'\. Did you mean 'steps'\?"),
+    "nested key": ("optim: {lrr: 3}", r"Unknown option 'optim\.lrr'\. Did you mean 'optim\.lr'\?"),
+    "deep key": (
+        "data: {tasks: {recca: 1}}",
+        r"Unknown option 'data\.tasks\.recca'\. Did you mean 'data\.tasks\.reca'\?",
+    ),
+    "type": ("steps: many", r"steps.*many"),
+    "nested type": ("optim: {lr: fast}", r"optim\.lr.*fast"),
+    "value for a group": ("optim: 3", "'optim' is a group of options"),
+    "value for an inner group": ("data: {tasks: 3}", r"'data\.tasks' is a group of options"),
+    "list": ("- steps", "holds no options"),
+    "no YAML": ("steps: [", "is not YAML"),
+}
+
+
+@pytest.mark.parametrize("mistake", RECIPE_MISTAKES)
+def test_mistakes_in_a_recipe(mistake, reca_fast, tmp_path) -> None:
+    text, message = RECIPE_MISTAKES[mistake]
+    (tmp_path / "mine.yaml").write_text(text)
+    assert re.search(message, reca_fast("train", "--config", tmp_path / "mine.yaml").sentence)
+
+
+def test_nearest_name() -> None:
+    assert did_you_mean("stepz", ["steps", "seed"]) == " Did you mean 'steps'?"
+    assert did_you_mean("zzz", ["steps", "seed"]) == ""
+
+
+@pytest.fixture
+def try_train(tiny_folder, pictures, reca_fast, tmp_path):
+    """try_train("--option", value, ...): a run that would work, but for these options."""
+    usual = ["--config", "demo", "--device", "cpu", "--steps", "1", "--out", tmp_path / "run"]
+    usual += ["--model.path", tiny_folder, "--data.source", pictures, "--sample_every", 0]
+    return lambda *options: reca_fast("train", *usual, *options)
+
+
+IMPOSSIBLE = {
+    "i2t with a frozen side": ("--loss.i2t 0.1 --data.tasks.i2t 1", r"set --model\.freeze_und false"),
+    "a task without weight": ("--data.tasks.t2i 1", r"data\.tasks\.t2i and loss\.t2i must both be above 0"),
+    "a weight without task": ("--loss.t2i 1", r"data\.tasks\.t2i and loss\.t2i must both be above 0"),
+    "no task at all": ("--data.tasks.reca 0 --loss.reca 0", r"at least one"),
+    "no packs": ("--data.packs_per_step 0", r"data\.packs_per_step"),
+    "no steps": ("--steps 0", r"steps=0: at least 1"),
+    "dropout above 1": ("--data.text_dropout 1.5", r"data\.text_dropout is 1\.5"),
+    "stride": ("--data.vit_resize.stride 15", r"data\.vit_resize\.stride is 15; .* multiple of 14"),
+    "size": ("--data.vae_resize.max_size 32", r"data\.vae_resize: min_size 64"),
+    "backend": ("--model.attention flash_attn", r"attention='flash_attn' cannot run on cpu .* `reca-fast doctor`"),
+    "device": ("--device tpu", r"device.*tpu"),
+    "no checkpoint": ("--model.path=", r"No checkpoint given; set --model\.path"),
+    "no data": ("--data.source=", r"data\.source"),
+    "lost checkpoint": ("--model.path /nowhere/bagel", r"checkpoint folder /nowhere/bagel does not exist"),
+    "lost data": ("--data.source /nowhere/pictures", r"/nowhere/pictures"),
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_impossible_runs(case, try_train) -> None:
+    options, message = IMPOSSIBLE[case]
+    assert re.search(message, try_train(*options.split()).sentence)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu(try_train) -> None:
+    assert "cuda" in try_train("--device", "cuda").sentence
+
+
+def test_broken_folders(try_train, tiny_folder, tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "no pictures" in try_train("--data.source", tmp_path / "empty").sentence
+    assert "it holds none of llm_config.json" in try_train("--model.path", tmp_path / "empty").sentence
+    broken = Path(shutil.copytree(tiny_folder, tmp_path / "broken"))
+    weights = load_file(broken / "ema.safetensors")
+    save_file({k: x for k, x in weights.items() if k != "llm2vae.bias"}, broken / "ema.safetensors")
+    assert "1 missing (llm2vae.bias)" in try_train("--model.path", broken).sentence
+    os.truncate(broken / "ema.safetensors", 3000)
+    assert "not a whole safetensors file" in try_train("--model.path", broken).sentence
+    (broken / "tokenizer.json").unlink()
+    (broken / "vocab.json").unlink()
+    assert "vocab.json missing" in try_train("--model.path", broken).sentence
+
+
+def test_impossible_drawings(tiny_folder, reca_fast, tmp_path) -> None:
+    def generate(*options) -> str:
+        where = ["--model.path", tiny_folder, "--out", tmp_path / "out", "--device", "cpu", "--sampling.steps", 2]
+        return reca_fast("generate", *where, *options).sentence
+
+    assert "No prompt given" in generate()
+    assert f"{tmp_path / 'none.jsonl'} cannot be read: No such file" in generate("--prompts", tmp_path / "none.jsonl")
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('"good"\n{"prompt": "good"}\nnot json\n')
+    assert "bad.jsonl, line 3: not JSON" in generate("--prompts", bad)
+    bad.write_text('{"text": "no prompt"}\n')
+    assert "bad.jsonl, line 1: no 'prompt'" in generate("--prompts", bad)
+    assert "batch=0: at least 1" in generate("--prompt", "x", "--batch", 0)
+    assert "multiples of 8" in generate("--prompt", "x", "--width", 30)
+    assert "sampling.steps" in generate("--prompt", "x", "--width", 16, "--height", 16, "--sampling.steps", 1)
+    (tmp_path / "file").write_text("")
+    small = ["--prompt", "x", "--width", 16, "--height", 16]
+    assert f"{tmp_path / 'file'} cannot be written: File exists" in generate(*small, "--out", tmp_path / "file")
+
+
+def test_reconstruct(tiny_folder, pictures, reca_fast, tmp_path) -> None:
+    usual = ["--config", "demo", "--device", "cpu", "--model.path", tiny_folder, "--sampling.steps", 2]
+    usual += ["--data.vae_resize.min_size", 16, "--count", 2, "--out", tmp_path / "grid.png"]
+    said = reca_fast("reconstruct", pictures, *usual)
+    assert said.code == 0, said.err
+    assert (
+        len(re.findall(r"^\d\d\.png: [\d.]+ dB$", said.out, re.MULTILINE)) == 2
+        and Image.open(tmp_path / "grid.png").size
+    )
+    assert "/nowhere" in reca_fast("reconstruct", "/nowhere", *usual).sentence
+    (tmp_path / "file").write_text("")
+    assert (
+        f"{tmp_path}/file/x.png cannot be written"
+        in reca_fast("reconstruct", pictures, *usual, "--out", tmp_path / "file" / "x.png").sentence
+    )
+
+
+# Doctor
+
+
+def test_doctor(reca_fast) -> None:
+    said = reca_fast("doctor")
+    assert said.code == 0
+    assert f"torch {torch.__version__}" in said.out and "attention on " in said.out
+    for backend in ("torch", "flash_attn", "xformers", "sdpa", "eager"):
+        assert re.search(rf"│ {backend} +│ (active|available|-) +│", said.out)
+    assert len(re.findall("active", said.out)) == 2  # one per dtype
+
+
+def test_user_errors_are_the_only_ones_caught(monkeypatch) -> None:
+    """A fault of ours keeps its traceback."""
+    monkeypatch.setattr("reca_fast.cli.doctor.run", lambda args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["doctor"])
+    monkeypatch.setattr("reca_fast.cli.doctor.run", lambda args: (_ for _ in ()).throw(UserError("Mistaken.")))
+    assert main(["doctor"]) == 2
