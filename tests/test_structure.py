@@ -1,0 +1,167 @@
+"""Who imports whom, what a wheel holds, and that `kernels/` is never taken for the PyPI package of that name."""
+
+import ast
+import importlib
+import importlib.metadata
+import os
+import pkgutil
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import reca_fast
+import reca_fast.kernels
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted([*ROOT.glob("reca_fast/**/*.py"), *ROOT.glob("kernels/ops/**/*.py")])
+
+FREE = {"config", "errors", "flow"}
+"""Pages that every room but the kernels may read: settings, the user's mistakes, the words that rooms exchange."""
+
+MAY_IMPORT = {
+    "kernels": set(),
+    "config": set(),
+    "errors": set(),
+    "flow": set(),
+    "data": FREE,
+    "objectives": FREE | {"kernels"},
+    "optim": FREE,
+    "checkpoints": FREE,
+    "models": FREE | {"kernels", "objectives", "data"},
+    "evaluation": FREE | {"models"},
+    "train": FREE | {"kernels", "objectives", "data", "optim", "checkpoints", "models"},
+    "cli": FREE | {"kernels", "data", "checkpoints", "models", "evaluation", "train"},
+    "demo": FREE | {"data", "models", "evaluation", "train", "cli"},
+    "__main__": {"cli"},
+}
+"""Room -> the rooms that it may import. One step on the way of the data never reads a later one."""
+
+
+def module_name(path: Path) -> str:
+    inside = path.relative_to(ROOT).with_suffix("").parts
+    parts = ("reca_fast", "kernels", *inside[2:]) if inside[0] == "kernels" else inside
+    return ".".join(parts).removesuffix(".__init__")
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of everything of reca_fast that a file imports, wherever in it."""
+    package = module_name(path) if path.name == "__init__.py" else module_name(path).rpartition(".")[0]
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            names |= {f"{base}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.startswith("reca_fast.")}
+
+
+def room(name: str) -> str:
+    return name.split(".")[1] if "." in name else ""
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_rooms_import_only_what_they_may(path: Path) -> None:
+    mine = room(module_name(path))
+    others = {room(name) for name in imports(path)} - {mine, "__version__"}
+    assert others <= MAY_IMPORT.get(mine, set()), f"{module_name(path)} may not import {others - MAY_IMPORT[mine]}"
+
+
+def test_the_table_has_no_cycle_and_no_stranger() -> None:
+    rooms = {room(module_name(path)) for path in SOURCES} - {""}
+    assert rooms == MAY_IMPORT.keys()
+    seen: list[str] = []
+    while left := MAY_IMPORT.keys() - seen:
+        ready = [name for name in left if MAY_IMPORT[name] <= set(seen)]
+        assert ready, f"a cycle among {left}"
+        seen += ready
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_no_catch_all(path: Path) -> None:
+    """An `except` that names nothing, or everything, hides our own mistakes."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"{path}:{node.lineno}"
+            caught = {part.id for part in ast.walk(node.type) if isinstance(part, ast.Name)}
+            assert not caught & {"Exception", "BaseException"}, f"{path}:{node.lineno}"
+
+
+def test_every_module_imports() -> None:
+    names = [module.name for module in pkgutil.walk_packages(reca_fast.__path__, "reca_fast.")]
+    for name in names:
+        if name != "reca_fast.__main__":
+            importlib.import_module(name)
+    wanted = {module_name(path) for path in SOURCES if "kernels" not in path.parts} - {"reca_fast"}
+    assert wanted <= set(names)
+    assert not any(name == "kernels.ops" or name.startswith("kernels.ops.") for name in sys.modules)
+
+
+# The folder kernels/ and the PyPI package of that name
+
+
+def test_the_checkout_holds_no_package_named_kernels() -> None:
+    """Without an __init__.py, an installed package `kernels` wins over the folder, whatever is on sys.path."""
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+    assert reca_fast.kernels.varlen_attention.__module__ == "reca_fast.kernels.attention"
+
+
+PROBE = """
+import importlib.util, sys
+import reca_fast.kernels, reca_fast.models.bagel
+from transformers.utils import import_utils
+spec = importlib.util.find_spec("kernels")
+assert spec is None or spec.origin is None or "site-packages" in spec.origin, spec
+installed = importlib.util.find_spec("kernels") is not None and spec.origin is not None
+assert import_utils.is_kernels_available() == installed, "transformers took the folder for the package"
+ours = [name for name, module in sys.modules.items()
+        if name.split(".")[0] == "kernels" and sys.argv[1] in str(getattr(module, "__file__", ""))]
+assert not ours, ours
+"""
+
+
+def test_transformers_does_not_find_our_folder() -> None:
+    """In a fresh interpreter in the checkout, which `python -c` puts first on sys.path."""
+    subprocess.run([sys.executable, "-c", PROBE, str(ROOT)], cwd=ROOT, check=True)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The distribution, built from a copy of the sources and installed into a folder of its own, offline."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
+    ignore = shutil.ignore_patterns("__pycache__")
+    for folder in ("reca_fast", "kernels"):
+        shutil.copytree(ROOT / folder, source / folder, ignore=ignore)
+    for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copyfile(ROOT / file, source / file)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "--no-deps", "--no-build-isolation", "--no-index", "--target", target, source], check=True)
+    return target
+
+
+def test_wheel_holds_everything(installed: Path) -> None:
+    """Every module and every data file, the kernels under reca_fast and nowhere else."""
+    found = {str(path.relative_to(installed)) for path in installed.rglob("*") if path.suffix != ".pyc"}
+    assert {f"{module_name(path).replace('.', '/')}.py" for path in SOURCES if path.name != "__init__.py"} <= found
+    assert {
+        f"{module_name(path).replace('.', '/')}/__init__.py" for path in SOURCES if path.name == "__init__.py"
+    } <= found
+    data = [path for path in ROOT.glob("reca_fast/**/*") if path.suffix in (".yaml", ".safetensors", ".txt")]
+    assert data and {str(path.relative_to(ROOT)) for path in data} <= found
+    assert not (installed / "kernels").exists()
+
+
+def test_installed_package_imports(installed: Path, tmp_path: Path) -> None:
+    code = "import reca_fast, reca_fast.kernels as ours; print(reca_fast.__file__, ours.__file__)"
+    code += "\ntry:\n  import kernels\n  print(kernels.__path__)\nexcept ModuleNotFoundError:\n  print('none')"
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+    )
+    package, other = done.stdout.splitlines()
+    assert package == f"{installed}/reca_fast/__init__.py {installed}/reca_fast/kernels/__init__.py"
+    assert str(ROOT) not in other and str(installed) not in other
