@@ -15,5 +15,6 @@ def weighted_loss(sums: Mapping[str, Tensor], counts: Mapping[str, int], weights
         sums: task -> sum of per-token losses in this batch.
         counts: task -> number of tokens in the GLOBAL batch (all packs, all processes), as the authors reduce it.
     """
-    terms = [getattr(weights, task) * total / counts[task] for task, total in sums.items() if counts[task]]
+    # A task without tokens has a sum of 0; it stays in the graph, so that its weights get a zero gradient, not none.
+    terms = [getattr(weights, task) * total / max(1, counts[task]) for task, total in sums.items()]
     return torch.stack(terms).sum()
