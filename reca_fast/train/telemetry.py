@@ -22,7 +22,7 @@ from reca_fast.errors import UserError
 from .distributed import Processes
 from .peaks import peak_flops
 from .step import StepStats
-from .wrap import recompilations
+from .wrap import compiled_graphs
 
 QUIET_SECONDS = 5.0
 """Where the output is no terminal, at most one line in this time."""
@@ -118,7 +118,7 @@ class Telemetry:
             "mfu": stats.flops * steps / seconds / self.peak if self.peak else None,
         }
         if self.config.model.compile:
-            graphs = recompilations()
+            graphs = compiled_graphs()
             if self._warm_graphs is None and step - self.first_step >= 5:
                 self._warm_graphs = graphs
             rates["recompiles"] = 0 if self._warm_graphs is None else graphs - self._warm_graphs

@@ -9,14 +9,14 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 
-def compile_blocks(blocks: Sequence[nn.Module]) -> None:
+def compile_blocks(blocks: Sequence[nn.Module], backend: str = "inductor") -> None:
     """Compile each block without graph breaks. Blocks share their code, so one compilation serves them all."""
     for block in blocks:
-        block.compile(fullgraph=True, dynamic=True)
+        block.compile(backend=backend, fullgraph=True, dynamic=True)
 
 
-def recompilations() -> int:
-    """How often torch.compile had to compile so far (0 when nothing is compiled)."""
+def compiled_graphs() -> int:
+    """How many graphs torch.compile has made so far, forward passes only; their backward passes come with them."""
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
