@@ -188,16 +188,26 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def launch(tiny_folder: Path, pictures: Path):
-    """launch(out, *options, processes=1, before=""): a `Training` of four short steps in the run folder `out`."""
+def arguments(tiny_folder: Path, pictures: Path) -> Callable[[Path], list[str]]:
+    """arguments(out): options of four short steps in the run folder `out`."""
+
+    def options(out: Path) -> list[str]:
+        text = f"--config demo --model.path {tiny_folder} --data.source {pictures} --out {out} --device cpu"
+        text += " --steps 4 --save_every 2 --sample_every 0 --optim.warmup_steps 1 --data.packs_per_step 2"
+        text += " --data.tokens_per_pack 300 --data.vae_resize.max_size 32 --data.vae_resize.min_size 16"
+        return text.split()
+
+    return options
+
+
+@pytest.fixture(scope="session")
+def launch(arguments: Callable[[Path], list[str]]):
+    """launch(out, *options, processes=1, before=""): a `Training` in the run folder `out`; `before` is code."""
     running = []
 
     def start(out: Path, *options: str, processes: int = 1, before: str = "") -> Training:
-        arguments = f"--config demo --model.path {tiny_folder} --data.source {pictures} --out {out} --device cpu"
-        arguments += " --steps 4 --save_every 2 --sample_every 0 --optim.warmup_steps 1 --data.packs_per_step 2"
-        arguments += " --data.tokens_per_pack 300 --data.vae_resize.max_size 32 --data.vae_resize.min_size 16"
         out.mkdir(parents=True, exist_ok=True)
-        running.append(Training([*arguments.split(), *options], out / "said.txt", processes, before))
+        running.append(Training([*arguments(out), *options], out / "said.txt", processes, before))
         return running[-1]
 
     yield start

@@ -1,0 +1,283 @@
+"""A run that is killed, stopped or out of disk goes on with the same command as if nothing had happened."""
+
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from reca_fast.checkpoints import CheckpointStore, SavedWeights
+from reca_fast.errors import UserError
+
+FULL = ["--steps", "6", "--save_every", "2", "--optim.ema_decay", "0.5"]
+
+
+@pytest.fixture(scope="module")
+def whole(train, tmp_path_factory):
+    """(run folder, metrics) of six steps in one go."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return out, train(out, *FULL)
+
+
+@pytest.fixture
+def half(whole, tmp_path: Path) -> Path:
+    """A run folder that was left after step 4, with the metrics of a fifth step that was not saved."""
+    out = tmp_path / "run"
+    shutil.copytree(whole[0], out)
+    shutil.rmtree(out / "checkpoints" / "step-0000006")
+    lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (out / "metrics.jsonl").write_text("".join(lines[:5]))
+    return out
+
+
+def course(metrics: list[dict]) -> list[tuple]:
+    """What must not depend on interruptions, bit for bit."""
+    return [(line["step"], line["loss"], line["grad_norm"], line["lr"], line["images"]) for line in metrics]
+
+
+def names(out: Path) -> list[str]:
+    return sorted(path.name for path in (out / "checkpoints").iterdir())
+
+
+KILL = "import os, signal, pathlib, torch\nkill = lambda: os.kill(os.getpid(), signal.SIGKILL)\ncalls = 0\n"
+KILLED = {
+    # where kill -9 falls: (code that brings it about, what it leaves behind)
+    "in the backward pass of step 4": (
+        KILL
+        + """
+backward = torch.Tensor.backward
+def killed(*args, **more):
+    global calls
+    calls += 1  # two packs a step
+    kill() if calls == 8 else backward(*args, **more)
+torch.Tensor.backward = killed
+""",
+        ["step-0000002"],
+    ),
+    "while the shards of step 4 are written": (
+        KILL
+        + """
+from torch.distributed.checkpoint import FileSystemWriter
+finish = FileSystemWriter.finish
+def killed(*args, **more):
+    global calls
+    calls += 1
+    kill() if calls == 2 else finish(*args, **more)
+FileSystemWriter.finish = killed
+""",
+        [".step-0000004.partial", "step-0000002"],
+    ),
+    "between the save and the rename of step 4": (
+        KILL
+        + """
+rename = pathlib.Path.rename
+pathlib.Path.rename = lambda path, to: kill() if path.name == ".step-0000004.partial" else rename(path, to)
+""",
+        [".step-0000004.partial", "step-0000002"],
+    ),
+    "while step 2 is removed in favour of step 6": (
+        KILL
+        + """
+import shutil
+rmtree = shutil.rmtree
+def killed(path, **more):
+    if str(path).endswith(".removed"):
+        (path / ".metadata").unlink()
+        kill()
+    rmtree(path, **more)
+shutil.rmtree = killed
+""",
+        [".step-0000002.removed", "step-0000004", "step-0000006"],
+    ),
+}
+
+
+@pytest.mark.parametrize("where", KILLED)
+def test_kill_nine_changes_nothing(where, whole, launch, train, tmp_path):
+    code, left = KILLED[where]
+    killed = launch(tmp_path, *FULL, before=code)
+    assert killed.wait() == -signal.SIGKILL, killed.said
+    assert names(tmp_path) == left
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "loss": 1.2')  # what a kill in the middle of a write would leave
+
+    assert course(train(tmp_path, *FULL)) == course(whole[1])
+    assert names(tmp_path) == ["step-0000004", "step-0000006"]
+    for section in ("model", "average"):
+        ours, theirs = (SavedWeights(out / "checkpoints/step-0000006", section) for out in (tmp_path, whole[0]))
+        assert list(ours) == list(theirs)
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_kill_from_outside_while_saving(whole, launch, train, tmp_path):
+    slow = "import torch.distributed.checkpoint as dcp, time\nsave = dcp.save\n"
+    slow += "dcp.save = lambda *args, **more: (save(*args, **more), time.sleep(30))\n"
+    running = launch(tmp_path, *FULL, before=slow)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("checkpoints/.step-*.partial")):
+        assert time.monotonic() < deadline, running.said
+        time.sleep(0.01)
+    running.kill()
+    assert course(train(tmp_path, *FULL)) == course(whole[1])
+    assert names(tmp_path) == ["step-0000004", "step-0000006"]
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 0), ("SIGINT", 130)])
+def test_a_signal_finishes_the_step_and_saves(number, code, whole, launch, train, tmp_path):
+    running = launch(tmp_path, *FULL, before=at_step(3, f"os.kill(os.getpid(), signal.{number})"))
+    assert running.wait() == code, running.said
+    assert "Step 3: stopped, the same command goes on from here" in running.said
+    assert "Traceback" not in running.said
+    assert names(tmp_path) == ["step-0000002", "step-0000003"]
+    assert course(train(tmp_path, *FULL)) == course(whole[1])
+
+
+def test_a_second_ctrl_c_ends_at_once(launch, tmp_path):
+    twice = "[os.kill(os.getpid(), signal.SIGINT) for _ in range(2)]"
+    running = launch(tmp_path, *FULL, before=at_step(3, twice))
+    assert running.wait() == -signal.SIGINT
+    assert "Traceback" not in running.said
+    assert names(tmp_path) == ["step-0000002"]
+
+
+def at_step(number: int, action: str) -> str:
+    """Code that does something in the middle of a step."""
+    return f"""
+import os, signal, torch
+update, calls = torch.optim.AdamW.step, 0
+def step(*args, **more):
+    global calls
+    calls += 1
+    if calls == {number}:
+        {action}
+    return update(*args, **more)
+torch.optim.AdamW.step = step
+"""
+
+
+def test_a_full_disk_is_one_sentence_and_costs_nothing(whole, half, launch, train):
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))"  # shards are larger
+    full = launch(half, *FULL, before=limit)
+    assert full.wait() == 2, full.said
+    *_, sentence = full.said.splitlines()
+    assert sentence.startswith("reca-fast: Checkpoint ") and "step-0000006 could not be saved" in sentence
+    assert "a file was not taken in full, as on a full disk" in sentence and "step-0000004. Free some space" in sentence
+    assert "Traceback" not in full.said
+    assert names(half) == ["step-0000004"]
+    assert course(train(half, *FULL)) == course(whole[1])
+
+
+@pytest.mark.parametrize("bytes_left", [0, 1500])
+def test_metrics_on_a_full_disk_are_one_sentence(bytes_left, half, launch):
+    """Without a byte left nothing can be opened; with some, TensorBoard's own thread or the metrics fail later."""
+    size = (half / "metrics.jsonl").stat().st_size + bytes_left
+    full = launch(half, *FULL, before=f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))")
+    assert full.wait() == 2, full.said
+    assert full.said.splitlines()[-1].startswith("reca-fast: "), full.said
+    assert "Traceback" not in full.said, full.said
+
+
+def test_a_run_folder_that_cannot_be_created_is_one_sentence(reca_fast, arguments, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "The run folder cannot be written" in reca_fast("train", *arguments(tmp_path / "file" / "run")).sentence
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "__0_0.distcp").open("ab").truncate(1000),
+        lambda folder: (folder / "__0_0.distcp").unlink(),
+        lambda folder: (folder / ".metadata").unlink(),
+        lambda folder: (folder / "run_state.json").write_text('{"step": 6, '),
+        lambda folder: (folder / "run_state.json").unlink(),
+    ],
+    ids=["shard cut", "shard gone", "metadata gone", "state cut", "state gone"],
+)
+def test_a_damaged_checkpoint_is_never_picked(damage, whole, tmp_path):
+    shutil.copytree(whole[0] / "checkpoints", tmp_path / "checkpoints")
+    store = CheckpointStore(tmp_path / "checkpoints")
+    assert store.latest() == (6, tmp_path / "checkpoints" / "step-0000006")
+    damage(tmp_path / "checkpoints" / "step-0000006")
+    assert store.latest() == (4, tmp_path / "checkpoints" / "step-0000004")
+
+
+def test_a_damaged_checkpoint_is_named_and_replaced(whole, half, train):
+    damaged = half / "checkpoints" / "step-0000006"
+    shutil.copytree(half / "checkpoints" / "step-0000004", damaged)
+    (damaged / ".metadata").unlink()
+    assert course(train(half, *FULL)) == course(whole[1])
+    assert "step-0000006 is damaged" in (half / "said.txt").read_text()
+    assert CheckpointStore(half / "checkpoints").latest() == (6, damaged)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--resume", "false"], "--resume is false"),
+        (["--data.packs_per_step", "1"], "data.packs_per_step 2, now it is 1"),
+        (["--model.freeze_und", "false"], "model.freeze_und=True, now it is False"),
+        (["--optim.ema_decay", "0"], "optim.ema_decay"),
+    ],
+)
+def test_what_cannot_be_resumed_is_refused(options, says, half, reca_fast, arguments):
+    said = reca_fast("train", *arguments(half), *FULL, *options)
+    assert says in said.sentence
+
+
+def test_other_data_is_refused(half, reca_fast, arguments, pictures, tmp_path):
+    fewer = tmp_path / "fewer"
+    shutil.copytree(pictures, fewer)
+    (fewer / "00.png").unlink()
+    said = reca_fast("train", *arguments(half), *FULL, "--data.source", fewer)
+    assert "24 records, data.source now has 23" in said.sentence
+
+
+def test_the_average_is_exported(whole, reca_fast, tmp_path):
+    """Also: live and average differ, or this would show nothing."""
+    from safetensors.torch import load_file
+
+    for weights in ("live", "average"):
+        assert reca_fast("export", whole[0], tmp_path / weights, "--weights", weights).code == 0
+    live, average = (load_file(tmp_path / weights / "ema.safetensors") for weights in ("live", "average"))
+    key = "language_model.model.layers.0.mlp_moe_gen.gate_proj.weight"
+    saved = SavedWeights(whole[0] / "checkpoints/step-0000006", "average")
+    assert torch.equal(average[key], saved["layers.0.gen.gate_proj.weight"])
+    assert not torch.equal(live[key], average[key])
+
+
+def test_a_failed_save_keeps_what_was_there(tmp_path, monkeypatch):
+    store = CheckpointStore(tmp_path, keep=2)
+    store.save(1, {"model": {"weight": torch.ones(3)}}, {"step": 1})
+
+    def no_space(*args, **more):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.distributed.checkpoint.save", no_space)
+    with pytest.raises(
+        UserError, match=r"step-0000002 could not be saved .*No space left.* whole one is .*step-0000001"
+    ):
+        store.save(2, {"model": {"weight": torch.ones(3)}}, {"step": 2})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-0000001"]
+
+
+def test_keep_removes_the_oldest(tmp_path):
+    store = CheckpointStore(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        store.save(step, {"model": {"weight": torch.full((2,), float(step))}}, {"step": step})
+    assert [step for step, _ in store.whole()] == [2, 3]
+    tensors = {"model": {"weight": torch.zeros(2)}}
+    assert store.load(tmp_path / "step-0000002", tensors)["step"] == 2
+    assert tensors["model"]["weight"].tolist() == [2.0, 2.0]
+
+
+def test_saving_says_nothing(tmp_path, recwarn):
+    """DCP's remarks about torch.distributed are no news to a user of one process."""
+    store = CheckpointStore(tmp_path)
+    folder = store.save(1, {"model": {"weight": torch.ones(3)}}, {"step": 1})
+    store.load(folder, {"model": {"weight": torch.zeros(3)}})
+    SavedWeights(folder, "model")["weight"]
+    assert [str(warning.message) for warning in recwarn] == []
+    assert json.loads((folder / "run_state.json").read_text())["step"] == 1
