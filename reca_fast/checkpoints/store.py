@@ -203,4 +203,6 @@ def _reason(error: BaseException) -> str:
         error = first[0] if isinstance(first, tuple) else first
     while error.__cause__ is not None:
         error = error.__cause__
+    if "inline_container" in str(error):  # torch's zip writer found its file shorter than what it wrote
+        return "a file was not taken in full, as on a full disk"
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -42,6 +42,9 @@ def load_run(run: "Run") -> None:
     """Go on from the newest whole checkpoint, when there is one and the configuration allows it."""
     run.store.sweep()
     newest = run.store.latest()
+    for step, path in run.store.named():
+        if newest is None or step > newest[0]:
+            run.telemetry.console.print(f"{path} is damaged and left aside.")
     if newest is None or not run.config.resume:
         if newest is not None:
             raise UserError(
