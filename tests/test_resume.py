@@ -170,13 +170,21 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(whole, half, launch, trai
     assert course(train(half, *FULL)) == course(whole[1])
 
 
-@pytest.mark.parametrize("bytes_left", [0, 1500])
-def test_metrics_on_a_full_disk_are_one_sentence(bytes_left, half, launch):
-    """Without a byte left nothing can be opened; with some, TensorBoard's own thread or the metrics fail later."""
-    size = (half / "metrics.jsonl").stat().st_size + bytes_left
-    full = launch(half, *FULL, before=f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))")
+SMALL = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))"
+NO_EVENTS = """
+from tensorboard.summary.writer.record_writer import RecordWriter
+def write(*args):
+    raise OSError(28, "No space left on device")
+RecordWriter.write = write
+"""
+
+
+@pytest.mark.parametrize("code", [SMALL, NO_EVENTS], ids=["metrics.jsonl", "TensorBoard's thread"])
+def test_logs_on_a_full_disk_are_one_sentence(code, half, launch):
+    size = (half / "metrics.jsonl").stat().st_size - 50  # room for four lines of metrics, not for five
+    full = launch(half, *FULL, before=code.format(size))
     assert full.wait() == 2, full.said
-    assert full.said.splitlines()[-1].startswith("reca-fast: "), full.said
+    assert full.said.splitlines()[-1].startswith("reca-fast: The run folder cannot be written"), full.said
     assert "Traceback" not in full.said, full.said
 
 

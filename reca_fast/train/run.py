@@ -1,6 +1,7 @@
 """From a configuration to a running loop."""
 
 import errno
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -20,8 +21,10 @@ from .loop import Run, train
 from .telemetry import Telemetry
 from .wrap import compile_blocks, shard
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+UNWRITABLE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # full
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST),  # forbidden, or a file in the way
+}
 
 
 def check_config(config: RunConfig, world: int) -> None:
@@ -90,12 +93,21 @@ def run(config: RunConfig) -> None:
 @contextmanager
 def full_disks_are_user_errors() -> Iterator[None]:
     """One sentence for a run folder that cannot be written, whichever file meets it first."""
+    hook = threading.excepthook
+    # TensorBoard writes in a thread and raises the same error once more where the metrics are logged.
+    threading.excepthook = lambda args: None if _is_unwritable(args.exc_value) else hook(args)
     try:
         yield
     except OSError as error:
-        if error.errno not in (*FULL, *FORBIDDEN):
+        if not _is_unwritable(error):
             raise
         raise UserError(
             f"The run folder cannot be written ({error}). What is saved stays; free some space, or set --out to "
             "another folder, and start the same command again."
         ) from None
+    finally:
+        threading.excepthook = hook
+
+
+def _is_unwritable(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in UNWRITABLE
