@@ -112,7 +112,7 @@ def test_the_checkout_holds_no_package_named_kernels() -> None:
 
 PROBE = """
 import importlib.util, sys
-import reca_fast.kernels, reca_fast.models.bagel
+import reca_fast.kernels
 from transformers.utils import import_utils
 spec = importlib.util.find_spec("kernels")
 assert spec is None or spec.origin is None or "site-packages" in spec.origin, spec
