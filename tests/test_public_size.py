@@ -1,4 +1,4 @@
-"""The real 14B training step, at true shapes, on fake tensors: nothing is allocated, every operation is really called."""
+"""The real 14B training step, at true shapes, on fake tensors: nothing is allocated, every operation is called."""
 
 import pytest
 import torch

@@ -119,7 +119,7 @@ def test_truncated_file(length, copy) -> None:
 @pytest.mark.parametrize("name", ["llm_config.json", "vit_config.json", "ema.safetensors", "ae.safetensors"])
 def test_missing_file(name, copy) -> None:
     (copy / name).unlink()
-    with pytest.raises(UserError, match=rf"{name} is missing|no VAE at .*/{name}"):
+    with pytest.raises(UserError, match=rf"{name} is missing"):
         check_checkpoint(copy)
 
 

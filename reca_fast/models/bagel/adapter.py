@@ -12,6 +12,7 @@ from reca_fast.data.samples import SampleBuilder
 from reca_fast.errors import UserError
 from reca_fast.flow import I2T, Sample
 from reca_fast.kernels import choose_backend, flow_interpolate
+from reca_fast.models.safetensors_files import stored_shapes
 from reca_fast.objectives import flow_loss_by_task, next_token_loss, shifted_logit_normal
 
 from .batch import BagelBatch
@@ -23,7 +24,7 @@ from .model import Bagel
 from .sampling import Condition, sample_latents
 from .tokenizer import load_tokenizer
 from .vae import VAE, VAEConfig, encode_pictures, load_vae, patchify_latents, unpatchify_latents
-from .weights import WEIGHTS_FILE, check_keys, load_weights, stored_shapes
+from .weights import WEIGHTS_FILE, check_keys, load_weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

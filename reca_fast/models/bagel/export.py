@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from reca_fast.errors import UserError
+from reca_fast.models.safetensors_files import open_safetensors
 
 from .config import BagelConfig
 from .model import Bagel
 from .names import public_name
-from .weights import WEIGHTS_FILE, check_keys, open_weights
+from .weights import WEIGHTS_FILE, check_keys
 
 SAFETENSORS_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 
@@ -63,7 +64,7 @@ def _write_weights(
     safetensors' own writer wants all tensors in memory at once, 29 GB for the real model; the format is a length, a
     JSON header and the bytes, so it is written here.
     """
-    with open_weights(base) as source:
+    with open_safetensors(base) as source:
         keys = sorted(source.keys())
         header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
         end = 0

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reca_fast.errors import UserError, did_you_mean
+from reca_fast.models.safetensors_files import check_layout, open_safetensors, stored_shapes
 
 PIXELS_PER_BATCH = 4 * 1024 * 1024
 """How many pixels are encoded at once: the widest activation of the public VAE takes 512 bytes a pixel in fp32."""
@@ -187,18 +187,13 @@ def load_vae(
     Raises UserError when the file is absent or unreadable, or when a tensor is missing, unexpected or misshapen.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"There is no VAE at {path}; a BAGEL folder holds it under that name.")
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (not a dict)
-            with torch.device("meta"):
-                vae = VAE(config, with_decoder=any(key.startswith("decoder.") for key in shapes))
-            table, empty = key_table(vae), vae.state_dict()
-            _check_layout(path, {key: _file_shape(own, empty[own]) for key, own in table.items()}, shapes)
-            weights = {own: file.get_tensor(key).to(dtype).view(empty[own].shape) for key, own in table.items()}
-    except SafetensorError as error:
-        raise UserError(f"{path} is not a readable safetensors file ({error}); fetch it again.") from error
+    with open_safetensors(path, str(device)) as file:
+        shapes = stored_shapes(path)
+        with torch.device("meta"):
+            vae = VAE(config, with_decoder=any(key.startswith("decoder.") for key in shapes))
+        table, empty = key_table(vae), vae.state_dict()
+        check_layout(path, {key: _file_shape(own, empty[own]) for key, own in table.items()}, shapes)
+        weights = {own: file.get_tensor(key).to(dtype).view(empty[own].shape) for key, own in table.items()}
     vae.load_state_dict(weights, assign=True)
     return vae.requires_grad_(False).eval()
 
@@ -208,25 +203,6 @@ def save_vae(vae: VAE, path: str | Path) -> None:
     state = vae.state_dict()
     tensors = {key: state[own].detach().cpu().view(_file_shape(own, state[own])) for key, own in key_table(vae).items()}
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
-
-
-def _check_layout(path: Path, wanted: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]]) -> None:
-    """Raise UserError that names the first keys at fault and how many there are."""
-    faults = {
-        "missing": sorted(wanted.keys() - found.keys()),
-        "unexpected": sorted(found.keys() - wanted.keys()),
-        "misshapen": [
-            f"{key} {list(found[key])} instead of {list(shape)}"
-            for key, shape in sorted(wanted.items())
-            if key in found and list(found[key]) != list(shape)
-        ],
-    }
-    said = [f"{len(keys)} {kind} ({', '.join(keys[:3])})" for kind, keys in faults.items() if keys]
-    if said:
-        raise UserError(
-            f"{path} does not fit this VAE's config, tensors: {'; '.join(said)}; "
-            "take the ae.safetensors that belongs to the checkpoint, or correct vae_config in its config.json."
-        )
 
 
 def patchify_latents(latents: Tensor, p: int = 2) -> Tensor:

@@ -8,12 +8,11 @@ to its device (or its shard) on its own. Host memory therefore stays near the fi
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from reca_fast.errors import UserError
+from reca_fast.models.safetensors_files import check_layout, open_safetensors, stored_shapes
 
 from .model import Bagel
 from .names import TABLES, public_names
@@ -21,45 +20,12 @@ from .names import TABLES, public_names
 WEIGHTS_FILE = "ema.safetensors"
 
 
-def open_weights(path: Path):
-    """A memory-mapped safetensors file; a missing or damaged one is a UserError that names it."""
-    try:
-        return safe_open(path, framework="pt")
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; a BAGEL folder holds its weights under that name.") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error}); download it again.") from None
-
-
-def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Key -> shape of everything in a safetensors file; only its header is read."""
-    with open_weights(path) as file:
-        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-
-
 def check_keys(model: Bagel, path: Path) -> None:
-    """Refuse a file whose keys or shapes differ from the model's, naming the first few."""
+    """Refuse a file whose keys or shapes differ from the model's. The two position tables may be there or not."""
     parameters = dict(model.named_parameters())
     expected = {key: tuple(parameters[name].shape) for key, name in public_names(parameters).items()}
     found = {key: shape for key, shape in stored_shapes(path).items() if key not in TABLES}
-    faults = {
-        "missing": sorted(expected.keys() - found.keys()),
-        "unexpected": sorted(found.keys() - expected.keys()),
-        "misshapen": [
-            f"{key} {list(found[key])} instead of {list(shape)}"
-            for key, shape in expected.items()
-            if key in found and found[key] != shape
-        ],
-    }
-    said = [
-        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-        for kind, keys in faults.items()
-        if keys
-    ]
-    if said:
-        raise UserError(
-            f"{path} does not fit the configuration beside it: {'; '.join(said)}. Take both from one model."
-        )
+    check_layout(path, expected, found)
 
 
 def _local_part(parameter: Tensor, tensor_slice) -> Tensor:
@@ -87,7 +53,7 @@ def load_weights(
     """
     check_keys(model, path)
     parameters = dict(model.named_parameters())
-    with open_weights(path) as file:
+    with open_safetensors(path) as file:
         for key, name in public_names(parameters).items():
             parameter = parameters[name]
             dtype = trained_dtype if parameter.requires_grad else frozen_dtype
