@@ -105,6 +105,11 @@ class Processes:
         # After an error the group is left as it is: taking it down could wait for a process that has already gone.
         elif self.world > 1 and not self._first_to_fail():
             raise SystemExit(130 if kind is KeyboardInterrupt else 2) from None
+        elif isinstance(error, dist.DistError) or (kind is RuntimeError and "gloo" in str(error)):
+            raise UserError(
+                "Another process is gone, or cannot be reached: look for the first message above, or for a lack of "
+                f"memory. The same command goes on from the last checkpoint ({str(error).splitlines()[0]})."
+            ) from None
 
     def _first_to_fail(self) -> bool:
         assert self._store is not None
