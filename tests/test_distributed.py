@@ -1,0 +1,218 @@
+"""Several processes train what one process trains: sums over processes, shards, replicas, changes of their number."""
+
+import math
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+SAME = 1e-5  # relative; fp32 sums in another order
+LONG = ["--data.packs_per_step", "4", "--data.tokens_per_pack", "200", "--optim.ema_decay", "0.5"]
+JOINT = [
+    *("--model.freeze_und", "false", "--data.text_dropout", "0.3"),
+    *("--data.tasks.i2t", "3", "--loss.i2t", "0.5", "--data.tasks.t2i", "1", "--loss.t2i", "1"),
+    *("--data.tokens_per_pack", "40"),
+]
+
+
+def assert_same(metrics: list[dict], others: list[dict], relative: float = SAME) -> None:
+    assert [line["step"] for line in metrics] == [line["step"] for line in others]
+    for line, other in zip(metrics, others, strict=True):
+        for name in ("loss", "grad_norm", "lr", "images", "tokens"):
+            assert math.isclose(line[name], other[name], rel_tol=relative), (line["step"], name, line, other)
+
+
+@pytest.fixture(scope="module")
+def alone(train, tmp_path_factory):
+    """(run folder, metrics) of one process: four steps of four packs, with a grid at the end."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    return out, train(out, *LONG, "--sample_every", "4", "--sample_count", "2", "--sampling.steps", "3")
+
+
+def test_two_processes_train_the_same(alone, train, tmp_path):
+    grid = ["--sample_every", "4", "--sample_count", "2", "--sampling.steps", "3"]
+    assert_same(train(tmp_path, *LONG, *grid, processes=2), alone[1])
+    ours, theirs = (Image.open(out / "samples" / "step-0000004.png") for out in (tmp_path, alone[0]))
+    assert ours.size == theirs.size
+    difference = [abs(a - b) for a, b in zip(ours.tobytes(), theirs.tobytes(), strict=True)]
+    assert max(difference) <= 1
+
+
+def test_replicas_of_shards_train_the_same(alone, train, tmp_path):
+    """HSDP: gradients are summed inside a replica and between replicas, never averaged."""
+    assert_same(train(tmp_path, *LONG, "--parallel.replicate", "2", processes=4), alone[1])
+
+
+def test_the_number_of_processes_may_change_on_resume(alone, train, tmp_path):
+    """2 -> 1 -> 2, a step each time at least; the schedule is constant, so --steps may grow."""
+    train(tmp_path, *LONG, "--steps", "2", processes=2)
+    train(tmp_path, *LONG, "--steps", "3")
+    assert_same(train(tmp_path, *LONG, processes=2), alone[1])
+
+
+TELL_KINDS = """
+from reca_fast.models.bagel.adapter import BagelAdapter
+loss_sums = BagelAdapter.loss_sums
+def told(self, batch, generator):
+    print("pack with pictures", len(batch.latent_shapes) > 0, "labels", batch.labels is not None)
+    return loss_sums(self, batch, generator)
+BagelAdapter.loss_sums = told
+"""
+
+
+def test_joint_training_on_packs_without_pictures(train, tmp_path):
+    """Packs so small that some hold no target picture, some no caption: FSDP2 still finds every gradient."""
+    ours = train(tmp_path / "two", *JOINT, processes=2, before=TELL_KINDS)
+    assert_same(ours, train(tmp_path / "one", *JOINT))
+    kinds = {line for line in (tmp_path / "two" / "said.txt").read_text().splitlines() if line.startswith("pack with")}
+    assert {"pack with pictures False labels True", "pack with pictures True labels False"} <= kinds
+
+
+def test_bf16_joint_training(train, tmp_path):
+    """Norm weights are bf16 inside FSDP2 and fp32 outside, so losses agree to the precision of bf16."""
+    options = [*JOINT, "--model.precision", "bf16"]
+    assert_same(train(tmp_path / "two", *options, processes=2), train(tmp_path / "one", *options), relative=2e-2)
+
+
+def one_sentence(training, code: int) -> str:
+    """What the processes said together: one line on an error, no traceback, whoever it came from."""
+    assert training.wait(60) == code, training.said
+    assert "Traceback" not in training.said
+    sentences = [line for line in training.said.splitlines() if line.startswith("reca-fast: ")]
+    assert len(sentences) == 1, training.said
+    return sentences[0]
+
+
+def test_an_error_of_all_processes_is_said_once(launch, tmp_path):
+    training = launch(tmp_path, "--data.packs_per_step", "3", processes=2)
+    assert "packs_per_step=3 cannot be shared by 2 processes" in one_sentence(training, 2)
+    assert [process.exitcode for process in training.processes] == [2, 2]
+
+
+def test_a_mistyped_option_is_said_once(launch, tmp_path):
+    assert "Did you mean 'steps'?" in one_sentence(launch(tmp_path, "--stepz", "3", processes=2), 2)
+
+
+def test_an_error_of_one_process_ends_the_others(launch, tmp_path):
+    code = """
+import os
+from reca_fast.data.loader import PackLoader
+from reca_fast.errors import UserError
+def broken(self):
+    raise UserError("The pictures of lane 1 are gone.")
+if os.environ["RANK"] == "1":
+    PackLoader.__next__ = broken
+"""
+    training = launch(tmp_path, processes=2, before=code)
+    assert one_sentence(training, 2) == "reca-fast: The pictures of lane 1 are gone."
+    assert [process.exitcode for process in training.processes] == [2, 2]
+
+
+def test_a_failed_save_of_one_process_fails_for_all(launch, tmp_path):
+    code = """
+import os, resource
+if os.environ["RANK"] == "1":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+"""
+    training = launch(tmp_path, processes=2, before=code)
+    assert "step-0000002 could not be saved" in one_sentence(training, 2)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_a_signal_to_one_process_stops_all(launch, tmp_path):
+    code = """
+import os, signal, torch
+update, calls = torch.optim.AdamW.step, 0
+def step(*args, **more):
+    global calls
+    calls += 1
+    if calls == 2 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return update(*args, **more)
+torch.optim.AdamW.step = step
+"""
+    stopped = launch(tmp_path, "--save_every", "0", processes=2, before=code)
+    assert stopped.wait() == 0, stopped.said
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-0000002"]
+
+
+def test_a_killed_process_does_not_hang_the_others(launch, tmp_path):
+    code = """
+import os, signal, torch
+if os.environ["RANK"] == "1":
+    torch.optim.AdamW.step = lambda *args, **more: os.kill(os.getpid(), signal.SIGKILL)
+"""
+    training = launch(tmp_path, processes=2, before=code)
+    assert "Another process is gone" in one_sentence(training, 2)
+    assert training.processes[1].exitcode == -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory) -> Path:
+    """A checkpoint of 100 MB."""
+    from reca_fast.models.bagel.tiny import write_tiny_checkpoint
+
+    folder = tmp_path_factory.mktemp("large")
+    write_tiny_checkpoint(folder, hidden_size=512, intermediate_size=1024, layers=6)
+    return folder
+
+
+MEMORY = """
+import gc, sys, torch
+from pathlib import Path
+from reca_fast.config import ModelConfig
+from reca_fast.models import open_adapter
+from reca_fast.models.bagel.weights import load_weights
+from reca_fast.train.distributed import Processes
+from reca_fast.train.wrap import shard
+
+def mb(key):
+    line = next(line for line in open("/proc/self/status") if line.startswith(key))
+    return int(line.split()[1]) / 1024
+
+with Processes() as processes:
+    processes.join("cpu")
+    adapter = open_adapter(ModelConfig(path="{folder}", precision="fp32"))
+    if processes.mesh is not None:
+        shard(adapter.module, adapter.blocks(), processes.mesh, adapter.dtype)
+    before = mb("RssAnon"), mb("VmRSS")
+    load_weights(adapter.module, Path("{folder}") / "ema.safetensors", device="cpu",
+                 trained_dtype=torch.float32, frozen_dtype=torch.float32)
+    print("grown", mb("RssAnon") - before[0], mb("VmRSS") - before[1])
+sys.exit(0)
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_loading_takes_the_memory_of_a_shard(processes, large, launch, tmp_path):
+    """Copies are made of this process's part of the trained half only; the rest is the file's own pages."""
+    file = (large / "ema.safetensors").stat().st_size / 2**20
+    assert file > 100
+    training = launch(tmp_path, processes=processes, before=MEMORY.format(folder=large))
+    assert training.wait() == 0, training.said
+    grown = [line.split()[1:] for line in training.said.splitlines() if line.startswith("grown")]
+    assert len(grown) == processes
+    for anonymous, resident in grown:
+        assert float(anonymous) < 0.5 * file / processes + 12  # allocator slack
+        assert float(resident) < 1.2 * file
+
+
+def test_gradients_are_summed_not_averaged():
+    """The loss is divided by the global token count already."""
+    from torch import nn
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule
+
+    from reca_fast.train.wrap import shard
+
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        shard(module, [module[0]], init_device_mesh("cpu", (1,), mesh_dim_names=("shard",)), torch.float32)
+        for unit in (module, module[0]):
+            assert isinstance(unit, FSDPModule)
+            assert unit._get_fsdp_state()._fsdp_param_group.gradient_divide_factor == 1.0
+    finally:
+        torch.distributed.destroy_process_group()
