@@ -100,7 +100,11 @@ def test_a_truncated_tar_keeps_its_complete_members(tmp_path: Path, length: int)
     with pytest.warns(UserWarning, match=r"cut\.tar is cut off"):
         source = opened(tmp_path)
     assert [source.key(i) for i in range(len(source))] == [
-        "cut.tar/a.png", "cut.tar/b.png", "good.tar/a.png", "good.tar/b.png", "good.tar/c.png",
+        "cut.tar/a.png",
+        "cut.tar/b.png",
+        "good.tar/a.png",
+        "good.tar/b.png",
+        "good.tar/c.png",
     ]
     assert source.damaged == [str(tmp_path / "cut.tar")]
 

@@ -1,39 +1,9 @@
 """The loop, on one screen."""
 
-from dataclasses import dataclass
-from typing import Any
-
-import torch
-
-from reca_fast.checkpoints import CheckpointStore
-from reca_fast.config import RunConfig
-from reca_fast.data.loader import PackLoader
-from reca_fast.models import Adapter
-from reca_fast.optim import MovingAverage
-
-from .distributed import Processes
-from .grids import GridWriter
 from .signals import StopRequest
-from .state import load_run, save_run
+from .state import Run, load_run, save_run
 from .step import train_step
-from .telemetry import Telemetry
 from .wrap import whole_root
-
-
-@dataclass
-class Run:
-    """Everything that a run holds; `step` counts the updates made."""
-
-    config: RunConfig
-    processes: Processes
-    adapter: Adapter
-    optimizer: torch.optim.Optimizer
-    average: MovingAverage | None
-    loader: PackLoader[Any]
-    store: CheckpointStore
-    telemetry: Telemetry
-    grids: GridWriter
-    step: int = 0
 
 
 def train(run: Run) -> None:

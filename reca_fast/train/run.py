@@ -17,7 +17,8 @@ from reca_fast.optim import MovingAverage, make_optimizer
 
 from .distributed import Processes
 from .grids import GridWriter, pick_samples
-from .loop import Run, train
+from .loop import train
+from .state import Run
 from .telemetry import Telemetry
 from .wrap import compile_blocks, shard
 
@@ -43,6 +44,8 @@ def check_config(config: RunConfig, world: int) -> None:
             f"data.packs_per_step={config.data.packs_per_step} cannot be shared by {world} processes; "
             f"set it to a multiple of {world}."
         )
+    if config.sample_every and config.sampling.steps < 2:
+        raise UserError(f"sampling.steps={config.sampling.steps}: at least 2 points of time are needed for grids.")
     for option in ("steps", "keep"):
         if getattr(config, option) < 1:
             raise UserError(f"{option}={getattr(config, option)}: at least 1 is needed.")

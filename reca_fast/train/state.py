@@ -1,9 +1,9 @@
-"""What resuming needs, in one place: trained weights, moments, average, data position, counters, every RNG."""
+"""A run, and what resuming it needs: trained weights, moments, average, data position, counters, every RNG."""
 
 import base64
 import random
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,15 +15,37 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from reca_fast import __version__
+from reca_fast.checkpoints import CheckpointStore
+from reca_fast.config import RunConfig
+from reca_fast.data.loader import PackLoader
 from reca_fast.errors import UserError
+from reca_fast.models import Adapter
+from reca_fast.optim import MovingAverage
 
-if TYPE_CHECKING:
-    from .loop import Run
+from .distributed import Processes
+from .grids import GridWriter
+from .telemetry import Telemetry
 
 _TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True)
 
 
-def save_run(run: "Run") -> None:
+@dataclass
+class Run:
+    """Everything that a run holds; `step` counts the updates made."""
+
+    config: RunConfig
+    processes: Processes
+    adapter: Adapter
+    optimizer: torch.optim.Optimizer
+    average: MovingAverage | None
+    loader: PackLoader[Any]
+    store: CheckpointStore
+    telemetry: Telemetry
+    grids: GridWriter
+    step: int = 0
+
+
+def save_run(run: Run) -> None:
     """Write a checkpoint after `run.step` updates; all processes call it."""
     lanes = {lane: state for part in run.processes.gather(run.loader.state_dict()) for lane, state in part.items()}
     generators = run.processes.gather(_generators())
@@ -38,7 +60,7 @@ def save_run(run: "Run") -> None:
     run.store.save(run.step, _tensors(run), state)
 
 
-def load_run(run: "Run") -> None:
+def load_run(run: Run) -> None:
     """Go on from the newest whole checkpoint, when there is one and the configuration allows it."""
     run.store.sweep()
     newest = run.store.latest()
@@ -63,7 +85,7 @@ def load_run(run: "Run") -> None:
     run.step = step
 
 
-def _check_same_run(saved: dict[str, Any], run: "Run") -> None:
+def _check_same_run(saved: dict[str, Any], run: Run) -> None:
     for key, option in (("model.freeze_und", "freeze_und"), ("model.precision", "precision")):
         before, now = saved["config"]["model"][option], getattr(run.config.model, option)
         if before != now:
@@ -72,7 +94,7 @@ def _check_same_run(saved: dict[str, Any], run: "Run") -> None:
         raise UserError("The saved run and this one differ in optim.ema_decay being 0; set it back to resume.")
 
 
-def _tensors(run: "Run") -> dict[str, Any]:
+def _tensors(run: Run) -> dict[str, Any]:
     tensors: dict[str, Any] = {
         "model": get_model_state_dict(run.adapter.module, options=_TRAINED_ONLY),
         "optimizer": get_optimizer_state_dict(run.adapter.module, run.optimizer, options=_TRAINED_ONLY),
