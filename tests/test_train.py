@@ -1,0 +1,206 @@
+"""The training run: what it refuses, what it reports, the compiled step, and the parts of an update."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from reca_fast.config import OptimConfig, RunConfig
+from reca_fast.errors import UserError
+from reca_fast.optim import MovingAverage, clip_gradients, learning_rate, make_optimizer
+from reca_fast.train.peaks import peak_flops
+from reca_fast.train.run import check_config
+
+
+@pytest.fixture(scope="module")
+def shown(train, tmp_path_factory):
+    """(run folder, metrics, output) of a run with everything that can be looked at."""
+    out = tmp_path_factory.mktemp("shown") / "run"
+    metrics = train(out, "--profile", "--sample_every", "4", "--sample_count", "2", "--sampling.steps", "3")
+    return out, metrics, (out / "said.txt").read_text()
+
+
+def test_the_progress_line(shown):
+    first = shown[2].splitlines()[0]
+    for word in ("step 1/4", "loss ", " images/s", " tokens/s", " GB", "MFU n/a", "ETA "):
+        assert word in first
+
+
+def test_metrics_are_lines_of_json(shown):
+    out, metrics, _ = shown
+    assert [line["step"] for line in metrics] == [1, 2, 3, 4]
+    for line in metrics:
+        assert line["loss"] == line["loss_reca"] > 0 and line["grad_norm"] > 0
+        assert line["images_per_s"] > 0 and line["tokens_per_s"] > 0 and line["memory_gb"] > 0
+        assert line["mfu"] is None  # nobody knows the peak of a CPU
+    assert [line["lr"] for line in metrics] == [0, 1e-4, 1e-4, 1e-4]
+    assert (out / "loss.png").stat().st_size > 0
+
+
+def test_tensorboard_has_the_same_numbers(shown):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out, metrics, _ = shown
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    assert {"loss", "loss_reca", "grad_norm", "lr", "images_per_s", "tokens_per_s"} <= set(events.Tags()["scalars"])
+    logged = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert logged == [(line["step"], pytest.approx(line["loss"])) for line in metrics]
+
+
+def test_a_bare_profile_flag_writes_a_trace(shown):
+    (trace,) = (shown[0] / "profile").glob("*.json")
+    assert "ProfilerStep#2" in trace.read_text()  # counted from 0: the third step
+
+
+def test_the_grid_has_originals_above_reconstructions(shown):
+    from PIL import Image
+
+    with Image.open(shown[0] / "samples" / "step-0000004.png") as sheet:
+        assert sheet.height > 2 * 16 and sheet.width > 2 * 16
+    assert len(list((shown[0] / "samples").iterdir())) == 1
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_unsaved(reca_fast, arguments, tmp_path, monkeypatch):
+    from reca_fast.models.bagel.adapter import BagelAdapter
+
+    loss_sums, calls = BagelAdapter.loss_sums, []
+
+    def broken(self, batch, generator):
+        calls.append(batch)
+        sums = loss_sums(self, batch, generator)
+        return {task: total * math.nan for task, total in sums.items()} if len(calls) == 5 else sums
+
+    monkeypatch.setattr(BagelAdapter, "loss_sums", broken)
+    sentence = reca_fast("train", *arguments(tmp_path), "--log_every", "10").sentence
+    assert "loss nan" in sentence and "Nothing of it was saved" in sentence and "--optim.lr" in sentence
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-0000002"]
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [2]
+
+
+# The real backend needs a C++ compiler and minutes; this one traces and differentiates the same graphs.
+TRACED = """
+import functools, importlib
+run = importlib.import_module("reca_fast.train.run")
+run.compile_blocks = functools.partial(run.compile_blocks, backend="aot_eager")
+"""
+
+
+def test_compiled_blocks_train_the_same_and_compile_once(train, tmp_path):
+    """Pictures of 24 shapes: every batch has other lengths, none has a graph of its own."""
+    options = ["--steps", "8", "--save_every", "0", "--optim.lr", "1e-3"]
+    compiled = train(tmp_path / "compiled", *options, "--model.compile", "true", before=TRACED)
+    eager = train(tmp_path / "eager", *options)
+    for line, other in zip(compiled, eager, strict=True):
+        assert math.isclose(line["loss"], other["loss"], rel_tol=1e-5)
+        assert math.isclose(line["grad_norm"], other["grad_norm"], rel_tol=1e-5)
+    assert [line["recompiles"] for line in compiled] == [0] * 8
+    assert len({line["tokens"] for line in compiled}) > 4
+
+
+class Scale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return x * self.weight
+
+
+def test_graphs_are_counted():
+    from reca_fast.train.wrap import compile_blocks, compiled_graphs
+
+    blocks = [Scale(), Scale()]
+    compile_blocks(blocks, backend="eager")
+    before = compiled_graphs()
+    for rows in (4, 5, 6):
+        for block in blocks:
+            block(torch.randn(rows, 3))
+    assert compiled_graphs() - before == 1  # one for both blocks and all lengths
+    blocks[0](torch.randn(2, 4, 3))
+    assert compiled_graphs() - before == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"loss.i2t": 1.0, "data.tasks.i2t": 1.0}, "freeze_und"),
+        ({"data.tasks.t2i": 1.0}, "data.tasks.t2i and loss.t2i must both"),
+        ({"loss.reca": 0.0}, "data.tasks.reca and loss.reca must both"),
+        ({"data.packs_per_step": 3}, "multiple of 2"),
+        ({"steps": 0}, "steps=0"),
+        ({"keep": 0}, "keep=0"),
+    ],
+)
+def test_configurations_that_cannot_work(change, says):
+    config = RunConfig()
+    config.data.packs_per_step = 2
+    check_config(config, world=2)
+    for name, value in change.items():
+        *path, last = name.split(".")
+        part = config
+        for step in path:
+            part = getattr(part, step)
+        setattr(part, last, value)
+    with pytest.raises(UserError, match=says):
+        check_config(config, world=2)
+
+
+def test_the_learning_rate_warms_up_then_follows_its_schedule():
+    constant = OptimConfig(lr=2.0, warmup_steps=4)
+    assert [learning_rate(constant, step, 100) for step in (0, 1, 4, 99)] == [0, 0.5, 2.0, 2.0]
+    cosine = OptimConfig(lr=2.0, warmup_steps=4, schedule="cosine")
+    assert learning_rate(cosine, 4, 105) == 2.0
+    assert learning_rate(cosine, 54, 105) == pytest.approx(2.0 * 0.55)
+    assert learning_rate(cosine, 104, 105) == pytest.approx(0.2)
+    assert learning_rate(cosine, 500, 105) == pytest.approx(0.2)  # a run that was made longer
+
+
+def two_layers() -> nn.Module:
+    """The first layer is frozen."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    module[0].requires_grad_(False)
+    return module
+
+
+def test_the_optimizer_is_adamw_on_the_trained_half():
+    module, twin = two_layers(), two_layers()
+    ours = make_optimizer(module, OptimConfig(lr=0.1, weight_decay=0.1))
+    theirs = torch.optim.AdamW(twin[1].parameters(), lr=0.1, betas=(0.9, 0.95), eps=1e-15, weight_decay=0.1)
+    frozen = module[0].weight.clone()
+    for _ in range(3):
+        for model, optimizer in ((module, ours), (twin, theirs)):
+            optimizer.zero_grad()
+            model(torch.ones(2, 3)).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(module[1].weight, twin[1].weight)
+    assert torch.equal(module[0].weight, frozen) and module[0].weight not in ours.state
+
+
+def test_gradients_are_clipped_to_the_global_norm():
+    module = two_layers()
+    for largest, expected in ((0.5, 0.5), (0.0, 5.0), (10.0, 5.0)):
+        module[1].weight.grad = torch.zeros(3, 3)
+        module[1].weight.grad[0, 0] = 3.0
+        module[1].bias.grad = torch.tensor([4.0, 0.0, 0.0])
+        assert clip_gradients(module.parameters(), largest).item() == 5.0
+        norm = math.hypot(module[1].weight.grad.norm().item(), module[1].bias.grad.norm().item())
+        assert norm == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_moving_average_follows_the_trained_weights():
+    module = two_layers()
+    average = MovingAverage(module, 0.75)
+    assert set(average.average) == {"1.weight", "1.bias"}
+    before = module[1].bias.detach().clone()
+    with torch.no_grad():
+        module[1].bias.add_(1)
+    average.update()
+    torch.testing.assert_close(average.average["1.bias"], before + 0.25)
+
+
+def test_a_cpu_has_no_peak():
+    assert peak_flops(torch.device("cpu")) is None
