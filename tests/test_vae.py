@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from reca_fast.demo import photos
 from reca_fast.demo.photos import PHOTOS, write_crops
 from reca_fast.errors import UserError
-from reca_fast.models.bagel.tiny import TinyConfig
+from reca_fast.models.bagel.tiny_config import TinyConfig
 from reca_fast.models.bagel.vae import (
     VAE,
     VAEConfig,

@@ -6,16 +6,13 @@ group of attention heads starts out comparing positions. The generation half sti
 """
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .embeddings import TimestepEmbedder, sincos_table
-
-if TYPE_CHECKING:
-    from .tiny import TinyConfig
+from .tiny_config import TinyConfig
 
 SHARPNESS = 1.5
 """Weight of the norms of queries and keys: attention logits are its square times what unit weights would give."""
@@ -25,7 +22,7 @@ LONGEST_WAY = 64
 Weights = dict[str, Tensor]
 
 
-def tiny_weights(config: "TinyConfig", seed: int) -> Weights:
+def tiny_weights(config: TinyConfig, seed: int) -> Weights:
     """Every tensor of ema.safetensors, fp32, under its public key."""
     draw = torch.Generator().manual_seed(seed)
     weights = _understanding_expert(config, draw) | _vision(config, draw)
@@ -55,7 +52,7 @@ def _norm(into: Weights, name: str, width: int) -> None:
     into[f"{name}.weight"], into[f"{name}.bias"] = torch.ones(width), torch.zeros(width)
 
 
-def _understanding_expert(config: "TinyConfig", draw: torch.Generator) -> Weights:
+def _understanding_expert(config: TinyConfig, draw: torch.Generator) -> Weights:
     width, head = config.hidden_size, config.hidden_size // config.heads
     branch = 1 / math.sqrt(2 * config.layers)  # two branches a layer: all together double the residual stream
     und: Weights = {}
@@ -88,7 +85,7 @@ def _gen_key(key: str) -> str:
     return f"{module}_moe_gen.{kind}"
 
 
-def _attend_by_place(weights: Weights, config: "TinyConfig") -> None:
+def _attend_by_place(weights: Weights, config: TinyConfig) -> None:
     """Reserve the fast waves of the position tables, and let the first key/value group compare nothing else.
 
     A latent token then attends to the ViT token of its own row and column from the first step on, wherever both grids
@@ -114,7 +111,7 @@ def _attend_by_place(weights: Weights, config: "TinyConfig") -> None:
     weights["language_model.model.embed_tokens.weight"][:, columns] = 0.0
 
 
-def _vision(config: "TinyConfig", draw: torch.Generator) -> Weights:
+def _vision(config: TinyConfig, draw: torch.Generator) -> Weights:
     """ViT and connector, made so that the low frequencies of every patch survive the way into the language model."""
     width, vit = config.vit_hidden_size, "vit_model.vision_model"
     weights: Weights = {}
