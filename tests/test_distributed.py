@@ -62,18 +62,21 @@ BagelAdapter.loss_sums = told
 """
 
 
-def test_joint_training_on_packs_without_pictures(train, tmp_path):
+@pytest.fixture(scope="module")
+def joint_alone(train, tmp_path_factory):
+    return train(tmp_path_factory.mktemp("joint") / "run", *JOINT)
+
+
+def test_joint_training_on_packs_without_pictures(joint_alone, train, tmp_path):
     """Packs so small that some hold no target picture, some no caption: FSDP2 still finds every gradient."""
-    ours = train(tmp_path / "two", *JOINT, processes=2, before=TELL_KINDS)
-    assert_same(ours, train(tmp_path / "one", *JOINT))
-    kinds = {line for line in (tmp_path / "two" / "said.txt").read_text().splitlines() if line.startswith("pack with")}
+    assert_same(train(tmp_path, *JOINT, processes=2, before=TELL_KINDS), joint_alone)
+    kinds = {line for line in (tmp_path / "said.txt").read_text().splitlines() if line.startswith("pack with")}
     assert {"pack with pictures False labels True", "pack with pictures True labels False"} <= kinds
 
 
-def test_bf16_joint_training(train, tmp_path):
-    """Norm weights are bf16 inside FSDP2 and fp32 outside, so losses agree to the precision of bf16."""
-    options = [*JOINT, "--model.precision", "bf16"]
-    assert_same(train(tmp_path / "two", *options, processes=2), train(tmp_path / "one", *options), relative=2e-2)
+def test_bf16_joint_training(joint_alone, train, tmp_path):
+    """Frozen weights and shards on their way are bf16, gradients and master weights fp32: near to fp32."""
+    assert_same(train(tmp_path, *JOINT, "--model.precision", "bf16", processes=2), joint_alone, relative=2e-2)
 
 
 def one_sentence(training, code: int) -> str:

@@ -12,7 +12,7 @@ import torch
 from reca_fast.checkpoints import CheckpointStore, SavedWeights
 from reca_fast.errors import UserError
 
-FULL = ["--steps", "6", "--save_every", "2", "--optim.ema_decay", "0.5"]
+FULL = ["--steps", "6", "--save_every", "2", "--optim.ema_decay", "0.5", "--optim.schedule", "cosine"]
 
 
 @pytest.fixture(scope="module")
