@@ -17,7 +17,7 @@ from skimage import data as photos
 
 from reca_fast.config import DataConfig, ResizeConfig, TaskWeights
 from reca_fast.data.images import BadRecord
-from reca_fast.data.loader import Pack, PackLoader, epoch_order
+from reca_fast.data.loader import Pack, PackLoader, describe, epoch_order
 from reca_fast.data.samples import SampleBuilder
 from reca_fast.data.sources import Record, open_source
 from reca_fast.errors import UserError
@@ -39,6 +39,7 @@ class Pictures:
 
     images: list[bytes | Exception]
     captions: Sequence[str | None] = ()
+    damaged: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -273,6 +274,21 @@ def test_bad_records_are_skipped_counted_and_named() -> None:
         f"{len(keys)} samples used, 3 records skipped: 1 x not a readable picture (e.g. 000.jpg); "
         "1 x truncated or damaged picture (e.g. 001.jpg); 1 x unreadable file (e.g. 002.jpg)"
     )
+
+
+def test_reports_of_all_processes_become_one_line() -> None:
+    source = Pictures([*PHOTOS.images[:-1], b"not a picture"], damaged=["cut.tar"])
+    with loader(source, replace(SMALL, packs_per_step=2, shuffle=False), [1]) as packs:
+        while not packs.skipped:
+            next(packs)
+        report = json.loads(json.dumps(packs.report()))
+        assert packs.summary() == describe([report])
+    other = {"samples": 5, "skipped": {"a": 2}, "examples": {"a": ["x"]}, "damaged": ["cut.tar", "b.tar"]}
+    assert describe([report, other]) == (
+        f"{report['samples'] + 5} samples used, 3 records skipped: 2 x a (e.g. x); "
+        "1 x not a readable picture (e.g. 039.jpg); 2 damaged shards, read as far as they go: b.tar, cut.tar"
+    )
+    assert packs.summary().endswith("; 1 damaged shard, read as far as it goes: cut.tar")
 
 
 def test_too_long_samples_are_skipped() -> None:

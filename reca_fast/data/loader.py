@@ -48,7 +48,7 @@ class Skips:
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, reason: str, key: str) -> None:
-        self.merge(Skips({reason: 1}, {reason: [key.encode("utf-8", "backslashreplace").decode()]}))
+        self.merge(Skips({reason: 1}, {reason: [printable(key)]}))
 
     def merge(self, other: "Skips") -> None:
         for reason, count in other.counts.items():
@@ -62,6 +62,26 @@ class Skips:
             f"{count} x {reason} (e.g. {', '.join(self.examples[reason])})"
             for reason, count in sorted(self.counts.items())
         )
+
+
+def describe(reports: Sequence[Mapping[str, Any]]) -> str:
+    """One line that sums up the `PackLoader.report` of every process."""
+    skips = Skips()
+    for report in reports:
+        skips.merge(Skips(report["skipped"], report["examples"]))
+    reasons = f": {skips}" if skips.counts else ""
+    line = f"{sum(r['samples'] for r in reports)} samples used, {sum(skips.counts.values())} records skipped{reasons}"
+    if damaged := sorted({name for report in reports for name in report["damaged"]}):  # all processes read the same
+        shards = (
+            "damaged shard, read as far as it goes" if len(damaged) == 1 else "damaged shards, read as far as they go"
+        )
+        line += f"; {len(damaged)} {shards}: {', '.join(damaged[:EXAMPLES])}{', ...' if damaged[EXAMPLES:] else ''}"
+    return line
+
+
+def printable(name: str) -> str:
+    """The name of a file, its bytes that are not UTF-8 escaped."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 @lru_cache(maxsize=2)  # neighbouring epochs: lanes do not change epochs at the same moment
@@ -217,9 +237,17 @@ class PackLoader(Generic[T]):
 
     def summary(self) -> str:
         """One line: how many samples were used and how many records skipped, why, with examples."""
+        return describe([self.report()])
+
+    def report(self) -> dict[str, Any]:
+        """What `describe` says, JSON-able, so that the reports of several processes can be brought together."""
         skips = self._all_skips()
-        reasons = f": {skips}" if skips.counts else ""
-        return f"{sum(self._samples.values())} samples used, {sum(skips.counts.values())} records skipped{reasons}"
+        return {
+            "samples": sum(self._samples.values()),
+            "skipped": skips.counts,
+            "examples": skips.examples,
+            "damaged": [printable(name) for name in getattr(self._source, "damaged", ())],
+        }
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """{lane: its state after the last pack handed out}, JSON-able. A saved run joins the dicts of all processes."""

@@ -20,7 +20,10 @@ class Record:
 
 
 class Source(Protocol):
-    """Random access to records, safe from several threads. Numbers run from 0 to len - 1, sorted by key."""
+    """Random access to records, safe from several threads. Numbers run from 0 to len - 1, sorted by key.
+
+    A source of files that may be read in part names such files in a list `damaged`.
+    """
 
     def __len__(self) -> int: ...
 

@@ -5,7 +5,6 @@ Only headers are read, once, at the start; members are never extracted. A pictur
 
 import os
 import tarfile
-import warnings
 from collections.abc import Sequence
 from typing import BinaryIO
 
@@ -21,7 +20,7 @@ NO_CAPTION = (0, 0, 0)
 class TarSource:
     """Pictures in tar shards; keys are "shard.tar/member.jpg" with the shard's path relative to `base`.
 
-    `damaged` lists shards that break off or cannot be parsed further; their complete members are used.
+    `damaged` names shards that break off or cannot be parsed further; their complete members are used.
     """
 
     def __init__(self, base: str, shards: Sequence[str]) -> None:
@@ -33,10 +32,9 @@ class TarSource:
         rows = [np.zeros((0, 6), np.int64)]
         for number, shard in enumerate(self._shards):
             members, whole = _scan(shard)
-            if not whole:
-                self.damaged.append(shard)
-                warnings.warn(f"{shard} is cut off or damaged; only its complete members are used", stacklevel=2)
             prefix = os.path.relpath(shard, base).replace(os.sep, "/")
+            if not whole:
+                self.damaged.append(prefix)
             named = _pictures(members)
             keys += [f"{prefix}/{name}" for name in named]
             rows.append(np.array([(number, *place) for place in named.values()], np.int64).reshape(-1, 6))
