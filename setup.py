@@ -1,7 +1,7 @@
 """Packages of the distribution; everything else about it stands in pyproject.toml.
 
-`kernels/ops/` is imported as `reca_fast.kernels`. The folder `kernels/` itself holds no __init__.py on purpose: transformers
-probes for a PyPI package named `kernels`, and a checkout on sys.path must never be taken for it.
+`kernels/ops/` is imported as `reca_fast.kernels`. The folder `kernels/` itself holds no __init__.py on purpose:
+transformers probes for a PyPI package named `kernels`, and a checkout on sys.path must never be taken for it.
 """
 
 from setuptools import find_packages, setup

@@ -24,6 +24,8 @@ class ModelConfig:
     """Arithmetic of the forward and backward pass; trained weights keep an fp32 master copy in both."""
     freeze_und: bool = True
     """Train the generation expert alone (RECA's setting). Must be false when loss.i2t > 0."""
+    recompute: bool = False
+    """Run every layer again in the backward pass instead of keeping its activations: less memory, a third more work."""
     compile: bool = False
     """Compile every decoder layer with torch.compile (fullgraph, dynamic shapes)."""
 
@@ -82,7 +84,7 @@ class DataConfig:
     blur_sigma: float = 0.0
     """Gaussian blur of the understanding picture, in its own pixels; 0 is off."""
     resize: Literal["fast", "exact"] = "fast"
-    """fast: torch's uint8 antialiased bicubic (within one grey level); exact: Pillow's, the authors' bits."""
+    """fast: torch's uint8 antialiased bicubic (within two grey levels); exact: Pillow's, the authors' bits."""
     max_image_pixels: int = 178_956_970
     """A picture that declares more pixels than this is refused before it is decoded (decompression bomb)."""
     tokens_per_pack: int = 32768

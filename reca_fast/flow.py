@@ -2,8 +2,11 @@
 
 images -> samples -> packed batch -> condition -> model -> objective -> optimizer -> checkpoint
 
-Shape legend used all over the project: H, W pixels; P patch side; N tokens; D hidden width; C latent channels x patch
-area.
+A source gives records, `data.samples` makes a `Sample` of each, a model packs samples into its own batch, and an
+objective turns predictions into {task: sum of per-token losses}: sums, never means, since the step divides by the
+global count.
+
+Shape legend of the whole project: H, W pixels; P patch side; N tokens; D hidden width; C latent channels x patch area.
 """
 
 from dataclasses import dataclass
@@ -27,11 +30,3 @@ class Sample:
     vit_image: Tensor | None  # uint8 [H, W, 3], resized for the understanding encoder
     vae_image: Tensor | None  # uint8 [H, W, 3], resized for the generation target
     prompt_ids: tuple[int, ...] | None  # text without markers; None when condition dropout removed it
-
-
-@dataclass(frozen=True)
-class LossParts:
-    """Sums and counts, never means: the step divides by the count of the whole global batch."""
-
-    sums: dict[str, Tensor]  # task -> 0-d fp32 sum of per-token losses
-    counts: dict[str, int]  # task -> number of tokens in that sum

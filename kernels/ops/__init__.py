@@ -9,6 +9,7 @@ from .flow_matching import flow_interpolate, flow_matching_loss
 from .qk_norm_rope import qk_norm_rope
 from .rms_norm import rms_norm
 from .swiglu import swiglu
+from .transfer import to_device
 
 __all__ = [
     "BACKENDS",
@@ -20,5 +21,6 @@ __all__ = [
     "qk_norm_rope",
     "rms_norm",
     "swiglu",
+    "to_device",
     "varlen_attention",
 ]

@@ -1,11 +1,9 @@
 """Variable-length grouped-query attention behind one function, whatever library computes it.
 
-Contract (the same for every backend, and what flash-attn's varlen interface means): the queries of segment i attend
-to the
-keys of segment i and to nothing else. With `causal`, the last query of a segment sees all of its keys, the one before
-it all
-but the last, and so on (aligned at the bottom right), so a segment may have more keys than queries: its own rows come
-last.
+Contract (the same for every backend, and what flash-attn's varlen interface means): the queries of segment i attend to
+the keys of segment i and to nothing else. With `causal`, the last query of a segment sees all of its keys, the one
+before it all but the last, and so on (aligned at the bottom right), so a segment may have more keys than queries: its
+own rows come last.
 """
 
 from typing import NamedTuple
@@ -14,10 +12,13 @@ import torch
 from torch import Tensor
 
 from .attention_backends import BACKENDS, Backend
+from .transfer import to_device
 
 
 class Varlen(NamedTuple):
-    """Segments of one attention call. Integers are host values, so that no backend has to synchronise."""
+    """Segments of one attention call. The longest lengths are host values, which the flash kernels need; xformers and
+    sdpa want every length on the host, so on a GPU these two wait for it.
+    """
 
     cu_seqlens_q: Tensor  # int32 [n + 1], device of the queries
     cu_seqlens_k: Tensor  # int32 [n + 1]
@@ -37,10 +38,8 @@ class Varlen(NamedTuple):
 
     def to(self, device: torch.device | str) -> "Varlen":
         """The same segments with their offsets on `device`."""
-        return self._replace(
-            cu_seqlens_q=self.cu_seqlens_q.to(device, non_blocking=True),
-            cu_seqlens_k=self.cu_seqlens_k.to(device, non_blocking=True),
-        )
+        q, k = to_device(self.cu_seqlens_q, device), to_device(self.cu_seqlens_k, device)
+        return self._replace(cu_seqlens_q=q, cu_seqlens_k=k)
 
 
 def available_backends(device: torch.device | str, dtype: torch.dtype) -> dict[str, str | None]:

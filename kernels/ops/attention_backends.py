@@ -3,8 +3,7 @@
 torch       torch.nn.attention.varlen, FlashAttention inside torch: the default on Ampere and newer GPUs
 flash_attn  the flash-attn package, for those who built a newer kernel than torch ships
 xformers    memory-efficient attention with block-diagonal bias objects; GPUs older than Ampere; on a CPU the bias
-objects are
-            materialised (that is how their meaning is tested without a GPU)
+            objects are materialised (that is how their meaning is tested without a GPU)
 sdpa        torch's scaled_dot_product_attention, segment by segment; the default on CPUs
 eager       matrix products and a softmax under one dense mask: the definition that the others are compared with
 """

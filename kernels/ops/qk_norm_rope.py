@@ -1,8 +1,7 @@
 """Per-head RMS normalisation of queries and keys, then rotary embedding, as one operation.
 
 The eager chain writes every intermediate (norm, weight, two halves, rotation, sum) for q and for k; here the backward
-pass
-needs only the projections themselves and one reciprocal norm per head.
+pass needs only the projections themselves and one reciprocal norm per head.
 """
 
 import torch

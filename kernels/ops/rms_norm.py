@@ -1,9 +1,8 @@
 """Root-mean-square normalisation that keeps one number per row for the backward pass.
 
 The stock formula leaves two fp32 copies of its input in the autograd graph; this one keeps the input (which the
-residual
-stream holds anyway) and the reciprocal norm. Statistics are fp32, the normalised value is rounded to the input's dtype
-BEFORE it is multiplied by the weight, as in Qwen2 and in the authors' code.
+residual stream holds anyway) and the reciprocal norm. Statistics are fp32, the normalised value is rounded to the
+input's dtype BEFORE it is multiplied by the weight, as in Qwen2 and in the authors' code.
 """
 
 import torch

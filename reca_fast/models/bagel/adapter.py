@@ -11,7 +11,7 @@ from reca_fast.config import DataConfig, ModelConfig, SamplingConfig
 from reca_fast.data.samples import SampleBuilder
 from reca_fast.errors import UserError
 from reca_fast.flow import I2T, Sample
-from reca_fast.kernels import choose_backend, flow_interpolate
+from reca_fast.kernels import choose_backend, flow_interpolate, to_device
 from reca_fast.models.safetensors_files import stored_shapes
 from reca_fast.objectives import flow_loss_by_task, next_token_loss, shifted_logit_normal
 
@@ -38,7 +38,7 @@ class BagelAdapter:
         self.dtype = DTYPES[options.precision]
         self.tokenizer = load_tokenizer(self.folder)
         with torch.device("meta"):
-            self.module = Bagel(self.config, freeze_und=options.freeze_und)
+            self.module = Bagel(self.config, freeze_und=options.freeze_und, recompute=options.recompute)
         self.vae: VAE | None = None
         self.device = torch.device("meta")
 
@@ -79,8 +79,9 @@ class BagelAdapter:
         """
         pictures = len(batch.latent_shapes)
         normal = torch.randn(pictures, generator=generator)
-        noise = torch.randn(len(batch.gen_rows), self.config.patch_latent_dim, generator=generator).to(self.device)
-        timesteps = shifted_logit_normal(normal, self.config.glue.timestep_shift).to(self.device)
+        noise = torch.randn(len(batch.gen_rows), self.config.patch_latent_dim, generator=generator)
+        noise = to_device(noise, self.device)
+        timesteps = to_device(shifted_logit_normal(normal, self.config.glue.timestep_shift), self.device)
         with self.autocast():
             latents = self.encode_targets(batch, generator)
             x_t = flow_interpolate(latents, timesteps[batch.image_index], noise=noise)
@@ -93,7 +94,7 @@ class BagelAdapter:
             with self.autocast():
                 sums[I2T] = next_token_loss(rows, self.module.lm_head.weight, labels).sum()
             if not pictures:
-                sums[I2T] = sums[I2T] + prediction.velocity.sum()
+                sums[I2T] = sums[I2T] + prediction.velocity.sum()  # of no rows: zero, but in the graph
         return sums
 
     def encode_targets(self, batch: BagelBatch, generator: torch.Generator) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reca_fast.flow import TASKS
-from reca_fast.kernels import Varlen
+from reca_fast.kernels import Varlen, to_device
 
 from .layers import AttentionPlan
 from .layout import build_layout
@@ -72,15 +72,15 @@ class BagelBatch:
         return len(self.und_rows) + len(self.gen_rows)
 
     def to(self, device: torch.device | str) -> "BagelBatch":
-        """Move every tensor, from pinned memory without blocking."""
+        """Move every tensor; the host does not wait for the copies."""
         moved: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(value, Tensor):
-                moved[f.name] = value.to(device, non_blocking=True)
+                moved[f.name] = to_device(value, device)
             elif isinstance(value, (Varlen, AttentionPlan)):
                 moved[f.name] = value.to(device)
-        moved["target_images"] = tuple(image.to(device, non_blocking=True) for image in self.target_images)
+        moved["target_images"] = tuple(to_device(image, device) for image in self.target_images)
         return replace(self, **moved)
 
 

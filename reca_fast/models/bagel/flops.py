@@ -10,8 +10,7 @@ def step_flops(config: BagelConfig, batch: BagelBatch, *, frozen: bool) -> float
     """Forward and backward of the decoder, the glue and the vision tower on a CPU batch; recomputation never counts.
 
     Per weight and token: 2 forward, 4 more where the weight is trained. Attention per query-key pair and channel: 4
-    forward,
-    8 more backward.
+    forward, 8 more backward.
     """
     llm, vit = config.llm, config.vit
     und, gen = len(batch.und_rows), len(batch.gen_rows)

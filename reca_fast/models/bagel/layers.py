@@ -1,12 +1,10 @@
 """One mixture-of-transformers layer: two experts with their own weights, one attention over both.
 
-Understanding tokens (text, ViT patches, markers) and generation tokens (noisy latents) live in two contiguous
-tensors, so
-every projection is a plain matrix product; nothing is gathered or scattered by expert. Only keys and values meet, in
+Understanding tokens (text, ViT patches, markers) and generation tokens (noisy latents) live in two contiguous tensors,
+so every projection is a plain matrix product; nothing is gathered or scattered by expert. Only keys and values meet, in
 `MoTLayer.forward`. When the understanding expert is frozen, none of its rows is part of the autograd graph: they are
 computed from tensors without gradient, and the one place where they would depend on trained weights (the two markers
-that
-attend to the noisy latents) is detached. That is the authors' seven detaches, without paying for them.
+that attend to the noisy latents) is detached. That is the authors' seven detaches, without paying for them.
 """
 
 from collections.abc import Sequence
@@ -15,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from reca_fast.kernels import Varlen, qk_norm_rope, rms_norm, swiglu, varlen_attention
+from reca_fast.kernels import Varlen, qk_norm_rope, rms_norm, swiglu, to_device, varlen_attention
 
 from .config import LLMConfig
 
@@ -34,8 +32,7 @@ class AttentionPlan(NamedTuple):
     """Who attends to what. Understanding rows are ordered [full splits | causal splits | markers of noise splits].
 
     `*_keys` are int64 rows of the key bank [past | understanding | generation] in the order in which the segments see
-    them;
-    None where the queries' own rows are just that. `target_keys` serves the markers and the generation rows.
+    them; None where the queries' own rows are just that. `target_keys` serves the markers and the generation rows.
     """
 
     full: Varlen | None
@@ -49,7 +46,11 @@ class AttentionPlan(NamedTuple):
     num_causal: int
 
     def to(self, device: torch.device | str) -> "AttentionPlan":
-        moved: dict[str, Any] = {k: v.to(device) for k, v in self._asdict().items() if isinstance(v, (Tensor, Varlen))}
+        moved: dict[str, Any] = {
+            name: value.to(device) if isinstance(value, Varlen) else to_device(value, device)
+            for name, value in self._asdict().items()
+            if isinstance(value, (Tensor, Varlen))
+        }
         return self._replace(**moved)
 
 

@@ -4,10 +4,12 @@ The VAE is not part of this module: it belongs to the data side of a step (`vae.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .batch import BagelBatch
 from .config import BagelConfig
@@ -34,15 +36,17 @@ class Bagel(nn.Module):
     Args:
         config: architecture.
         freeze_und: train the generation side alone; the understanding expert, the vision tower, the connector, the
-        token
-            embedding and the head get requires_grad=False, and no gradient flows through them.
+            token embedding and the head get requires_grad=False, and no gradient flows through them.
         attention: backend name from `reca_fast.kernels.choose_backend`.
+        recompute: keep only the layers' inputs for the backward pass and run each layer again there.
     """
 
-    def __init__(self, config: BagelConfig, *, freeze_und: bool = True, attention: str = "sdpa") -> None:
+    def __init__(
+        self, config: BagelConfig, *, freeze_und: bool = True, attention: str = "sdpa", recompute: bool = False
+    ) -> None:
         super().__init__()
         llm = config.llm
-        self.config, self.attention = config, attention
+        self.config, self.attention, self.recompute = config, attention, recompute
         self.embed_tokens = nn.Embedding(llm.vocab_size, llm.hidden_size)
         self.layers = nn.ModuleList(MoTLayer(llm) for _ in range(llm.num_hidden_layers))
         self.norm = RMSNorm(llm.hidden_size, llm.rms_norm_eps)
@@ -120,8 +124,10 @@ class Bagel(nn.Module):
             for positions in (und_positions, gen_positions)
         )
         kept: list[KeyValue] = []
+        recompute = self.recompute and torch.is_grad_enabled()
         for number, layer in enumerate(self.layers):
-            und, gen, und_kv = layer(
+            run = partial(checkpoint, layer, use_reentrant=False, preserve_rng_state=False) if recompute else layer
+            und, gen, und_kv = run(
                 None if und is None else Stream(und, *und_rope),
                 None if gen is None else Stream(gen, *gen_rope),
                 plan,

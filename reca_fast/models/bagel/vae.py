@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reca_fast.errors import UserError, did_you_mean
+from reca_fast.kernels import to_device
 from reca_fast.models.safetensors_files import check_layout, open_safetensors, stored_shapes
 
 PIXELS_PER_BATCH = 4 * 1024 * 1024
@@ -247,6 +248,6 @@ def encode_pictures(
             batch = members[start : start + together]
             pixels = torch.stack([pictures[i] for i in batch]).to(device).permute(0, 3, 1, 2)
             moments = vae.moments((pixels.float() / 255 - 0.5) / 0.5)
-            drawn = vae.sample(moments, torch.stack([noise[i] for i in batch]).to(device))
+            drawn = vae.sample(moments, to_device(torch.stack([noise[i] for i in batch]), device))
             latents.update(zip(batch, drawn, strict=True))
     return [latents[index] for index in range(len(pictures))]

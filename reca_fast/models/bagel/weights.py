@@ -1,8 +1,8 @@
 """Reading the public checkpoint layout, strictly and without holding it in memory.
 
 The file is memory-mapped: tensors are views of the page cache, which all processes of a host share, and each one is
-copied
-to its device (or its shard) on its own. Host memory therefore stays near the file's size however many ranks read it.
+copied to its device (or its shard) on its own. Host memory therefore stays near the file's size however many ranks read
+it.
 """
 
 from pathlib import Path
