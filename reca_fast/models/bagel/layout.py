@@ -1,8 +1,7 @@
 """From the packed sequence (one row after another, sample after sample) to the two streams and their attention plan.
 
 The mask rule (facts: BAGEL 3.3): a query sees a key of its own sample that comes no later or lies in the same full or
-noise split; keys of a noise split are seen from inside that split only. Per split this is one segment of a variable-
-length
+noise split; keys of a noise split are seen from inside that split only. Per split this is one segment of a varlen
 attention call: its queries see every earlier visible split and their own, causally inside a text split.
 """
 
