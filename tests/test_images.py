@@ -144,12 +144,23 @@ def test_a_bomb_is_refused_by_its_header() -> None:
     jpeg = bytearray(encoded(Image.new("RGB", (64, 64))))
     frame = jpeg.index(b"\xff\xc0")
     jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 65000, 65000)
-    for data in (png_header(100_000, 100_000), bytes(jpeg)):
+    webp = bytearray(encoded(Image.new("RGBA", (64, 64)), "WEBP", exif=b"Exif\0\0"))
+    assert webp[12:16] == b"VP8X" and picture_size(webp) == (64, 64)
+    webp[24:30] = b"\xff\xff\0" * 2
+    for data in (png_header(100_000, 100_000), bytes(jpeg), bytes(webp)):
         for read in (picture_size, decode):
             with pytest.raises(BadImage, match="max_image_pixels"):
                 read(data)
     with pytest.raises(BadImage, match="101x100"):
         picture_size(png_header(101, 100), max_pixels=10_000)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_limit_of_pixels_is_ours_not_pillows() -> None:
+    for kind in ("PNG", "GIF"):
+        data = encoded(Image.new("L", (10_000, 9_100)), kind)  # Pillow would warn from 89,478,485 pixels on
+        assert picture_size(data) == (10_000, 9_100)
+    assert picture_size(png_header(20_000, 19_000), max_pixels=400_000_000) == (20_000, 19_000)
 
 
 @pytest.mark.parametrize("name", ["astronaut", "chelsea", "coffee", "rocket"])

@@ -156,6 +156,9 @@ def test_build_resizes_and_blurs_as_planned() -> None:
         ({"tasks": TaskWeights(reca=0.0)}, "at least one above 0"),
         ({"tasks": TaskWeights(reca=2.0, t2i=-1.0)}, "0 or more"),
         ({"text_dropout": 1.5}, "between 0 and 1"),
+        ({"blur_sigma": -1.0}, r"data\.blur_sigma is -1\.0"),
+        ({"max_image_pixels": 0}, r"data\.max_image_pixels is 0"),
+        ({"vit_resize": ResizeConfig(56, 56, 14, max_pixels=0)}, r"data\.vit_resize\.max_pixels is 0"),
     ],
 )
 def test_impossible_settings_are_refused(change: dict, sentence: str) -> None:
@@ -363,3 +366,8 @@ def test_from_files_to_packs(tmp_path: Path) -> None:
 def test_settings_below_one_are_refused(option: str) -> None:
     with pytest.raises(UserError, match=f"data.{option} is 0"):
         loader(PHOTOS, replace(SMALL, **{option: 0}), lanes=[0])
+
+
+def test_prefetch_below_zero_is_refused() -> None:
+    with pytest.raises(UserError, match=r"data\.prefetch is -1"):
+        loader(PHOTOS, replace(SMALL, prefetch=-1))

@@ -198,12 +198,14 @@ class PackLoader(Generic[T]):
         for option in ("packs_per_step", "tokens_per_pack", "max_tokens_per_sample", "lookahead", "workers"):
             if getattr(config, option) < 1:
                 raise UserError(f"data.{option} is {getattr(config, option)}; it must be at least 1.")
+        if config.prefetch < 0:
+            raise UserError(f"data.prefetch is {config.prefetch}; it must be 0 or more.")
         if not lanes or any(not 0 <= lane < config.packs_per_step for lane in lanes):
             raise ValueError(f"lanes {list(lanes)}: expected some of 0 to {config.packs_per_step - 1}")
         self._source, self._builder, self._config, self._collate = source, builder, config, collate
         self._lanes = {lane: _Lane(lane, source, builder, config) for lane in sorted(lanes)}
         self._drafts: dict[int, deque[Future[_Draft]]] = {lane: deque() for lane in self._lanes}
-        self._ahead = -(-max(0, config.prefetch) // len(self._lanes))  # packs of each lane beyond the one asked for
+        self._ahead = -(-config.prefetch // len(self._lanes))  # packs of each lane beyond the one asked for
         self._packs = dict.fromkeys(self._lanes, 0)  # handed out
         self._samples = dict.fromkeys(self._lanes, 0)  # in those packs
         self._skips = {lane: Skips() for lane in self._lanes}

@@ -57,6 +57,10 @@ class SampleBuilder:
             raise UserError(f"data.tasks {self._weights}: weights must be 0 or more, and at least one above 0.")
         if not 0 <= config.text_dropout <= 1:
             raise UserError(f"data.text_dropout is {config.text_dropout}; it is a probability between 0 and 1.")
+        if not (math.isfinite(config.blur_sigma) and config.blur_sigma >= 0):
+            raise UserError(f"data.blur_sigma is {config.blur_sigma}; it must be 0 (no blur) or more.")
+        if config.max_image_pixels < 1:
+            raise UserError(f"data.max_image_pixels is {config.max_image_pixels}; it must be at least 1.")
         self._config, self._tokenize = config, tokenize
         self._vit_patch, self._latent_stride = vit_patch, latent_stride
 
@@ -113,3 +117,5 @@ def _check_stride(option: str, rule: ResizeConfig, side: int) -> None:
         raise UserError(f"{option}.stride is {rule.stride}; this model needs a multiple of {side}.")
     if not 0 < rule.min_size <= rule.max_size:
         raise UserError(f"{option}: min_size {rule.min_size} must be above 0 and at most max_size {rule.max_size}.")
+    if rule.max_pixels < 1:
+        raise UserError(f"{option}.max_pixels is {rule.max_pixels}; it must be at least 1.")
