@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import tarfile
 from pathlib import Path
@@ -199,6 +200,27 @@ def test_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [caption for _, _, caption in contents(opened("owner/name"))] == ["x", "y", "z"]
     with pytest.raises(UserError, match="Unknown split 'test'"):
         opened("owner/name", split="test")
+
+
+def test_a_lost_file_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: pytest.fail("the hub was asked"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pics").mkdir()
+    for name in ("pics/nope", "lost/nope.jpg", "lost/nope.tar", "lost/nope.parquet"):
+        with pytest.raises(UserError, match=f"nothing is found at '{name}'"):
+            opened(name)
+
+
+def test_an_unreachable_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(name: str, split: str) -> datasets.Dataset:
+        for library in ("datasets.load", "huggingface_hub.utils._http"):
+            assert not logging.getLogger(library).isEnabledFor(logging.ERROR)
+        raise ConnectionError(f"Couldn't reach {name!r}\non the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(UserError, match=r"Couldn't reach 'owner/name' on the Hub; check the name\."):
+        opened("owner/name")
+    assert logging.getLogger("datasets.load").isEnabledFor(logging.ERROR)  # afterwards
 
 
 def test_what_is_no_source_is_refused(tmp_path: Path) -> None:

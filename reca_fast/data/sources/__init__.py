@@ -33,7 +33,7 @@ def open_source(config: DataConfig) -> Source:
         raise UserError("data.source is empty; give a folder, tar shards, parquet files or a Hugging Face dataset.")
     if any((Path(name) / mark).is_file() for mark in SAVED_BY_DATASETS):
         return _hugging_face(config, folder=name)
-    if not _is_pattern(name) and not os.path.exists(name) and HUB_ID.fullmatch(config.source):
+    if not _is_pattern(name) and not os.path.exists(name) and _may_be_on_hub(config.source):
         return _hugging_face(config, folder=None)
 
     files = _files(name)
@@ -76,6 +76,12 @@ def _hugging_face(config: DataConfig, folder: str | None) -> Source:
     from reca_fast.data.sources.hugging_face import HuggingFaceSource
 
     return HuggingFaceSource(config, folder)
+
+
+def _may_be_on_hub(name: str) -> bool:
+    """Whether owner/name names no file: it has no ending of one, and no folder `owner` is here."""
+    is_file = _kind(name) != "other" or os.path.isdir(os.path.dirname(name))
+    return HUB_ID.fullmatch(name) is not None and not is_file
 
 
 def _kind(file: str) -> str:

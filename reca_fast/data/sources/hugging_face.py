@@ -1,5 +1,8 @@
 """A Hugging Face dataset: a folder written by save_to_disk, or an id on the hub."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,9 +83,29 @@ def _from_hub(name: str, split: str) -> "Dataset":
     from datasets.exceptions import DatasetsError
 
     try:
-        return load_dataset(name, split=split)
+        with _quiet_hub():
+            return load_dataset(name, split=split)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise UserError(
             f"data.source {name!r} is no path here, and as a dataset of the Hugging Face hub its split "
-            f"{split!r} cannot be loaded: {error}"
+            f"{split!r} cannot be loaded: {' '.join(str(error).split()).removesuffix('.')}; check the name."
         ) from error
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """No progress bars, and none of the lines that the libraries write about every attempt."""
+    import datasets
+    import huggingface_hub.utils
+
+    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    datasets.disable_progress_bars()
+    huggingface_hub.utils.disable_progress_bars()
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
