@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from reca_fast.data.samples import SampleBuilder
 from reca_fast.data.sources import Record, open_source
 from reca_fast.errors import UserError
 from reca_fast.flow import I2T, RECA, T2I, Sample
+from reca_fast.train.grids import pick_samples
 
 SMALL = DataConfig(
     vit_resize=ResizeConfig(56, 56, 14),
@@ -286,10 +288,17 @@ def test_reports_of_all_processes_become_one_line() -> None:
             next(packs)
         report = json.loads(json.dumps(packs.report()))
         assert packs.summary() == describe([report])
-    other = {"samples": 5, "skipped": {"a": 2}, "examples": {"a": ["x"]}, "damaged": ["cut.tar", "b.tar"]}
+    other = {
+        "samples": 5,
+        "without_caption": 2,
+        "skipped": {"a": 2},
+        "examples": {"a": ["x"]},
+        "damaged": ["cut.tar", "b.tar"],
+    }
     assert describe([report, other]) == (
         f"{report['samples'] + 5} samples used, 3 records skipped: 2 x a (e.g. x); "
-        "1 x not a readable picture (e.g. 039.jpg); 2 damaged shards, read as far as they go: b.tar, cut.tar"
+        "1 x not a readable picture (e.g. 039.jpg); 2 samples without a caption served reca; "
+        "2 damaged shards, read as far as they go: b.tar, cut.tar"
     )
     assert packs.summary().endswith("; 1 damaged shard, read as far as it goes: cut.tar")
 
@@ -306,6 +315,49 @@ def test_data_without_one_usable_record_is_refused(spoil: Any) -> None:
     source = Pictures([spoil(image) for image in PHOTOS.images])
     with loader(source, SMALL) as packs, pytest.raises(UserError, match=r"None of the 10 records .* 10 x .*Check"):
         next(packs)
+
+
+@pytest.mark.parametrize(
+    ("change", "way_out"),
+    [
+        ({"tokens_per_pack": 30}, r"Raise data\.tokens_per_pack to at least (\d+), which the shortest sample needs\.$"),
+        (
+            {"max_tokens_per_sample": 30, "tokens_per_pack": 31},
+            r"data\.max_tokens_per_sample and data\.tokens_per_pack",
+        ),
+        ({"tasks": TaskWeights(reca=0.0, t2i=1.0)}, r"Add captions, or give data\.tasks\.reca a weight\.$"),
+    ],
+)
+def test_the_way_out_is_named(change: dict, way_out: str) -> None:
+    with loader(PHOTOS, replace(SMALL, **change)) as packs, pytest.raises(UserError, match=way_out) as refused:
+        next(packs)
+    if needed := re.search(r"at least (\d+)", str(refused.value)):
+        enough = dict.fromkeys(("tokens_per_pack", "max_tokens_per_sample"), int(needed[1]))
+        with loader(PHOTOS, replace(SMALL, **enough, lookahead=1, prefetch=0), [0]) as packs:  # the refused lane
+            next(packs)
+
+
+def test_pictures_that_lack_their_caption_are_counted() -> None:
+    config = replace(SMALL, tasks=TaskWeights(reca=0.001, t2i=1.0), packs_per_step=1)
+    with loader(PHOTOS, config) as packs:
+        take(packs, 4)
+        state, summary = json.loads(json.dumps(packs.state_dict())), packs.summary()
+        assert summary.endswith(f"{packs.report()['samples']} samples without a caption served reca")
+    with loader(PHOTOS, config) as packs:
+        packs.load_state_dict(state)
+        assert packs.summary() == summary
+    with loader(Pictures(PHOTOS.images, ["a cat"] * 40), config) as packs:
+        take(packs, 4)
+        assert "caption" not in packs.summary()
+
+
+@pytest.mark.parametrize("task", [RECA, T2I, I2T])
+def test_grids_have_pictures_whatever_is_trained(task: str) -> None:
+    config = replace(SMALL, tasks=TaskWeights(**{RECA: 0.0, task: 1.0}))
+    source = Pictures([b"not a picture", *PHOTOS.images])
+    samples = pick_samples(source, SampleBuilder(config, words), 3)
+    assert [(s.key, s.task) for s in samples] == [(source.key(i), RECA) for i in (1, 2, 3)]
+    assert all(s.vit_image is not None and s.vae_image is not None for s in samples)
 
 
 def test_one_usable_record_is_enough() -> None:

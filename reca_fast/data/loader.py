@@ -19,7 +19,7 @@ from reca_fast.config import DataConfig
 from reca_fast.data.images import BadRecord, picture_size
 from reca_fast.data.packing import Packer
 from reca_fast.data.prompts import stable_uniform
-from reca_fast.data.samples import SampleBuilder, SamplePlan
+from reca_fast.data.samples import NO_CAPTION, SampleBuilder, SamplePlan
 from reca_fast.data.sources.base import Source
 from reca_fast.errors import UserError
 from reca_fast.flow import Sample
@@ -71,6 +71,8 @@ def describe(reports: Sequence[Mapping[str, Any]]) -> str:
         skips.merge(Skips(report["skipped"], report["examples"]))
     reasons = f": {skips}" if skips.counts else ""
     line = f"{sum(r['samples'] for r in reports)} samples used, {sum(skips.counts.values())} records skipped{reasons}"
+    if fallbacks := sum(report["without_caption"] for report in reports):
+        line += f"; {fallbacks} samples without a caption served reca"
     if damaged := sorted({name for report in reports for name in report["damaged"]}):  # all processes read the same
         shards = (
             "damaged shard, read as far as it goes" if len(damaged) == 1 else "damaged shards, read as far as they go"
@@ -99,6 +101,7 @@ class _Skip(NamedTuple):
     epoch: int
     key: str
     reason: str
+    tokens: int = 0  # of a sample that is too long
 
 
 class _Built(NamedTuple):
@@ -155,7 +158,7 @@ class _Lane:
                     usable = True
                     yield plan
             if whole and not usable:
-                raise UserError(_nothing_usable(self._skipped[before:]))
+                raise UserError(_nothing_usable(self._skipped[before:], self._config))
             self._epoch, self._position = self._epoch + 1, 0
 
     def _plan(self, index: int, epoch: int) -> SamplePlan | None:
@@ -164,9 +167,9 @@ class _Lane:
             record = self._source.read(index)  # its bytes are dropped again: a buffer of plans stays small
             width, height = picture_size(record.image, self._config.max_image_pixels)
             plan = self._builder.plan(index, record.key, width, height, record.caption, epoch)
-            for option in ("max_tokens_per_sample", "tokens_per_pack"):
-                if plan.num_tokens > getattr(self._config, option):
-                    raise BadRecord(f"longer than data.{option}", f"{plan.num_tokens} tokens")
+            for option in _limits_below(plan.num_tokens, self._config):
+                self._skipped.append(_Skip(epoch, record.key, f"longer than {option}", plan.num_tokens))
+                return None
             return plan
         except BadRecord as bad:
             self._skipped.append(_Skip(epoch, self._source.key(index), bad.reason))
@@ -208,6 +211,7 @@ class PackLoader(Generic[T]):
         self._ahead = -(-config.prefetch // len(self._lanes))  # packs of each lane beyond the one asked for
         self._packs = dict.fromkeys(self._lanes, 0)  # handed out
         self._samples = dict.fromkeys(self._lanes, 0)  # in those packs
+        self._without_caption = dict.fromkeys(self._lanes, 0)  # of these, drawn for another task than reca
         self._skips = {lane: Skips() for lane in self._lanes}
         # Skips by epoch, of epochs without a good sample so far: a full one means that nothing can be used.
         self._failures: dict[int, dict[int, list[_Skip]]] = {lane: {} for lane in self._lanes}
@@ -246,6 +250,7 @@ class PackLoader(Generic[T]):
         skips = self._all_skips()
         return {
             "samples": sum(self._samples.values()),
+            "without_caption": sum(self._without_caption.values()),
             "skipped": skips.counts,
             "examples": skips.examples,
             "damaged": [printable(name) for name in getattr(self._source, "damaged", ())],
@@ -281,6 +286,7 @@ class PackLoader(Generic[T]):
             state = states[str(lane)]
             self._lanes[lane].load(state)
             self._packs[lane], self._samples[lane] = state["packs"], state["samples"]
+            self._without_caption[lane] = state.get("without_caption", 0)
             self._skips[lane].merge(Skips(state["skipped"], state["skipped_examples"]))
             self._states[lane] = state
 
@@ -332,17 +338,19 @@ class PackLoader(Generic[T]):
             if built.good:
                 return self._handed_out(lane, draft, built)
             if hopeless := [skips for skips in failures.values() if len(skips) >= self._lanes[lane].length]:
-                raise UserError(_nothing_usable(hopeless[0]))
+                raise UserError(_nothing_usable(hopeless[0], self._config))
 
     def _handed_out(self, lane: int, draft: _Draft, built: _Built) -> Pack[T]:
         number = self._packs[lane]
         self._packs[lane] += 1
         self._samples[lane] += len(built.good)
+        self._without_caption[lane] += sum(plan.without_caption for plan in built.good)
         self._states[lane] = draft.state | {
             "packs_per_step": self._config.packs_per_step,
             "records": len(self._source),
             "packs": self._packs[lane],
             "samples": self._samples[lane],
+            "without_caption": self._without_caption[lane],
             "skipped": dict(self._skips[lane].counts),
             "skipped_examples": {reason: list(keys) for reason, keys in self._skips[lane].examples.items()},
         }
@@ -357,8 +365,22 @@ class PackLoader(Generic[T]):
         return together
 
 
-def _nothing_usable(skipped: list[_Skip]) -> str:
-    reasons = Skips()
+def _limits_below(tokens: int, config: DataConfig) -> list[str]:
+    """The options that refuse a sample of so many tokens."""
+    limits = ("max_tokens_per_sample", "tokens_per_pack")
+    return [f"data.{option}" for option in limits if getattr(config, option) < tokens]
+
+
+def _nothing_usable(skipped: list[_Skip], config: DataConfig) -> str:
+    reasons, ways = Skips(), []
     for skip in skipped:
         reasons.add(skip.reason, skip.key)
-    return f"None of the {len(skipped)} records of an epoch could be used: {reasons}. Check data.source."
+    if lengths := [skip.tokens for skip in skipped if skip.tokens]:
+        needed = min(lengths)
+        options = " and ".join(_limits_below(needed, config))
+        ways.append(f"Raise {options} to at least {needed}, which the shortest sample needs.")
+    if NO_CAPTION in reasons.counts:
+        ways.append("Add captions, or give data.tasks.reca a weight.")
+    if len(lengths) + reasons.counts.get(NO_CAPTION, 0) < len(skipped):
+        ways.append("Check data.source.")
+    return f"None of the {len(skipped)} records of an epoch could be used: {reasons}. {' '.join(ways)}"

@@ -18,6 +18,7 @@ from reca_fast.errors import UserError
 from reca_fast.flow import I2T, RECA, T2I, TASKS, Sample
 
 MARKERS = 2  # start and end token of every split
+NO_CAPTION = "no caption"  # reason of a BadRecord
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class SamplePlan:
     vae_size: tuple[int, int] | None
     prompt_ids: tuple[int, ...] | None  # template or caption; None when condition dropout removed it
     num_tokens: int  # in the pack, all splits with their markers
+    without_caption: bool = False  # another task was drawn, and the record serves reca for lack of a caption
 
 
 class SampleBuilder:
@@ -61,19 +63,22 @@ class SampleBuilder:
             raise UserError(f"data.blur_sigma is {config.blur_sigma}; it must be 0 (no blur) or more.")
         if config.max_image_pixels < 1:
             raise UserError(f"data.max_image_pixels is {config.max_image_pixels}; it must be at least 1.")
+        self.max_image_pixels = config.max_image_pixels
         self._config, self._tokenize = config, tokenize
         self._vit_patch, self._latent_stride = vit_patch, latent_stride
 
-    def plan(self, index: int, key: str, width: int, height: int, caption: str | None, epoch: int) -> SamplePlan:
-        """The plan for a picture of width x height pixels in `epoch`.
+    def plan(
+        self, index: int, key: str, width: int, height: int, caption: str | None, epoch: int, task: str | None = None
+    ) -> SamplePlan:
+        """The plan for a picture of width x height pixels in `epoch`; `task` instead of one drawn by weight.
 
         Raises BadRecord when the drawn task needs a caption that is missing and `reca` has no weight to stand in.
         """
         seed, dropout = self._config.seed, self._config.text_dropout
-        task = self._draw_task(epoch, key)
+        drawn = task = task or self._draw_task(epoch, key)
         if task == RECA or caption is None:
-            if self._weights[RECA] == 0:
-                raise BadRecord("no caption", f"the task is {task}")
+            if task != RECA and self._weights[RECA] == 0:
+                raise BadRecord(NO_CAPTION, f"the task is {task}")
             task, text = RECA, choose_template(seed, epoch, key)
         else:
             text = caption
@@ -85,7 +90,8 @@ class SampleBuilder:
         prompt_length = None if prompt_ids is None else len(prompt_ids)
         splits = (_grid(vit_size, self._vit_patch), _grid(vae_size, self._latent_stride), prompt_length)
         num_tokens = sum(length + MARKERS for length in splits if length is not None)
-        return SamplePlan(index, key, epoch, task, (width, height), vit_size, vae_size, prompt_ids, num_tokens)
+        size, fallback = (width, height), task != drawn
+        return SamplePlan(index, key, epoch, task, size, vit_size, vae_size, prompt_ids, num_tokens, fallback)
 
     def build(self, record: Record, plan: SamplePlan) -> Sample:
         """Decode the record's picture and resize it as planned. Raises BadImage when that cannot be done."""

@@ -11,24 +11,25 @@ from reca_fast.config import RunConfig
 from reca_fast.data.images import BadRecord, picture_size
 from reca_fast.data.samples import SampleBuilder
 from reca_fast.data.sources import Source
-from reca_fast.flow import Sample
+from reca_fast.flow import RECA, Sample
 from reca_fast.models import Adapter
 
 
 def pick_samples(source: Source, builder: SampleBuilder, count: int) -> list[Sample]:
-    """The first `count` readable pictures of a source as reconstruction samples; unreadable ones are passed over."""
+    """The first `count` readable pictures of a source as reca samples, whatever tasks are trained; unreadable ones are
+    passed over.
+    """
     samples: list[Sample] = []
     for index in range(len(source)):
-        if len(samples) == count:
+        if len(samples) >= count:
             break
         try:
             record = source.read(index)
-            plan = builder.plan(index, record.key, *picture_size(record.image), None, epoch=0)
-            sample = builder.build(record, plan)
+            size = picture_size(record.image, builder.max_image_pixels)
+            plan = builder.plan(index, record.key, *size, None, epoch=0, task=RECA)
+            samples.append(builder.build(record, plan))
         except BadRecord:
             continue
-        if sample.vit_image is not None and sample.vae_image is not None:
-            samples.append(sample)
     return samples
 
 
@@ -45,7 +46,7 @@ def draw_grid(rows: Sequence[Sequence[Tensor]], path: Path, gap: int = 4) -> Non
             left += width + gap
         top += height + gap
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet.numpy()).save(path)
+    Image.fromarray(sheet.numpy()).save(path, format="PNG")
 
 
 class GridWriter:
