@@ -135,9 +135,39 @@ def test_damaged_base(trained_run, bf16_base, reca_fast, tmp_path) -> None:
     weights = load_file(base / "ema.safetensors")
     save_file({k: x for k, x in weights.items() if k != "llm2vae.bias"}, base / "ema.safetensors")
     assert "1 missing (llm2vae.bias)" in reca_fast("export", trained_run, tmp_path / "out", "--base", base).sentence
+    save_file(weights | {"llm2vae.bias": weights["llm2vae.bias"].int()}, base / "ema.safetensors")
+    said = reca_fast("export", trained_run, tmp_path / "out", "--base", base).sentence
+    assert "llm2vae.bias as I32; weights must be" in said
     os.truncate(base / "ema.safetensors", 5000)
     assert "not a whole safetensors" in reca_fast("export", trained_run, tmp_path / "out", "--base", base).sentence
     assert not (tmp_path / "out").exists()
+
+
+def test_damaged_checkpoint(trained_run, reca_fast, tmp_path) -> None:
+    run, out = Path(shutil.copytree(trained_run, tmp_path / "run")), tmp_path / "out"
+    for name in ("__0_0.distcp", ".metadata"):
+        file = run / "checkpoints" / "step-0000003" / name
+        file.write_bytes(bytes(file.stat().st_size))
+        assert "step-0000003 cannot be loaded (a file in it is damaged)" in reca_fast("export", run, out).sentence
+        assert not out.exists()
+
+
+def test_an_interrupted_export_leaves_nothing(tiny_folder, tmp_path, monkeypatch) -> None:
+    def interrupted(*args) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("reca_fast.models.bagel.export._write_weights", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_folder(tiny_folder, tmp_path / "out", BagelConfig.from_folder(tiny_folder), {}, None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_created(tiny_folder, tmp_path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "out", Path("/proc/out")):
+        with pytest.raises(UserError, match=f"export to {out} failed"):
+            export_folder(tiny_folder, out, BagelConfig.from_folder(tiny_folder), {}, None)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_full_disk_leaves_nothing(tiny_folder, tmp_path) -> None:

@@ -8,6 +8,7 @@ base.
 
 import json
 import os
+import pickle
 import re
 import shutil
 import warnings
@@ -24,6 +25,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from reca_fast.errors import UserError
 
 STATE_FILE = "run_state.json"
+DAMAGE = (pickle.UnpicklingError, EOFError, LookupError, AttributeError, ImportError, UnicodeError)
+"""What unpickling raises when the bytes are others than were written."""
 _NAME = re.compile(r"step-(\d{7})")
 
 
@@ -109,15 +112,14 @@ class CheckpointStore:
 
     def load(self, path: Path, tensors: dict[str, Any]) -> dict[str, Any]:
         """Fill `tensors` in place, whatever the number of processes that saved them; returns the JSON-able rest."""
-        try:
-            with _no_hints():
-                dcp.load(tensors, checkpoint_id=path)
+        with _reading(
+            path,
+            "It must come from the same model and the same trained part; remove it to resume from an "
+            "older one, or name another --out.",
+        ):
+            dcp.FileSystemReader(path).read_metadata()  # DCP itself logs a traceback when it cannot
+            dcp.load(tensors, checkpoint_id=path)
             return self.read_state(path)
-        except (OSError, CheckpointException, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"The checkpoint {path} cannot be loaded ({_reason(error)}). It must come from the same model and the "
-                "same trained part; remove it to resume from an older one, or set --resume false to start anew."
-            ) from None
 
     def read_state(self, path: Path) -> dict[str, Any]:
         """The JSON-able rest of a checkpoint alone."""
@@ -129,11 +131,8 @@ class SavedWeights(Mapping[str, Tensor]):
 
     def __init__(self, path: Path, section: str) -> None:
         self.path, self.section = path, section
-        self._reader = dcp.FileSystemReader(path)
-        try:
-            metadata = self._reader.read_metadata().state_dict_metadata
-        except (OSError, CheckpointException) as error:
-            raise UserError(f"{path} is not a whole checkpoint: {_reason(error)}.") from None
+        with _reading(path, "Export an older one."):
+            metadata = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
         prefix = f"{section}."
         self._sizes: dict[str, Any] = {
             name.removeprefix(prefix): entry for name, entry in metadata.items() if name.startswith(prefix)
@@ -144,7 +143,7 @@ class SavedWeights(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         entry = self._sizes[name]
         wanted = {f"{self.section}.{name}": torch.empty(entry.size, dtype=entry.properties.dtype)}
-        with _no_hints():
+        with _reading(self.path, "Export an older one."):
             dcp.load(wanted, storage_reader=dcp.FileSystemReader(self.path), no_dist=True)
         return wanted[f"{self.section}.{name}"]
 
@@ -160,7 +159,7 @@ def _is_whole(path: Path) -> bool:
     try:
         files = json.loads((path / STATE_FILE).read_text())["files"]
         return all((path / name).stat().st_size == size for name, size in files.items())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # gone, no JSON, or JSON of something else
         return False
 
 
@@ -176,6 +175,16 @@ def _no_hints() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
+
+
+@contextmanager
+def _reading(path: Path, advice: str) -> Iterator[None]:
+    """Damage becomes a UserError. Anything may be raised by unpickling what is no pickle."""
+    try:
+        with _no_hints():
+            yield
+    except (Exception, CheckpointException) as error:
+        raise UserError(f"The checkpoint {path} cannot be loaded ({_reason(error)}). {advice}") from None
 
 
 def _failure_of(action: Callable[[], None]) -> str:
@@ -205,4 +214,6 @@ def _reason(error: BaseException) -> str:
         error = error.__cause__
     if "inline_container" in str(error):  # torch's zip writer found its file shorter than what it wrote
         return "a file was not taken in full, as on a full disk"
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    if isinstance(error, DAMAGE) or "PytorchStreamReader" in str(error):
+        return "a file in it is damaged"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(".")

@@ -9,6 +9,8 @@ from safetensors import SafetensorError, safe_open
 from reca_fast.errors import UserError
 
 Shapes = Mapping[str, Sequence[int]]
+WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")
+"""Names in the file of the dtypes that weights may have."""
 
 
 def open_safetensors(path: Path, device: str = "cpu") -> Any:
@@ -22,9 +24,20 @@ def open_safetensors(path: Path, device: str = "cpu") -> Any:
 
 
 def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Key -> shape of everything in a safetensors file; only its header is read."""
+    """Key -> shape of everything in a file of weights; only its header is read.
+
+    Raises:
+        UserError: the file is missing or damaged, or a tensor is no weight (integers, 8 bit).
+    """
     with open_safetensors(path) as file:
-        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        for key, part in slices.items():
+            if part.get_dtype() not in WEIGHT_DTYPES:
+                raise UserError(
+                    f"{path} holds {key} as {part.get_dtype()}; weights must be {', '.join(WEIGHT_DTYPES[:-1])} or "
+                    f"{WEIGHT_DTYPES[-1]}, take a checkpoint that was not quantized."
+                )
+        return {key: tuple(part.get_shape()) for key, part in slices.items()}
 
 
 def check_layout(path: Path, expected: Shapes, found: Shapes) -> None:

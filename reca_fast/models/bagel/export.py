@@ -32,7 +32,7 @@ def export_folder(
         UserError: the folder exists and is not empty, the base is not whole, a trained weight does not fit it, or the
             disk is full.
     """
-    if folder.exists() and any(folder.iterdir()):
+    if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} exists and is not empty; name another folder.")
     with torch.device("meta"):
         model = Bagel(config)
@@ -40,20 +40,19 @@ def export_folder(
     if strangers := trained.keys() - dict(model.named_parameters()).keys():
         raise UserError(f"The training checkpoint holds {min(strangers)}, which {base} has no place for.")
     names = {public_name(name): name for name in trained}
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         for item in base.iterdir():
             if item.is_file() and item.name != WEIGHTS_FILE:
                 shutil.copyfile(item, folder / item.name)
         partial = folder / f"{WEIGHTS_FILE}.partial"
         _write_weights(base / WEIGHTS_FILE, partial, names, trained, dtype)
         partial.rename(folder / WEIGHTS_FILE)
-    except UserError:
+    except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise UserError(f"The export to {folder} failed and was removed: {error}.") from None
         raise
-    except OSError as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise UserError(f"The export to {folder} failed and was removed: {error}.") from None
 
 
 def _write_weights(
