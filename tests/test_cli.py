@@ -269,6 +269,9 @@ def test_broken_folders(try_train, tiny_folder, tmp_path) -> None:
     weights = load_file(broken / "ema.safetensors")
     save_file({k: x for k, x in weights.items() if k != "llm2vae.bias"}, broken / "ema.safetensors")
     assert "1 missing (llm2vae.bias)" in try_train("--model.path", broken).sentence
+    (broken / "llm_config.json").rename(broken / "moved.json")
+    assert "holds weights, but llm_config.json is missing" in try_train("--model.path", broken).sentence
+    (broken / "moved.json").rename(broken / "llm_config.json")
     os.truncate(broken / "ema.safetensors", 3000)
     assert "not a whole safetensors file" in try_train("--model.path", broken).sentence
     (broken / "tokenizer.json").unlink()

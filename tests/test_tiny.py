@@ -1,6 +1,7 @@
 """The tiny checkpoint folder: exactly the public keys, the same bytes from the same seed, a tokenizer that loads."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,37 @@ def test_tokenizer_faults_are_named(folder: Path, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     with pytest.raises(UserError, match=r"has no <\|im_start\|>"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", ["{", "[1]"])
+def test_a_broken_tokenizer_is_named(folder: Path, tmp_path: Path, name: str, content: str, capfd) -> None:
+    for file in {"tokenizer.json"} if name == "tokenizer.json" else OLD_FILES:
+        (tmp_path / file).write_bytes((folder / file).read_bytes())
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=re.escape(f"The tokenizer in {tmp_path} ")):
+        load_tokenizer(tmp_path)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "sentence"),
+    [
+        ("llm_config.json", {"hidden_size": "big"}, "hidden_size is 'big', not of type int"),
+        ("llm_config.json", {"hidden_size": 1.5}, "hidden_size is 1.5, not of type int"),
+        ("llm_config.json", {"num_attention_heads": 0}, "num_attention_heads is 0; it must be at least 1"),
+        ("llm_config.json", {"hidden_size": 65}, "hidden_size 65 is no multiple of num_attention_heads"),
+        ("llm_config.json", {"num_key_value_heads": 3}, "is no multiple of num_key_value_heads 3"),
+        ("llm_config.json", {"hidden_size": None}, "lacks hidden_size;"),
+        ("llm_config.json", {"hidden_act": "gelu"}, "it describes another model"),
+        ("vit_config.json", {"patch_size": -14}, "patch_size is -14; it must be at least 1"),
+        ("vit_config.json", {"hidden_size": 65}, "hidden_size 65 is no multiple of num_attention_heads"),
+    ],
+)
+def test_impossible_sizes_are_named(folder: Path, tmp_path: Path, file: str, change: dict, sentence: str) -> None:
+    for name in ("llm_config.json", "vit_config.json"):
+        values = json.loads((folder / name).read_text()) | (change if name == file else {})
+        kept = {key: value for key, value in values.items() if value is not None}
+        (tmp_path / name).write_text(json.dumps(kept))
+    with pytest.raises(UserError, match=f"^{re.escape(str(tmp_path / file))}.*{re.escape(sentence)}"):
+        BagelConfig.from_folder(tmp_path)

@@ -77,4 +77,6 @@ def open_adapter(config: ModelConfig) -> Adapter:
         if (folder / file).exists():
             module, name = target.split(":")
             return getattr(importlib.import_module(module), name)(config)
+    if any(folder.glob("*.safetensors")):
+        raise UserError(f"{folder} holds weights, but {' and '.join(ADAPTERS)} is missing; copy it there.")
     raise UserError(f"{folder} is no checkpoint of a known model: it holds none of {', '.join(ADAPTERS)}.")

@@ -1,22 +1,40 @@
 """Architecture of a BAGEL checkpoint, read from llm_config.json, vit_config.json and (when there) config.json."""
 
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from reca_fast.errors import UserError
 
+SECTIONS = ("llm_config", "vit_config", "bagel_config", "vae_config")
 T = TypeVar("T")
 
 
-def _pick(kind: type[T], values: dict[str, Any], where: str) -> T:
-    """Fill a dataclass from a dict that may hold more; a missing key without default is named."""
-    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+def _pick(kind: type[T], values: Any, where: str) -> T:
+    """Fill a dataclass from a dict that may hold more; a missing or impossible value is named with its key."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where} holds no settings (name: value).")
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    needed = [name for name, f in known.items() if f.default is MISSING]
+    if missing := [name for name in needed if name not in values]:
+        raise UserError(f"{where} lacks {', '.join(missing)}; copy it from the public checkpoint.")
+    chosen = {name: value for name, value in values.items() if name in known}
+    for name, value in chosen.items():
+        wanted: Any = known[name].type
+        if type(value) is not wanted and not (wanted is float and type(value) is int):
+            raise UserError(f"{where}: {name} is {value!r}, not of type {wanted.__name__}.")
+        if wanted is int and value < 1 and name != "vit_select_layer":
+            raise UserError(f"{where}: {name} is {value}; it must be at least 1.")
     try:
-        return kind(**{name: value for name, value in values.items() if name in known})
-    except TypeError as error:
-        raise UserError(f"{where} lacks a setting that the model needs ({error}).") from None
+        return kind(**chosen)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}.") from None
+
+
+def _check_multiple(config: Any, size: str, part: str) -> None:
+    if getattr(config, size) % getattr(config, part):
+        raise ValueError(f"{size} {getattr(config, size)} is no multiple of {part} {getattr(config, part)}")
 
 
 @dataclass(frozen=True)
@@ -41,10 +59,12 @@ class LLMConfig:
 
     def __post_init__(self) -> None:
         if self.hidden_act != "silu" or self.tie_word_embeddings or not self.qk_norm:
-            raise UserError(
-                "llm_config.json describes another model: BAGEL has hidden_act=silu, tie_word_embeddings=false, "
-                f"qk_norm=true, not {self.hidden_act}, {self.tie_word_embeddings}, {self.qk_norm}."
+            raise ValueError(
+                "it describes another model: BAGEL has hidden_act=silu, tie_word_embeddings=false, "
+                f"qk_norm=true, not {self.hidden_act}, {self.tie_word_embeddings}, {self.qk_norm}"
             )
+        _check_multiple(self, "hidden_size", "num_attention_heads")
+        _check_multiple(self, "num_attention_heads", "num_key_value_heads")
 
 
 @dataclass(frozen=True)
@@ -62,6 +82,9 @@ class ViTConfig:
     layer_norm_eps: float = 1e-6
     attention_dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        _check_multiple(self, "hidden_size", "num_attention_heads")
+
 
 @dataclass(frozen=True)
 class GlueConfig:
@@ -77,7 +100,7 @@ class GlueConfig:
 
     def __post_init__(self) -> None:
         if self.interpolate_pos or self.connector_act != "gelu_pytorch_tanh":
-            raise UserError("interpolate_pos=true and connectors other than gelu_pytorch_tanh are not part of RECA.")
+            raise ValueError("interpolate_pos=true and connectors other than gelu_pytorch_tanh are not part of RECA")
 
 
 @dataclass(frozen=True)
@@ -117,11 +140,18 @@ class BagelConfig:
         for name in ("llm_config", "vit_config"):
             if name not in values:
                 raise UserError(f"{where} has no {name}.")
+        return cls._from_sections(values, {name: f"{name} of {where}" for name in SECTIONS})
+
+    @classmethod
+    def _from_sections(cls, values: dict[str, Any], where: dict[str, str]) -> "BagelConfig":
+        vae = values.get("vae_config", {})
+        if not isinstance(vae, dict):
+            raise UserError(f"{where['vae_config']} holds no settings (name: value).")
         return cls(
-            llm=_pick(LLMConfig, values["llm_config"], f"llm_config of {where}"),
-            vit=_pick(ViTConfig, values["vit_config"], f"vit_config of {where}"),
-            glue=_pick(GlueConfig, values.get("bagel_config", {}), f"bagel_config of {where}"),
-            vae=values.get("vae_config", {}),
+            llm=_pick(LLMConfig, values["llm_config"], where["llm_config"]),
+            vit=_pick(ViTConfig, values["vit_config"], where["vit_config"]),
+            glue=_pick(GlueConfig, values.get("bagel_config", {}), where["bagel_config"]),
+            vae=vae,
         )
 
     @classmethod
@@ -137,7 +167,8 @@ class BagelConfig:
         }
         extra = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
         values |= {name: extra[name] for name in ("vae_config", "bagel_config") if name in extra}
-        return cls.from_dict(values, str(folder))
+        files = {name: str(folder / f"{name}.json") for name in ("llm_config", "vit_config")}
+        return cls._from_sections(values, {name: f"{name} of {folder / 'config.json'}" for name in SECTIONS} | files)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -145,8 +176,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; a BAGEL folder holds it beside ema.safetensors.") from None
-    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is missing; check that the folder is the right one and whole.") from None
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}.") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no JSON object.")

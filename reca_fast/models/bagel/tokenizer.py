@@ -41,7 +41,7 @@ def load_tokenizer(folder: str | Path) -> BagelTokenizer:
     """Load from tokenizer.json, or from vocab.json, merges.txt and tokenizer_config.json.
 
     Nothing is downloaded, and no token is ever added: the embedding table is larger than the vocabulary, and a missing
-    marker means that the files belong to another model. Raises UserError when files or markers are missing.
+    marker means that the files belong to another model. Raises UserError when files or markers are missing or broken.
     """
     folder = Path(folder)
     if not (folder / "tokenizer.json").is_file():
@@ -55,7 +55,13 @@ def load_tokenizer(folder: str | Path) -> BagelTokenizer:
     from transformers import Qwen2TokenizerFast  # type: ignore[attr-defined]
 
     # The class is named, not looked up: AutoTokenizer would want to know the model type that config.json declares.
-    backend = Qwen2TokenizerFast.from_pretrained(folder, local_files_only=True)
+    try:
+        backend = Qwen2TokenizerFast.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # broken files make `tokenizers` raise Exception itself, others much besides
+        raise UserError(
+            f"The tokenizer in {folder} cannot be read ({' '.join(str(error).split())}); copy its files anew from the "
+            "public checkpoint."
+        ) from None
     vocabulary = backend.get_vocab()
     absent = [marker for marker in MARKERS.values() if marker not in vocabulary]
     if absent:
