@@ -1,6 +1,7 @@
 """Several processes train what one process trains: sums over processes, shards, replicas, changes of their number."""
 
 import math
+import re
 import signal
 from pathlib import Path
 
@@ -34,6 +35,10 @@ def alone(train, tmp_path_factory):
 def test_two_processes_train_the_same(alone, train, tmp_path):
     grid = ["--sample_every", "4", "--sample_count", "2", "--sampling.steps", "3"]
     assert_same(train(tmp_path, *LONG, *grid, processes=2), alone[1])
+    totals = [
+        re.findall(r"\d+ samples used, .* skipped", (out / "said.txt").read_text()) for out in (tmp_path, alone[0])
+    ]
+    assert totals[0] == totals[1] != []
     ours, theirs = (Image.open(out / "samples" / "step-0000004.png") for out in (tmp_path, alone[0]))
     assert ours.size == theirs.size
     difference = [abs(a - b) for a, b in zip(ours.tobytes(), theirs.tobytes(), strict=True)]

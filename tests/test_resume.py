@@ -11,6 +11,7 @@ import torch
 
 from reca_fast.checkpoints import CheckpointStore, SavedWeights
 from reca_fast.errors import UserError
+from reca_fast.train.telemetry import draw_curve
 
 FULL = ["--steps", "6", "--save_every", "2", "--optim.ema_decay", "0.5", "--optim.schedule", "cosine"]
 
@@ -190,7 +191,8 @@ def test_logs_on_a_full_disk_are_one_sentence(code, half, launch):
 
 def test_a_run_folder_that_cannot_be_created_is_one_sentence(reca_fast, arguments, tmp_path):
     (tmp_path / "file").write_text("")
-    assert "The run folder cannot be written" in reca_fast("train", *arguments(tmp_path / "file" / "run")).sentence
+    for out in (tmp_path / "file" / "run", Path("/proc/run")):
+        assert f"The run folder {out} cannot be created" in reca_fast("train", *arguments(out)).sentence
 
 
 @pytest.mark.parametrize(
@@ -201,8 +203,20 @@ def test_a_run_folder_that_cannot_be_created_is_one_sentence(reca_fast, argument
         lambda folder: (folder / ".metadata").unlink(),
         lambda folder: (folder / "run_state.json").write_text('{"step": 6, '),
         lambda folder: (folder / "run_state.json").unlink(),
+        lambda folder: (folder / "run_state.json").write_text("[]"),
+        lambda folder: (folder / "run_state.json").write_text('{"files": [1]}'),
+        lambda folder: (folder / "run_state.json").write_text('{"files": {}}'),
     ],
-    ids=["shard cut", "shard gone", "metadata gone", "state cut", "state gone"],
+    ids=[
+        "shard cut",
+        "shard gone",
+        "metadata gone",
+        "state cut",
+        "state gone",
+        "state a list",
+        "files a list",
+        "no files",
+    ],
 )
 def test_a_damaged_checkpoint_is_never_picked(damage, whole, tmp_path):
     shutil.copytree(whole[0] / "checkpoints", tmp_path / "checkpoints")
@@ -221,13 +235,48 @@ def test_a_damaged_checkpoint_is_named_and_replaced(whole, half, train):
     assert CheckpointStore(half / "checkpoints").latest() == (6, damaged)
 
 
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata"])
+@pytest.mark.parametrize("change", [lambda old: bytes(len(old)), lambda old: old[: len(old) // 2], lambda old: b""])
+def test_damage_that_keeps_the_names_is_one_sentence(name, change, tmp_path, caplog):
+    store = CheckpointStore(tmp_path)
+    folder = store.save(1, {"model": {"weight": torch.ones(300)}}, {"step": 1})
+    (folder / name).write_bytes(change((folder / name).read_bytes()))
+    with pytest.raises(UserError, match=r"step-0000001 cannot be loaded .*damaged.* name another --out"):
+        store.load(folder, {"model": {"weight": torch.zeros(300)}})
+    with pytest.raises(UserError, match=r"step-0000001 cannot be loaded .*damaged"):
+        SavedWeights(folder, "model")["weight"]
+    assert [record for record in caplog.records if record.name == "root"] == []  # where DCP logs a traceback
+
+
+def test_a_run_that_has_gone_further_ends_at_once(half, reca_fast, arguments):
+    """Also: a line of metrics that is none ends the good part of the file."""
+    with (half / "metrics.jsonl").open("ab") as file:
+        file.truncate(len(b"".join((half / "metrics.jsonl").read_bytes().splitlines(keepends=True)[:4])))
+        file.write(b'\xff\x00\n{"loss": 1}\n[]\n')
+    said = reca_fast("train", *arguments(half), *FULL, "--steps", "3")
+    assert said.code == 0, said.err
+    assert "Already at step 4 of 3, nothing to do; raise --steps." in said.out and "finished" not in said.out
+    lines = (half / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_a_curve_skips_what_is_no_line_of_metrics(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 2}\n\xff\n{"loss": 1}\n')
+    draw_curve(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         (["--resume", "false"], "--resume is false"),
         (["--data.packs_per_step", "1"], "data.packs_per_step 2, now it is 1"),
         (["--model.freeze_und", "false"], "model.freeze_und=True, now it is False"),
-        (["--optim.ema_decay", "0"], "optim.ema_decay"),
+        (["--optim.ema_decay", "0"], "optim.ema_decay=0.5, now it is 0"),
+        (["--data.tokens_per_pack", "200"], "data.tokens_per_pack=300, now it is 200"),
+        (["--data.seed", "1"], "data.seed=42, now it is 1"),
+        (["--data.shuffle", "false"], "data.shuffle=True, now it is False"),
+        (["--seed", "1"], "seed=4396, now it is 1"),
     ],
 )
 def test_what_cannot_be_resumed_is_refused(options, says, half, reca_fast, arguments):

@@ -10,32 +10,38 @@ from torch import nn
 from reca_fast.config import OptimConfig, RunConfig
 from reca_fast.errors import UserError
 from reca_fast.optim import MovingAverage, clip_gradients, learning_rate, make_optimizer
+from reca_fast.train.distributed import Processes
 from reca_fast.train.peaks import peak_flops
 from reca_fast.train.run import check_config
+from reca_fast.train.step import StepStats
+from reca_fast.train.telemetry import Telemetry
 
 
 @pytest.fixture(scope="module")
 def shown(train, tmp_path_factory):
     """(run folder, metrics, output) of a run with everything that can be looked at."""
     out = tmp_path_factory.mktemp("shown") / "run"
-    metrics = train(out, "--profile", "--sample_every", "4", "--sample_count", "2", "--sampling.steps", "3")
+    grids = ["--sample_every", "4", "--sample_count", "2", "--sampling.steps", "3"]
+    slow = "import time\nfrom reca_fast.train import grids\ndraw = grids.draw_grid\n"
+    slow += "grids.draw_grid = lambda *args: (time.sleep(3), draw(*args))\n"
+    metrics = train(out, "--profile", "--steps", "5", *grids, before=slow)
     return out, metrics, (out / "said.txt").read_text()
 
 
 def test_the_progress_line(shown):
     first = shown[2].splitlines()[0]
-    for word in ("step 1/4", "loss ", " images/s", " tokens/s", " GB", "MFU n/a", "ETA "):
+    for word in ("step 1/5", "loss ", " images/s", " tokens/s", " GB", "MFU n/a", "ETA "):
         assert word in first
 
 
 def test_metrics_are_lines_of_json(shown):
     out, metrics, _ = shown
-    assert [line["step"] for line in metrics] == [1, 2, 3, 4]
+    assert [line["step"] for line in metrics] == [1, 2, 3, 4, 5]
     for line in metrics:
         assert line["loss"] == line["loss_reca"] > 0 and line["grad_norm"] > 0
         assert line["images_per_s"] > 0 and line["tokens_per_s"] > 0 and line["memory_gb"] > 0
         assert line["mfu"] is None  # nobody knows the peak of a CPU
-    assert [line["lr"] for line in metrics] == [0, 1e-4, 1e-4, 1e-4]
+    assert [line["lr"] for line in metrics] == [0, 1e-4, 1e-4, 1e-4, 1e-4]
     assert (out / "loss.png").stat().st_size > 0
 
 
@@ -53,6 +59,27 @@ def test_tensorboard_has_the_same_numbers(shown):
 def test_a_bare_profile_flag_writes_a_trace(shown):
     (trace,) = (shown[0] / "profile").glob("*.json")
     assert "ProfilerStep#2" in trace.read_text()  # counted from 0: the third step
+    assert "profile/" in shown[2].splitlines()[-1]
+    assert "USDT" not in shown[2] and "CPUAllocator" not in shown[2]
+
+
+def test_a_run_too_short_for_a_trace_writes_none(tmp_path):
+    config = RunConfig(out=str(tmp_path), steps=4, profile=True)
+    telemetry = quiet_telemetry(config)
+    with telemetry.profiler() as profiler:
+        for _ in range(4):
+            profiler.step()
+    assert not telemetry.traced and not (tmp_path / "profile").exists()
+
+
+def quiet_telemetry(config):
+    processes = Processes()
+    processes.join("cpu")
+    return Telemetry(config, processes)
+
+
+def test_grids_do_not_count_in_the_rates(shown):
+    assert shown[1][4]["seconds"] < 3  # the grid after step 4 took longer
 
 
 def test_the_grid_has_originals_above_reconstructions(shown):
@@ -78,6 +105,19 @@ def test_a_loss_that_is_not_finite_ends_the_run_unsaved(reca_fast, arguments, tm
     assert "loss nan" in sentence and "Nothing of it was saved" in sentence and "--optim.lr" in sentence
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-0000002"]
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [2]
+
+
+@pytest.mark.parametrize(
+    ("step", "saved", "advice"),
+    [(1, False, "weights in model.path"), (3, False, "start again"), (3, True, "resume from the last checkpoint")],
+)
+def test_what_to_do_about_a_loss_that_is_not_finite(step, saved, advice, tmp_path):
+    if saved:
+        (tmp_path / "checkpoints" / "step-0000002").mkdir(parents=True)
+    nan = torch.tensor(math.nan)
+    stats = StepStats({"reca": nan}, {"reca": 1}, nan, lr=0.0, tokens=1, images=1, flops=1.0)
+    with pytest.raises(UserError, match=advice):
+        quiet_telemetry(RunConfig(out=str(tmp_path))).log(step, stats)
 
 
 # The real backend needs a C++ compiler and minutes; this one traces and differentiates the same graphs.
@@ -132,6 +172,20 @@ def test_graphs_are_counted():
         ({"data.packs_per_step": 3}, "multiple of 2"),
         ({"steps": 0}, "steps=0"),
         ({"keep": 0}, "keep=0"),
+        ({"log_every": 0}, "log_every=0"),
+        ({"save_every": -1}, "save_every=-1"),
+        ({"sample_every": -1}, "sample_every=-1"),
+        ({"optim.lr": -1e-4}, "optim.lr=-0.0001: it must be 0 or more"),
+        ({"optim.lr": math.nan}, "optim.lr=nan"),
+        ({"optim.eps": -1.0}, "optim.eps=-1.0"),
+        ({"optim.weight_decay": -0.1}, "optim.weight_decay=-0.1"),
+        ({"optim.betas": (0.9, 1.0)}, "optim.betas=.* below 1"),
+        ({"optim.ema_decay": 1.0}, "optim.ema_decay=1.0: it must be at least 0 and below 1"),
+        ({"optim.warmup_steps": -1}, "optim.warmup_steps=-1"),
+        ({"optim.max_grad_norm": -1.0}, "optim.max_grad_norm=-1.0"),
+        ({"sample_every": 1, "sample_count": 0}, "sample_count=0"),
+        ({"sample_every": 1, "sampling.steps": 1}, "sampling.steps=1"),
+        ({"sample_every": 1, "sampling.timestep_shift": 0.0}, "sampling.timestep_shift=0.0"),
     ],
 )
 def test_configurations_that_cannot_work(change, says):

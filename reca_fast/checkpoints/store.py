@@ -158,7 +158,7 @@ def _is_whole(path: Path) -> bool:
     """Every file that the checkpoint was published with is there, in full length."""
     try:
         files = json.loads((path / STATE_FILE).read_text())["files"]
-        return all((path / name).stat().st_size == size for name, size in files.items())
+        return bool(files) and all((path / name).stat().st_size == size for name, size in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # gone, no JSON, or JSON of something else
         return False
 

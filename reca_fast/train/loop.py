@@ -1,5 +1,7 @@
 """The loop, on one screen."""
 
+from reca_fast.data.loader import describe
+
 from .signals import StopRequest
 from .state import Run, load_run, save_run
 from .step import train_step
@@ -25,15 +27,16 @@ def train(run: Run) -> None:
             if saving or _due(run.step, config.log_every):
                 run.telemetry.log(run.step, stats)  # also refuses a loss that is not finite, before it is saved
             if _due(run.step, config.sample_every):
-                with whole_root(run.adapter.module):
+                with run.telemetry.clock_stopped(), whole_root(run.adapter.module):
                     run.grids.write(run.step)
             if saving:
-                save_run(run)
+                with run.telemetry.clock_stopped():
+                    save_run(run)
             if profiler is not None:
                 profiler.step()
             if stopping:
                 break
-    run.telemetry.finish(run.step, run.loader.summary())
+    run.telemetry.finish(run.step, describe(run.processes.gather(run.loader.report())))
     if stop.interrupted and run.step < config.steps:
         raise KeyboardInterrupt
 

@@ -1,9 +1,11 @@
 """From a configuration to a running loop."""
 
 import errno
+import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from operator import attrgetter
 from pathlib import Path
 
 from reca_fast.checkpoints import CheckpointStore
@@ -24,8 +26,26 @@ from .wrap import compile_blocks, shard
 
 UNWRITABLE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # full
-    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST),  # forbidden, or a file in the way
+    *(errno.EROFS, errno.EACCES, errno.EPERM),  # forbidden
+    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG),  # a file in the way, no possible name
 }
+
+RANGES: list[tuple[list[str], Callable[[float], bool], str]] = [
+    (["steps", "keep", "log_every"], lambda x: x >= 1, "at least 1"),
+    (["save_every", "sample_every", "optim.warmup_steps"], lambda x: x >= 0, "0 or more"),
+    (
+        ["optim.lr", "optim.eps", "optim.weight_decay", "optim.max_grad_norm"],
+        lambda x: 0 <= x < math.inf,
+        "0 or more, and finite",
+    ),
+    (["optim.betas", "optim.ema_decay"], lambda x: 0 <= x < 1, "at least 0 and below 1"),
+]
+"""(options, what each of their numbers must fulfil, the same in words)."""
+GRID_RANGES: list[tuple[list[str], Callable[[float], bool], str]] = [
+    (["sample_count"], lambda x: x >= 1, "at least 1 for grids (--sample_every 0 draws none)"),
+    (["sampling.steps"], lambda x: x >= 2, "at least 2 for grids (--sample_every 0 draws none)"),
+    (["sampling.timestep_shift"], lambda x: 0 < x < math.inf, "above 0 for grids (--sample_every 0 draws none)"),
+]
 
 
 def check_config(config: RunConfig, world: int) -> None:
@@ -44,11 +64,11 @@ def check_config(config: RunConfig, world: int) -> None:
             f"data.packs_per_step={config.data.packs_per_step} cannot be shared by {world} processes; "
             f"set it to a multiple of {world}."
         )
-    if config.sample_every and config.sampling.steps < 2:
-        raise UserError(f"sampling.steps={config.sampling.steps}: at least 2 points of time are needed for grids.")
-    for option in ("steps", "keep"):
-        if getattr(config, option) < 1:
-            raise UserError(f"{option}={getattr(config, option)}: at least 1 is needed.")
+    for options, fits, range_ in RANGES + (GRID_RANGES if config.sample_every else []):
+        for option in options:
+            value = attrgetter(option)(config)
+            if not all(map(fits, value if isinstance(value, tuple | list) else (value,))):  # NaN fits nothing
+                raise UserError(f"{option}={value}: it must be {range_}.")
 
 
 def run(config: RunConfig) -> None:

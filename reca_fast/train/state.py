@@ -2,7 +2,10 @@
 
 import base64
 import random
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import reduce
+from operator import attrgetter, getitem
 from typing import Any
 
 import numpy as np
@@ -27,6 +30,13 @@ from .grids import GridWriter
 from .telemetry import Telemetry
 
 _TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True)
+
+FIXED: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("model.freeze_und", "model.precision"), str),
+    **dict.fromkeys(("seed", "data.seed", "data.shuffle", "data.tokens_per_pack"), str),
+    "optim.ema_decay": bool,  # on or off
+}
+"""Options that a run keeps for its life -> what of their value counts."""
 
 
 @dataclass
@@ -86,12 +96,12 @@ def load_run(run: Run) -> None:
 
 
 def _check_same_run(saved: dict[str, Any], run: Run) -> None:
-    for key, option in (("model.freeze_und", "freeze_und"), ("model.precision", "precision")):
-        before, now = saved["config"]["model"][option], getattr(run.config.model, option)
-        if before != now:
-            raise UserError(f"The saved run had {key}={before}, now it is {now}; set it back, or name another --out.")
-    if (saved["config"]["optim"]["ema_decay"] > 0) != (run.average is not None):
-        raise UserError("The saved run and this one differ in optim.ema_decay being 0; set it back to resume.")
+    for option, comparable in FIXED.items():
+        before, now = reduce(getitem, option.split("."), saved["config"]), attrgetter(option)(run.config)
+        if comparable(before) != comparable(now):
+            raise UserError(
+                f"The saved run had {option}={before}, now it is {now}; set it back, or name another --out."
+            )
 
 
 def _tensors(run: Run) -> dict[str, Any]:

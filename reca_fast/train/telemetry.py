@@ -4,6 +4,7 @@ logging steps only.
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -27,6 +28,9 @@ from .wrap import compiled_graphs
 QUIET_SECONDS = 5.0
 """Where the output is no terminal, at most one line in this time."""
 
+PROFILED_STEPS = 5
+"""A trace begins with the third step and ends with this one."""
+
 
 class Telemetry:
     """Owned by every process (reductions are collective); only the main one writes."""
@@ -41,6 +45,7 @@ class Telemetry:
         self._metrics: Any = None
         self._mark = (0.0, 0)  # time and step of the last log
         self._last_line = 0.0
+        self.traced = False
         self._warm_graphs: int | None = None
 
     def start(self, step: int, steps: int) -> None:
@@ -49,7 +54,12 @@ class Telemetry:
         if self.processes.is_main:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(
+                    f"The run folder {self.folder} cannot be created ({error.strerror}); set --out to another folder."
+                ) from None
             path = self.folder / "metrics.jsonl"
             _cut_after(path, step)
             self._metrics = path.open("a")
@@ -89,9 +99,15 @@ class Telemetry:
             "tokens": stats.tokens,
         }
         if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
+            if step == 1:
+                advice = "no update was made yet, so look at the weights in model.path and at the pictures"
+            elif any(self.folder.glob("checkpoints/step-*")):
+                advice = "resume from the last checkpoint with a lower --optim.lr"
+            else:
+                advice = "start again with a lower --optim.lr"
             raise UserError(
                 f"Step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}. Nothing of it was saved; "
-                "resume from the last checkpoint with a lower --optim.lr."
+                f"{advice}."
             )
         metrics |= self._rates(step, stats)
         if self.processes.is_main:
@@ -101,6 +117,16 @@ class Telemetry:
                 if name != "step" and value is not None:
                     self.writer.add_scalar(name, value, step)
             self._show(step, metrics)
+
+    @contextmanager
+    def clock_stopped(self) -> Iterator[None]:
+        """What happens inside (grids, saves) does not count in the rates, nor in the time left."""
+        if self.processes.device.type == "cuda":
+            torch.cuda.synchronize()  # the step's work does count
+        began = time.perf_counter()
+        yield
+        then, step = self._mark
+        self._mark = (then + time.perf_counter() - began, step)
 
     def _rates(self, step: int, stats: StepStats) -> dict[str, Any]:
         """Rates since the last log, memory, and how often the compiler had to work after warm-up."""
@@ -143,14 +169,19 @@ class Telemetry:
         if not self.config.profile:
             yield None
             return
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it prints when it starts and stops
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self.processes.device.type == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)
-        handler = torch.profiler.tensorboard_trace_handler(str(self.folder / "profile"))
-        schedule = torch.profiler.schedule(wait=1, warmup=1, active=3, repeat=1)
-        with torch.profiler.profile(
-            activities=activities, schedule=schedule, on_trace_ready=handler, profile_memory=True
-        ) as profiler:
+        write = torch.profiler.tensorboard_trace_handler(str(self.folder / "profile"))
+
+        def ready(profiler: torch.profiler.profile) -> None:
+            if profiler.step_num >= PROFILED_STEPS:  # also called when the run ends earlier
+                write(profiler)
+                self.traced = True
+
+        schedule = torch.profiler.schedule(wait=1, warmup=1, active=PROFILED_STEPS - 2, repeat=1)
+        with torch.profiler.profile(activities=activities, schedule=schedule, on_trace_ready=ready) as profiler:
             yield profiler
 
     def finish(self, step: int, data_summary: str) -> None:
@@ -159,8 +190,18 @@ class Telemetry:
         if not self.processes.is_main:
             return
         draw_curve(self.folder / "metrics.jsonl", self.folder / "loss.png")
-        done = "finished" if step >= self.config.steps else "stopped, the same command goes on from here"
-        self.console.print(f"Step {step}: {done}. {data_summary}. See {self.folder}/loss.png and metrics.jsonl.")
+        files = "loss.png and metrics.jsonl"
+        if self.traced:
+            files = "loss.png, metrics.jsonl and the profiler's trace in profile/"
+        elif self.config.profile:
+            data_summary += f". No trace, that takes {PROFILED_STEPS} steps"
+        if self.first_step >= self.config.steps:
+            done = f"Already at step {step} of {self.config.steps}, nothing to do; raise --steps"
+        elif step >= self.config.steps:
+            done = f"Step {step}: finished"
+        else:
+            done = f"Step {step}: stopped, the same command goes on from here"
+        self.console.print(f"{done}. {data_summary}. See {self.folder}/{files}.")
 
     def close(self) -> None:
         """Release terminal and files, also after an error."""
@@ -173,22 +214,32 @@ class Telemetry:
 
 
 def _cut_after(path: Path, step: int) -> None:
-    """Cut lines of later steps off a file of metrics, and a last line that a kill cut short."""
+    """Cut off a file of metrics what follows the last good line up to `step`: lost work, a line cut short, garbage."""
     end = 0
     with path.open("ab+") as file:  # truncated in place: a kill in between loses nothing
         file.seek(0)
         for line in file:
-            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+            row = _row(line)
+            if not line.endswith(b"\n") or row is None or row["step"] > step:
                 break
             end += len(line)
         file.truncate(end)
+
+
+def _row(line: bytes | str) -> dict[str, Any] | None:
+    """A line of metrics, or None when it is something else."""
+    try:
+        row = json.loads(line)
+        return row if math.isfinite(row["step"] + row["loss"]) else None
+    except (ValueError, KeyError, TypeError, IndexError):
+        return None
 
 
 def draw_curve(metrics: Path, path: Path) -> None:
     """Loss over steps, raw and smoothed, as a PNG."""
     from matplotlib.figure import Figure
 
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    rows = [row for line in metrics.read_bytes().splitlines() if (row := _row(line))]
     if not rows:
         return
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
