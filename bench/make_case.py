@@ -121,9 +121,9 @@ def make_case(
     if joint and all(sample.text_dropped for sample in samples):
         raise ValueError("a joint run needs a sample whose text is kept")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     config = build_config(llm, vit, bagel, vae)
     inputs = pack_inputs(config, samples, seed, joint)
+    folder.mkdir(parents=True, exist_ok=True)
     config |= {"has_joint_run": joint, "weights_seed": seed}
     weights = random_weights(ScatterBagel(config), seed)
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
@@ -167,7 +167,10 @@ def main() -> None:
         "--sample", dest="samples", type=parse_sample, action="append", required=True, metavar="text=N,vit=HxW,vae=HxW"
     )
     parser.add_argument("--joint", action="store_true", help="also record a run with cross-entropy, nothing detached")
-    make_case(**vars(parser.parse_args()))
+    try:
+        make_case(**vars(parser.parse_args()))
+    except ValueError as error:  # sizes and settings that do not go together
+        parser.error(f"{error}.")
 
 
 if __name__ == "__main__":

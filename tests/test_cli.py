@@ -16,7 +16,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import reca_fast as package
+from reca_fast.checkpoints import CheckpointStore
 from reca_fast.cli import VERBS, main
+from reca_fast.cli.generate import read_prompts
 from reca_fast.cli.options import RECIPES, parse
 from reca_fast.config import RunConfig
 from reca_fast.errors import UserError, did_you_mean
@@ -237,7 +239,7 @@ IMPOSSIBLE = {
     "a weight without task": ("--loss.t2i 1", r"data\.tasks\.t2i and loss\.t2i must both be above 0"),
     "no task at all": ("--data.tasks.reca 0 --loss.reca 0", r"at least one"),
     "no packs": ("--data.packs_per_step 0", r"data\.packs_per_step"),
-    "no steps": ("--steps 0", r"steps=0: at least 1"),
+    "no steps": ("--steps 0", r"steps=0: .*at least 1"),
     "dropout above 1": ("--data.text_dropout 1.5", r"data\.text_dropout is 1\.5"),
     "stride": ("--data.vit_resize.stride 15", r"data\.vit_resize\.stride is 15; .* multiple of 14"),
     "size": ("--data.vae_resize.max_size 32", r"data\.vae_resize: min_size 64"),
@@ -295,8 +297,42 @@ def test_impossible_drawings(tiny_folder, reca_fast, tmp_path) -> None:
     assert "multiples of 8" in generate("--prompt", "x", "--width", 30)
     assert "sampling.steps" in generate("--prompt", "x", "--width", 16, "--height", 16, "--sampling.steps", 1)
     (tmp_path / "file").write_text("")
+    bad.write_text('{"prompt": "one", "id": "a b"}\n{"prompt": "two", "id": "a_b"}\n')
+    assert "two prompts would be drawn to a_b.png" in generate("--prompts", bad)
+    bad.write_bytes('"caf\xe9"'.encode("latin-1"))
+    assert "bad.jsonl is not UTF-8" in generate("--prompts", bad)
+    assert "--prompt is given more than once" in generate("--prompt", "x", "--prompt=y")
     small = ["--prompt", "x", "--width", 16, "--height", 16]
     assert f"{tmp_path / 'file'} cannot be written: File exists" in generate(*small, "--out", tmp_path / "file")
+
+
+def test_a_prompt_with_an_empty_id_is_numbered(tmp_path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(
+        '{"prompt": "a", "id": ""}\n{"prompt": "b", "id": null}\n{"prompt": "c\u2028d", "id": 7}\n', "utf-8"
+    )
+    assert read_prompts(path, 2) == [("0002", "a"), ("0003", "b"), ("7", "c\u2028d")]
+
+
+def test_a_base_that_has_moved(reca_fast, tmp_path) -> None:
+    CheckpointStore(tmp_path / "checkpoints").save(1, {"model": {"x": torch.ones(1)}}, {"base": "/nowhere/base"})
+    said = reca_fast("export", tmp_path, tmp_path / "out").sentence
+    assert "/nowhere/base, from which the run started, does not exist; set --base" in said
+    said = reca_fast("export", tmp_path, tmp_path / "out", "--base", "nope").sentence
+    assert "folder nope does not exist; set --base" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("x --sample text=4,vit=700x14,vae=16x16", "50x1 patch grid does not fit"),
+        ("x --sample text=4,vit=14x14,vae=16x16,dropped --joint", "a sample whose text is kept"),
+    ],
+)
+def test_impossible_cases(options, message, tmp_path) -> None:
+    done = process(str(Path(__file__).parents[1] / "bench" / "make_case.py"), *options.split(), cwd=tmp_path)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_reconstruct(tiny_folder, pictures, reca_fast, tmp_path) -> None:
@@ -308,6 +344,11 @@ def test_reconstruct(tiny_folder, pictures, reca_fast, tmp_path) -> None:
         len(re.findall(r"^\d\d\.png: [\d.]+ dB$", said.out, re.MULTILINE)) == 2
         and Image.open(tmp_path / "grid.png").size
     )
+    assert reca_fast("reconstruct", pictures, *usual, "--out", tmp_path / "grid.odd").code == 0
+    assert Image.open(tmp_path / "grid.odd").format == "PNG"
+    assert f"{tmp_path} is a folder" in reca_fast("reconstruct", pictures, *usual, "--out", tmp_path).sentence
+    for count in (0, -1):
+        assert f"count={count}: at least 1" in reca_fast("reconstruct", pictures, *usual, "--count", count).sentence
     assert "/nowhere" in reca_fast("reconstruct", "/nowhere", *usual).sentence
     (tmp_path / "file").write_text("")
     assert (

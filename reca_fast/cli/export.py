@@ -44,6 +44,9 @@ def run(args: Sequence[str]) -> int:
     folder = whole[-1]
     state = store.read_state(folder)
     base = options.base or state["base"]
+    if not Path(base).is_dir():
+        moved = "" if options.base else ", from which the run started,"
+        raise UserError(f"The checkpoint folder {base}{moved} does not exist; set --base to where it is.")
     adapter = open_adapter(ModelConfig(path=base))
     trained = SavedWeights(folder, "model" if options.weights == "live" else "average")
     dtype = {"base": None, "fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]

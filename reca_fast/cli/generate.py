@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ class GenerateOptions:
     out: str = "samples"
     """Folder of the pictures, one PNG per prompt."""
     prompt: str | list[str] = ""
-    """A prompt, or a list of them: --prompt 'a cat', --prompt '["a cat", "a red cup"]'."""
+    """A prompt, or a list of them (the option is given once): --prompt 'a cat', --prompt '["a cat", "a red cup"]'."""
     prompts: str = ""
     """JSONL file of prompts: a string, or an object with "prompt" and perhaps "id", on every line."""
     width: int = 1024
@@ -32,10 +33,14 @@ class GenerateOptions:
 
 
 def run(args: Sequence[str]) -> int:
+    if sum(arg == "--prompt" or arg.startswith("--prompt=") for arg in args) > 1:
+        raise UserError('--prompt is given more than once; write a list: --prompt \'["a cat", "a red cup"]\'.')
     options = parse(GenerateOptions, "generate", args)
     given = [options.prompt] if isinstance(options.prompt, str) else options.prompt
     prompts = [(f"{number:04d}", prompt) for number, prompt in enumerate(filter(None, given))]
     prompts += read_prompts(Path(options.prompts), len(prompts)) if options.prompts else []
+    if repeated := [name for name, times in Counter(name for name, _ in prompts).items() if times > 1]:
+        raise UserError(f"{options.prompts}: two prompts would be drawn to {repeated[0]}.png; give each its own 'id'.")
     if not prompts:
         raise UserError("No prompt given; use --prompt 'a cat' or --prompts FILE.jsonl.")
     if options.batch < 1:
@@ -66,9 +71,11 @@ def run(args: Sequence[str]) -> int:
 def read_prompts(path: Path, first: int) -> list[tuple[str, str]]:
     """(file stem, prompt) of every line of a JSONL file; a bad line is named."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text("utf-8").split("\n")
     except OSError as error:
         raise UserError(f"The prompts file {path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"The prompts file {path} is not UTF-8 text; save it as UTF-8.") from None
     out: list[tuple[str, str]] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -80,6 +87,7 @@ def read_prompts(path: Path, first: int) -> list[tuple[str, str]]:
         prompt = entry.get("prompt") if isinstance(entry, dict) else entry
         if not isinstance(prompt, str):
             raise UserError(f"{path}, line {number}: no 'prompt'. Write a string or an object with 'prompt'.")
-        name = str(entry["id"]) if isinstance(entry, dict) and "id" in entry else f"{first + len(out):04d}"
-        out.append((re.sub(r"[^\w.-]", "_", name), prompt))
+        given = entry.get("id") if isinstance(entry, dict) else None
+        name = "" if given is None else re.sub(r"[^\w.-]", "_", str(given))
+        out.append((name or f"{first + len(out):04d}", prompt))
     return out

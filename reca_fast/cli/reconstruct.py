@@ -17,7 +17,7 @@ POSITIONAL = {
 class ReconstructOptions:
     images: str
     out: str = "reconstruction.png"
-    """PNG with the originals above and the reconstructions below."""
+    """PNG with the originals above and the reconstructions below, whatever the name ends in."""
     count: int = 4
     """How many pictures of a source are taken."""
     device: str = "auto"
@@ -29,6 +29,10 @@ class ReconstructOptions:
 
 def run(args: Sequence[str]) -> int:
     options = parse(ReconstructOptions, "reconstruct", args, positional=POSITIONAL)
+    if options.count < 1:
+        raise UserError(f"count={options.count}: at least 1 is needed.")
+    if Path(options.out).is_dir():
+        raise UserError(f"{options.out} is a folder; set --out to the name of a PNG file.")
     from reca_fast.data.sources import open_source
     from reca_fast.evaluation import psnr, reconstruct_all
     from reca_fast.models import open_adapter
