@@ -25,8 +25,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 from reca_fast.errors import UserError
 
 STATE_FILE = "run_state.json"
-DAMAGE = (pickle.UnpicklingError, EOFError, LookupError, AttributeError, ImportError, UnicodeError)
+DAMAGE = (
+    *(pickle.UnpicklingError, EOFError, LookupError, AttributeError, ImportError, UnicodeError, TypeError),
+    *(OverflowError, MemoryError, AssertionError),
+)
 """What unpickling raises when the bytes are others than were written."""
+UNREADABLE = (OSError, CheckpointException, RuntimeError, ValueError, *DAMAGE)
 _NAME = re.compile(r"step-(\d{7})")
 
 
@@ -142,8 +146,8 @@ class SavedWeights(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         entry = self._sizes[name]
-        wanted = {f"{self.section}.{name}": torch.empty(entry.size, dtype=entry.properties.dtype)}
         with _reading(self.path, "Export an older one."):
+            wanted = {f"{self.section}.{name}": torch.empty(entry.size, dtype=entry.properties.dtype)}
             dcp.load(wanted, storage_reader=dcp.FileSystemReader(self.path), no_dist=True)
         return wanted[f"{self.section}.{name}"]
 
@@ -171,19 +175,20 @@ def _discard(path: Path) -> None:
 
 @contextmanager
 def _no_hints() -> Iterator[None]:
-    """DCP warns whenever a process works alone, also when it is told so with no_dist."""
+    """DCP warns whenever a process works alone, also when it is told so with no_dist; and of damage that is an error."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        for hint in ("torch.distributed is disabled", "Detected pickle protocol"):
+            warnings.filterwarnings("ignore", message=hint)
         yield
 
 
 @contextmanager
 def _reading(path: Path, advice: str) -> Iterator[None]:
-    """Damage becomes a UserError. Anything may be raised by unpickling what is no pickle."""
+    """Damage, and tensors that do not fit, become a UserError."""
     try:
         with _no_hints():
             yield
-    except (Exception, CheckpointException) as error:
+    except UNREADABLE as error:
         raise UserError(f"The checkpoint {path} cannot be loaded ({_reason(error)}). {advice}") from None
 
 

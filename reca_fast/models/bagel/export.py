@@ -1,6 +1,7 @@
 """Write a checkpoint folder that the authors' code loads: theirs, with the trained weights in place."""
 
 import json
+import os
 import shutil
 import struct
 from collections.abc import Mapping
@@ -48,11 +49,11 @@ def export_folder(
         partial = folder / f"{WEIGHTS_FILE}.partial"
         _write_weights(base / WEIGHTS_FILE, partial, names, trained, dtype)
         partial.rename(folder / WEIGHTS_FILE)
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise UserError(f"The export to {folder} failed and was removed: {error}.") from None
-        raise
+    except OSError as error:
+        raise UserError(f"The export to {folder} failed and was removed: {error}.") from None
+    finally:
+        if not os.path.exists(folder / WEIGHTS_FILE):  # the last thing to be there
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_weights(
