@@ -175,7 +175,7 @@ def _discard(path: Path) -> None:
 
 @contextmanager
 def _no_hints() -> Iterator[None]:
-    """DCP warns whenever a process works alone, also when told so with no_dist, and of damage that is an error anyway."""
+    """DCP warns whenever a process works alone, with no_dist too, and of damage that is an error anyway."""
     with warnings.catch_warnings():
         for hint in ("torch.distributed is disabled", "Detected pickle protocol"):
             warnings.filterwarnings("ignore", message=hint)
