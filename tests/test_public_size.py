@@ -53,6 +53,29 @@ def test_the_step_runs_and_trains_just_what_it_should(batch, freeze_und):
     assert without <= {"lm_head", "norm", "layers"}
 
 
+def test_activations_that_one_picture_keeps():
+    """19 GB for the backward pass without recomputation (README); with it, the inputs of the layers alone remain."""
+    picture = Sample("one", "reca", torch.zeros(224, 224, 3).byte(), torch.zeros(1024, 1024, 3).byte(), (1,) * 21)
+    batch = collate([picture], PUBLIC, MARKERS)
+    kept: dict[int, torch.UntypedStorage] = {}
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
+        model = Bagel(PUBLIC)
+        model.fill_tables("cpu")
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+        parameters = {p.untyped_storage()._cdata for p in model.parameters()}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in parameters:
+                kept[storage._cdata] = storage  # held, so that its identity is not given to another
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model(batch, torch.randn(len(batch.gen_rows), PUBLIC.patch_latent_dim), torch.rand(1))
+    assert sum(storage.nbytes() for storage in kept.values()) == pytest.approx(19e9, rel=0.03)
+
+
 def test_flops_are_those_counted_from_the_authors_step(batch):
     """Needed arithmetic per picture: 190 TFLOP with a prompt of 40 tokens, within 5 % (no VAE, no recomputation)."""
     assert step_flops(PUBLIC, batch, frozen=True) / 2 == pytest.approx(190e12, rel=0.05)

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from reca_fast.data.images import normalised
 from reca_fast.errors import UserError, did_you_mean
 from reca_fast.kernels import to_device
 from reca_fast.models.safetensors_files import check_layout, open_safetensors, stored_shapes
@@ -247,7 +248,7 @@ def encode_pictures(
         for start in range(0, len(members), together):
             batch = members[start : start + together]
             pixels = torch.stack([pictures[i] for i in batch]).to(device).permute(0, 3, 1, 2)
-            moments = vae.moments((pixels.float() / 255 - 0.5) / 0.5)
+            moments = vae.moments(normalised(pixels))
             drawn = vae.sample(moments, to_device(torch.stack([noise[i] for i in batch]), device))
             latents.update(zip(batch, drawn, strict=True))
     return [latents[index] for index in range(len(pictures))]
