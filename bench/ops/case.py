@@ -1,0 +1,57 @@
+"""What `bench/throughput.py` and the compile and traffic tests need to know of one operation."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Inputs = dict[str, Any]
+Step = Callable[[Inputs], list[Tensor]]
+"""Forward and backward on the inputs: the outputs, then the gradients of everything that has one."""
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """What the operation must move and compute however it is written: every input once, every output once."""
+
+    bytes: float
+    flops: float = 0.0
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What the assembler's output of one kernel must satisfy on every target; spills are never allowed."""
+
+    max_registers: int
+    min_occupancy: float
+    load_bits: int = 128  # widest global load
+    store_bits: int = 128
+    tensor_core: bool = False
+    max_instructions_per_element: float | None = None
+    elements_per_thread: int = 0
+
+
+@dataclass(frozen=True)
+class OpBench:
+    """One operation: its shapes, its inputs, everyone who can do it, its minimum, its compile-time gates."""
+
+    name: str
+    about: str  # one line for a newcomer
+    shapes: Mapping[str, Mapping[str, int]]  # "real" (anchors) and "small" (seconds in the interpreter)
+    inputs: Callable[[Mapping[str, int], torch.dtype, torch.device, torch.Generator], Inputs]
+    ours: Step  # whatever implementation `use_kernels` selects
+    eager: Step  # the sequence that the authors' code runs
+    minimum: Callable[[Mapping[str, int], torch.dtype], Minimum]
+    compile: Callable[[], None]  # every launch with production strides and alignment, on CPU tensors
+    gates: Mapping[str, Gate]  # kernel name -> gate
+    peers: Mapping[str, Step] = field(default_factory=dict)  # e.g. "liger": only those that can be imported
+    goal: str = ""  # the project's goal for this operation, in words
+
+
+def gradients(outputs: Tensor | tuple[Tensor, ...], inputs: Inputs) -> list[Tensor]:
+    """Outputs, then the gradients of all inputs that require one, for an upstream gradient of ones."""
+    given = outputs if isinstance(outputs, tuple) else (outputs,)
+    wanted = [x for x in inputs.values() if isinstance(x, Tensor) and x.requires_grad]
+    return [*(x.detach() for x in given), *torch.autograd.grad(given, wanted, [torch.ones_like(x) for x in given])]
