@@ -48,6 +48,8 @@ class OpBench:
     gates: Mapping[str, Gate]  # kernel name -> gate
     peers: Mapping[str, Step] = field(default_factory=dict)  # e.g. "liger": only those that can be imported
     goal: str = ""  # the project's goal for this operation, in words
+    max_launches: int | None = None  # the goal in figures, forward and backward together, matrix products excluded
+    max_ratio: float | None = None  # bytes moved over the minimum
 
 
 def gradients(outputs: Tensor | tuple[Tensor, ...], inputs: Inputs) -> list[Tensor]:

@@ -1,0 +1,101 @@
+"""One setting decides which implementation runs, and says why it cannot run."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from reca_fast.kernels import backend
+from reca_fast.kernels.backend import VARIABLE, implementation, kernel_mode, kernels
+
+CPU = torch.zeros(1)
+
+
+def test_auto_takes_the_reference_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert kernel_mode() == "auto" and implementation(CPU) == "reference"
+
+
+def test_environment_decides_while_the_setting_is_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "triton")
+    with pytest.raises(ValueError, match="kernels=triton cannot run here"):
+        implementation(CPU)
+    with kernels("reference"):
+        assert implementation(CPU) == "reference"
+
+
+@pytest.mark.parametrize("where", ["kernels", VARIABLE])
+def test_unknown_mode(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=rf"^{where}='fast': expected one of auto, triton, reference"):
+        if where == VARIABLE:
+            monkeypatch.setenv(VARIABLE, "fast")
+            kernel_mode()
+        else:
+            backend.use_kernels("fast")
+    assert backend._mode == "auto"
+
+
+def test_reasons_name_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    with kernels("triton"):
+        with pytest.raises(ValueError, match="TRITON_INTERPRET=1"):
+            implementation(CPU)
+        with pytest.raises(ValueError, match="no kernels for the device meta"):
+            implementation(CPU.to("meta"))
+        monkeypatch.setattr(backend, "INSTALLED", False)
+        with pytest.raises(ValueError, match="pip install triton"):
+            implementation(CPU)
+
+
+def test_float64_needs_the_reference() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from reca_fast.kernels.interpreter import interpreting
+
+    with kernels("triton"), interpreting():
+        assert implementation(CPU) == "triton"
+        with pytest.raises(ValueError, match="float64"):
+            implementation(CPU.double())
+
+
+WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None  # any import of it raises ModuleNotFoundError
+import torch, reca_fast.kernels as k
+from reca_fast.kernels.backend import INSTALLED
+assert not INSTALLED
+q = torch.randn(3, 2, 8)
+angles = torch.zeros(3, 8)
+print(k.qk_norm_rope(q, q, torch.ones(8), torch.ones(8), angles + 1, angles)[0].shape)
+"""
+
+
+def test_everything_imports_without_triton() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TRITON], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "[3, 2, 8]" in done.stdout
+
+
+INTERPRETED = """
+import torch, reca_fast.kernels as k
+draw = torch.Generator().manual_seed(0)
+q, g = (torch.randn(3, 2, 8, generator=draw) for _ in range(2))
+angles = torch.rand(3, 4, generator=draw).repeat(1, 2)
+q.requires_grad_()
+out = k.qk_norm_rope(q, q.detach(), torch.ones(8), torch.ones(8), angles.cos(), angles.sin())[0]
+out.backward(g)
+print(out.flatten().tolist() + q.grad.flatten().tolist())
+"""
+
+
+def test_environment_variables_run_the_kernels_on_a_cpu() -> None:
+    """As a user types it: TRITON_INTERPRET=1 RECA_FAST_KERNELS=triton python ..."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    said = []
+    for setting in ({"TRITON_INTERPRET": "1", VARIABLE: "triton"}, {VARIABLE: "reference"}):
+        done = subprocess.run(
+            [sys.executable, "-c", INTERPRETED], env={**os.environ, **setting}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        said.append(torch.tensor(eval(done.stdout)))
+    torch.testing.assert_close(*said)

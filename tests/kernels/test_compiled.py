@@ -1,0 +1,33 @@
+"""Every kernel compiled for four GPU generations, without a GPU: registers, spills, access widths, tensor cores.
+
+The gates stand beside each operation in `bench/ops/`. A table of everything compiled is written by
+`python -m bench.compile_table`.
+"""
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from bench.aot import TARGETS, TENSOR_CORE, compiling, read
+from bench.ops import NAMES, load
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: f"sm_{target}")
+@pytest.mark.parametrize("name", NAMES)
+def test_gates(name: str, target: int) -> None:
+    bench = load(name)
+    with compiling(target) as hits:
+        bench.compile()
+    unique = {id(kernel): (kernel_name, kernel) for kernel_name, kernel in hits}.values()
+    assert {kernel_name for kernel_name, _ in unique} == bench.gates.keys(), "a gate for every kernel, and no other"
+    for kernel_name, kernel in unique:
+        made, gate = read(kernel_name, kernel, target), bench.gates[kernel_name]
+        assert made.spill_bytes == 0, made
+        assert made.registers <= gate.max_registers, made
+        assert made.occupancy >= gate.min_occupancy, made
+        assert made.widest_load >= gate.load_bits, made
+        assert made.widest_store >= gate.store_bits, made
+        if gate.tensor_core:
+            assert TENSOR_CORE[target] in made.tensor_core, made
+        if gate.max_instructions_per_element is not None:
+            assert made.instructions <= gate.max_instructions_per_element * gate.elements_per_thread, made

@@ -1,0 +1,55 @@
+"""Bytes and launches of every operation against its goal, and the counter against sums done by hand."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from bench.ops import NAMES, load
+from bench.traffic import counting
+from reca_fast.kernels.backend import kernels, tl, triton
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@triton.jit
+def _add_one(X, Y, n, BLOCK: tl.constexpr):
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(X + offsets, mask=offsets < n, other=0.0)
+    again = tl.load(X + offsets, mask=offsets < n, other=0.0)
+    tl.store(Y + offsets, (x + again) * 0.5 + 1, mask=offsets < n)
+
+
+def test_kernels_count_unmasked_lanes() -> None:
+    x, y = torch.zeros(100), torch.empty(100)
+    with counting() as traffic:
+        _add_one[(2,)](x, y, 100, BLOCK=64)
+    assert (traffic.launches, traffic.bytes_read, traffic.bytes_written) == (1, 800, 400)
+    assert traffic.unique_bytes == 800  # the second load of an address is the cache's business
+
+
+def test_torch_counts_inputs_and_outputs_and_no_views() -> None:
+    x, w = torch.zeros(10, 20, requires_grad=True), torch.zeros(20, 30)
+    with counting() as traffic:
+        y = (x.view(20, 10).t().reshape(10, 20) + 1) @ w  # reshape copies here
+        y.sum().backward()
+    assert traffic.matmuls == 2 and traffic.flops == 2 * 2 * 10 * 20 * 30
+    assert "clone" in traffic.kernels and "view" not in traffic.kernels
+    add = 2 * 800
+    assert traffic.bytes_read >= add / 2 and traffic.launches >= 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_goals(name: str) -> None:
+    bench = load(name)
+    inputs = bench.inputs(
+        bench.shapes["small"], torch.bfloat16, torch.device("cpu"), torch.Generator().manual_seed(0)
+    )
+    with kernels("triton"), counting() as traffic:
+        bench.ours(inputs)
+    least = bench.minimum(bench.shapes["small"], torch.bfloat16)
+    assert bench.max_launches is not None and bench.max_ratio is not None, "an operation without a goal"
+    assert traffic.launches <= bench.max_launches, traffic.kernels
+    assert traffic.bytes <= bench.max_ratio * least.bytes, f"{traffic.bytes / least.bytes:.3f} x the minimum"
+    if least.flops:
+        assert traffic.flops <= 1.01 * least.flops
