@@ -40,6 +40,7 @@ from bench.traffic import counting
 from reca_fast.kernels.backend import INSTALLED, kernels
 
 RESULTS = ROOT / "bench" / "results"
+STEP = "step"  # not an operation: the whole training step
 TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 4e-2}
 """Largest difference from the authors' sequence, as a share of each result's root mean square."""
 
@@ -268,7 +269,8 @@ def compare(args: argparse.Namespace, console: Console) -> int:
                 out = Path(folder, "rows.jsonl")
                 out.unlink(missing_ok=True)
                 code = [sys.executable, str(tree / "bench" / "throughput.py"), "--gpu", args.gpu, "--out", str(out)]
-                done = subprocess.run([*code, *(["--op", *args.op] if args.op else [])], capture_output=True, text=True)
+                code += ["--op", *(args.op or NAMES)]
+                done = subprocess.run(code, capture_output=True, text=True)
                 if done.returncode:
                     print(f"throughput: {label} failed: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
                     return 1
@@ -293,9 +295,32 @@ def _milliseconds(row: Row) -> float | None:
     return timing["p50"] if timing else None
 
 
+def whole_step(console: Console) -> list[Row]:
+    """One training step of a small BAGEL, ours against the stand-in for the authors' (bench/bagel_step.py), CPU time."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "step.json")
+        command = [sys.executable, str(ROOT / "bench" / "bagel_step.py"), "--variants", "generic", "fused", "ours"]
+        subprocess.run([*command, "--rounds", "1", "--steps", "1", "--out", out], check=True, capture_output=True)
+        summary = json.loads(out.read_text())["summary"]
+    table = Table(title="step: forward and backward of a small BAGEL", title_justify="left", title_style="bold")
+    for column in ("implementation", "CPU s (measured)", "peak MiB above the weights", "loss"):
+        table.add_column(column, justify="left" if column == "implementation" else "right")
+    labels = {"generic": "authors' layout", "fused": "authors' layout, fused attention", "ours": "ours"}
+    rows = []
+    for name, figures in summary.items():
+        seconds, peak = figures["cpu_s"], figures["peak_above_weights_mib"]
+        table.add_row(labels[name], f"{seconds:.2f}", f"{peak:.0f}", f"{figures['loss']:.5f}")
+        rows.append({"op": "step", "provider": name, "cpu_ms": {"p50": seconds * 1e3}, "peak_bytes": peak * 2**20})
+    console.print(table)
+    console.print("one run each: `python bench/bagel_step.py` repeats and interleaves them", style="dim")
+    return rows
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--op", nargs="+", choices=NAMES, metavar="OP", help="operations (default: all; see --list)")
+    parser.add_argument(
+        "--op", nargs="+", choices=[*NAMES, STEP], metavar="OP", help="operations (default: all; see --list)"
+    )
     parser.add_argument("--gpu", choices=GPUS, default="h100", help="GPU to compile and predict for without one")
     parser.add_argument("--compare", metavar="REV", help="measure this tree against a commit")
     parser.add_argument("--list", action="store_true", help="list the operations and their shapes, measure nothing")
@@ -311,6 +336,7 @@ def main() -> int:
         for name in NAMES:
             bench = load(name)
             console.print(f"[bold]{name}[/bold]: {bench.about}\n  shapes {dict(bench.shapes)}")
+        console.print(f"[bold]{STEP}[/bold]: one whole training step of a small BAGEL")
         return 0
     if args.compare:
         return compare(args, console)
@@ -322,13 +348,16 @@ def main() -> int:
             f"No GPU here: times on {gpu.name} are predicted from counted traffic, and are lower bounds. "
             "What was measured is CPU time and says nothing about a GPU.\n"
         )
-    rows = rows_of(args.op or list(NAMES), gpu, device, console)
+    rows = rows_of([name for name in args.op or NAMES if name != STEP], gpu, device, console)
+    drawn = list(rows)
+    if not args.op or STEP in args.op:
+        rows += whole_step(console)
     here = environment()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with args.out.open("a") as file:
         for row in rows:
             file.write(json.dumps({**row, "environment": here}) + "\n")
-    draw(rows, gpu, args.out.with_suffix(".png"))
+    draw(drawn, gpu, args.out.with_suffix(".png"))
     console.print(f"written: {args.out} and {args.out.with_suffix('.png').name}")
     wrong = [f"{row['op']} ({row['provider']})" for row in rows if row.get("gate") is False]
     if wrong:
