@@ -296,7 +296,7 @@ def _milliseconds(row: Row) -> float | None:
 
 
 def whole_step(console: Console) -> list[Row]:
-    """One training step of a small BAGEL, ours against the stand-in for the authors' (bench/bagel_step.py), CPU time."""
+    """One training step of a small BAGEL: ours against the stand-in for the authors' (bench/bagel_step.py)."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "step.json")
         command = [sys.executable, str(ROOT / "bench" / "bagel_step.py"), "--variants", "generic", "fused", "ours"]
