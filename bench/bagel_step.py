@@ -119,7 +119,7 @@ def ours_step(config: StepConfig) -> Step:
         model.zero_grad(set_to_none=True)
         x_t = flow_interpolate(latents, timesteps[batch.image_index], noise=noise)
         velocity = model(batch, x_t, timesteps).velocity
-        sums = flow_loss_by_task(velocity, latents, timesteps, noise, batch.image_index, batch.target_tasks)
+        sums = flow_loss_by_task(velocity, latents, timesteps, batch.image_index, batch.target_tasks, noise=noise)
         loss = sums[RECA] / batch.counts[RECA]
         loss.backward()
         return loss.item()

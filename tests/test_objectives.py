@@ -30,7 +30,7 @@ def test_timesteps(shift) -> None:
 def test_flow_loss_goes_to_the_task_of_each_picture() -> None:
     velocity, latents, timesteps, noise, index = flow_inputs(3)
     rows = (velocity.double() - (noise - latents).double()).square().mean(1).view(3, 5).sum(1).float()
-    got = flow_loss_by_task(velocity, latents, timesteps, noise, index, ["t2i", "reca", "t2i"])
+    got = flow_loss_by_task(velocity, latents, timesteps, index, ["t2i", "reca", "t2i"], noise=noise)
     torch.testing.assert_close(got, {"t2i": rows[0] + rows[2], "reca": rows[1]})
 
 
@@ -58,7 +58,7 @@ def test_loss_and_gradient_do_not_depend_on_the_cut(cuts) -> None:
         here = slice(start, start + pictures)
         rows = slice(start * 5, (start + pictures) * 5)
         sums = flow_loss_by_task(
-            leaf[rows], latents[rows], timesteps[here], noise[rows], index[rows] - start, tasks[here]
+            leaf[rows], latents[rows], timesteps[here], index[rows] - start, tasks[here], noise=noise[rows]
         )
         total = total + weighted_loss(sums, counts, weights)
         start += pictures

@@ -39,7 +39,7 @@ def test_the_step_runs_and_trains_just_what_it_should(batch, freeze_und):
         noise, timesteps = torch.randn(len(batch.gen_rows), PUBLIC.patch_latent_dim), torch.rand(2)
         with torch.autocast("cpu", torch.bfloat16):
             velocity = model(batch, noise, timesteps).velocity
-        sums = flow_loss_by_task(velocity, noise, timesteps, noise, batch.image_index, batch.target_tasks)
+        sums = flow_loss_by_task(velocity, noise, timesteps, batch.image_index, batch.target_tasks, noise=noise)
         weighted_loss(sums, batch.counts, LossWeights()).backward()
 
     assert velocity.shape == (8192, 64) and velocity.dtype == torch.bfloat16

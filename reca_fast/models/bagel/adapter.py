@@ -74,19 +74,21 @@ class BagelAdapter:
     def loss_sums(self, batch: BagelBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """Encode the targets, noise them, predict, and sum the losses by task.
 
-        Randomness is drawn in a fixed order (timesteps, noise, VAE posterior) on the CPU, so a step is the same on
-        every device and for every number of processes.
+        Randomness is drawn in a fixed order on the CPU: timesteps, the seed of the noise, VAE posterior. The noise is a
+        function of that seed, the token's place in the pack and the channel. So a step draws the same on every device
+        and for every number of processes.
         """
         pictures = len(batch.latent_shapes)
         normal = torch.randn(pictures, generator=generator)
-        noise = torch.randn(len(batch.gen_rows), self.config.patch_latent_dim, generator=generator)
-        noise = to_device(noise, self.device)
+        seed = int(torch.randint(2**62, (), generator=generator))
         timesteps = to_device(shifted_logit_normal(normal, self.config.glue.timestep_shift), self.device)
         with self.autocast():
             latents = self.encode_targets(batch, generator)
-            x_t = flow_interpolate(latents, timesteps[batch.image_index], noise=noise)
+            x_t = flow_interpolate(latents, timesteps[batch.image_index], seed=seed)
             prediction = self.module(batch, x_t, timesteps)
-        sums = flow_loss_by_task(prediction.velocity, latents, timesteps, noise, batch.image_index, batch.target_tasks)
+        sums = flow_loss_by_task(
+            prediction.velocity, latents, timesteps, batch.image_index, batch.target_tasks, seed=seed
+        )
         if not self.options.freeze_und:
             # Also without labels or without pictures, so that every trained weight has a gradient (see MoTLayer).
             rows = prediction.und if batch.label_rows is None else prediction.und[batch.label_rows]

@@ -162,7 +162,9 @@ def replay(case: Case, run: str, *, attention: str, dtype: torch.dtype, weights:
 
     trace = Trace()
     prediction = model(batch, x_t, timesteps, trace=trace)
-    sums = flow_loss_by_task(prediction.velocity, latents, timesteps, noise, batch.image_index, batch.target_tasks)
+    sums = flow_loss_by_task(
+        prediction.velocity, latents, timesteps, batch.image_index, batch.target_tasks, noise=noise
+    )
     out = {
         "llm_input": _packed(batch, trace["input_und"], trace["input_gen"]),
         "layer0_out": _packed(batch, trace["layer0_und"], trace["layer0_gen"]),

@@ -1,0 +1,314 @@
+"""Triton kernels of flow_matching.py and their launchers; what they compute is told there.
+
+A program of 4 warps takes 1024 elements: whole tokens as far as they fit, 8 neighbouring channels per thread.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .backend import LAUNCH, tl, triton
+from .noise import normal_tile
+
+
+@triton.jit
+def flow_interpolate_kernel(
+    latents,
+    timesteps,
+    noise,
+    out,
+    tokens,
+    latents_stride,
+    timesteps_stride,
+    noise_stride,
+    seed: tl.int64,
+    C: tl.constexpr,
+    SEEDED: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    rows = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    row = rows.to(tl.int64)[:, None]
+    inside = rows < tokens
+    t = tl.load(timesteps + rows.to(tl.int64) * timesteps_stride, mask=inside, other=0.0).to(tl.float32)[:, None]
+    for start in range(0, C, BLOCK_C):
+        channel = (start + tl.arange(0, BLOCK_C))[None, :]
+        mask = inside[:, None] & (channel < C)
+        if SEEDED:
+            eps = normal_tile(seed, rows, start, BLOCK_T, BLOCK_C)
+        else:
+            eps = tl.load(noise + row * noise_stride + channel, mask=mask, other=0.0).to(tl.float32)
+        x = tl.load(latents + row * latents_stride + channel, mask=mask, other=0.0).to(tl.float32)
+        x_t = (1.0 - t) * x + t * eps
+        tl.store(out + row * C + channel, x_t.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def flow_interpolate_backward_kernel(
+    upstream,
+    timesteps,
+    for_latents,
+    for_noise,
+    tokens,
+    upstream_stride,
+    timesteps_stride,
+    C: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    rows = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    row = rows.to(tl.int64)[:, None]
+    inside = rows < tokens
+    t = tl.load(timesteps + rows.to(tl.int64) * timesteps_stride, mask=inside, other=0.0).to(tl.float32)[:, None]
+    for start in range(0, C, BLOCK_C):
+        channel = (start + tl.arange(0, BLOCK_C))[None, :]
+        mask = inside[:, None] & (channel < C)
+        g = tl.load(upstream + row * upstream_stride + channel, mask=mask, other=0.0).to(tl.float32)
+        if for_latents is not None:
+            tl.store(for_latents + row * C + channel, ((1.0 - t) * g).to(for_latents.dtype.element_ty), mask=mask)
+        if for_noise is not None:
+            tl.store(for_noise + row * C + channel, (t * g).to(for_noise.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def flow_loss_kernel(
+    prediction,
+    latents,
+    noise,
+    row_weight,
+    divisor,
+    losses,  # [T], or None
+    partials,  # [programs], or None: then nothing is summed
+    arrived,  # int32 counter at zero, left at zero
+    total,
+    gradient,  # [T, C], or None
+    tokens,
+    scale,
+    prediction_stride,
+    latents_stride,
+    noise_stride,
+    weight_stride,
+    seed: tl.int64,
+    C: tl.constexpr,
+    SEEDED: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    rows = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    row = rows.to(tl.int64)[:, None]
+    inside = rows < tokens
+    factor = tl.full((BLOCK_T,), 1.0 / C, tl.float32) * scale
+    if row_weight is not None:
+        factor *= tl.load(row_weight + rows.to(tl.int64) * weight_stride, mask=inside, other=0.0).to(tl.float32)
+    if divisor is not None:
+        factor /= tl.load(divisor)
+    squares = tl.zeros((BLOCK_T,), tl.float32)
+    for start in range(0, C, BLOCK_C):
+        channel = (start + tl.arange(0, BLOCK_C))[None, :]
+        mask = inside[:, None] & (channel < C)
+        if SEEDED:
+            eps = normal_tile(seed, rows, start, BLOCK_T, BLOCK_C)
+        else:
+            eps = tl.load(noise + row * noise_stride + channel, mask=mask, other=0.0).to(tl.float32)
+        x = tl.load(latents + row * latents_stride + channel, mask=mask, other=0.0).to(tl.float32)
+        p = tl.load(prediction + row * prediction_stride + channel, mask=mask, other=0.0).to(tl.float32)
+        error = tl.where(mask, p - (eps - x), 0.0)
+        if gradient is not None:
+            g = error * (2.0 * factor)[:, None]
+            tl.store(gradient + row * C + channel, g.to(gradient.dtype.element_ty), mask=mask)
+        squares += tl.sum(error * error, axis=1)
+    per_token = tl.where(inside, squares * factor, 0.0)
+    if losses is not None:
+        tl.store(losses + rows, per_token, mask=inside)
+    if partials is not None:
+        tl.store(partials + tl.program_id(0), tl.sum(per_token, axis=0))
+        programs = tl.num_programs(0)
+        if tl.atomic_add(arrived, 1, sem="acq_rel") == programs - 1:
+            sums = tl.zeros((BLOCK_P,), tl.float32)
+            for start in range(0, programs, BLOCK_P):
+                place = start + tl.arange(0, BLOCK_P)
+                # From L2, where the other programs' sums are; this SM's L1 knows nothing of them.
+                sums += tl.load(partials + place, mask=place < programs, other=0.0, cache_modifier=".cg")
+            tl.store(total, tl.sum(sums, axis=0))
+            tl.store(arrived, 0)
+
+
+@triton.jit
+def scale_in_place_kernel(gradient, upstream, numel, BLOCK: tl.constexpr):
+    factor = tl.load(upstream).to(tl.float32)
+    if factor != 1.0:
+        place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        mask = place < numel
+        scaled = tl.load(gradient + place, mask=mask, other=0.0).to(tl.float32) * factor
+        tl.store(gradient + place, scaled.to(gradient.dtype.element_ty), mask=mask)
+
+
+def _tile(channels: int) -> dict[str, int]:
+    """1024 elements per program of 4 warps: 8 per thread."""
+    block_c = min(1024, max(4, triton.next_power_of_2(channels)))
+    return {"C": channels, "BLOCK_T": 1024 // block_c, "BLOCK_C": block_c, "num_warps": 4}
+
+
+def _rows_dense(x: Tensor | None) -> Tensor | None:
+    return x if x is None or x.stride(-1) == 1 else x.contiguous()
+
+
+def _stride(x: Tensor | None) -> int:
+    return 0 if x is None else x.stride(0)
+
+
+_counters: dict[Any, Tensor] = {}
+
+
+def _counter(device: torch.device) -> Tensor:
+    """A zero that the kernel leaves at zero; one per stream, since kernels of two streams may run at the same time."""
+    if device.type == "cpu":
+        key: Any = device
+    elif torch.cuda.is_current_stream_capturing():
+        return torch.zeros(1, dtype=torch.int32, device=device)  # a graph's memory must not outlive it here
+    else:
+        key = device, torch.cuda.current_stream(device).cuda_stream
+    if key not in _counters:
+        _counters[key] = torch.zeros(1, dtype=torch.int32, device=device)
+    return _counters[key]
+
+
+def launch_interpolate(
+    latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int, dtype: torch.dtype
+) -> Tensor:
+    latents, noise = _rows_dense(latents), _rows_dense(noise)  # type: ignore[assignment]
+    tokens, channels = latents.shape
+    out = latents.new_empty((tokens, channels), dtype=dtype)
+    tile = _tile(channels)
+    flow_interpolate_kernel[(triton.cdiv(tokens, tile["BLOCK_T"]),)](
+        latents,
+        timesteps,
+        noise,
+        out,
+        tokens,
+        latents.stride(0),
+        timesteps.stride(0),
+        _stride(noise),
+        seed,
+        SEEDED=noise is None,
+        **tile,
+        **LAUNCH,
+    )
+    return out
+
+
+def launch_interpolate_backward(
+    upstream: Tensor, timesteps: Tensor, latents_dtype: torch.dtype | None, noise_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
+    upstream = _rows_dense(upstream)  # type: ignore[assignment]
+    tokens, channels = upstream.shape
+    for_latents, for_noise = (
+        None if dtype is None else upstream.new_empty((tokens, channels), dtype=dtype)
+        for dtype in (latents_dtype, noise_dtype)
+    )
+    tile = _tile(channels)
+    flow_interpolate_backward_kernel[(triton.cdiv(tokens, tile["BLOCK_T"]),)](
+        upstream,
+        timesteps,
+        for_latents,
+        for_noise,
+        tokens,
+        upstream.stride(0),
+        timesteps.stride(0),
+        **tile,
+        **LAUNCH,
+    )
+    empty = upstream.new_empty
+    return empty(0) if for_latents is None else for_latents, empty(0) if for_noise is None else for_noise
+
+
+def _launch_loss(
+    prediction: Tensor,
+    latents: Tensor,
+    noise: Tensor | None,
+    seed: int,
+    row_weight: Tensor | None,
+    *,
+    divisor: Tensor | None = None,
+    scale: float = 1.0,
+    losses: Tensor | None = None,
+    total: Tensor | None = None,
+    gradient: Tensor | None = None,
+) -> None:
+    prediction, latents, noise = map(_rows_dense, (prediction, latents, noise))  # type: ignore[assignment]
+    tokens, channels = prediction.shape
+    tile = _tile(channels)
+    programs = triton.cdiv(tokens, tile["BLOCK_T"])
+    flow_loss_kernel[(programs,)](
+        prediction,
+        latents,
+        noise,
+        row_weight,
+        divisor,
+        losses,
+        None if total is None else total.new_empty(programs),
+        None if total is None else _counter(prediction.device),
+        total,
+        gradient,
+        tokens,
+        scale,
+        prediction.stride(0),
+        latents.stride(0),
+        _stride(noise),
+        _stride(row_weight),
+        seed,
+        SEEDED=noise is None,
+        BLOCK_P=128,
+        **tile,
+        **LAUNCH,
+    )
+
+
+def launch_loss(
+    prediction: Tensor,
+    latents: Tensor,
+    noise: Tensor | None,
+    seed: int,
+    row_weight: Tensor | None,
+    mean: bool,
+    gradient_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor]:
+    total = prediction.new_empty((), dtype=torch.float32)
+    gradient = None if gradient_dtype is None else prediction.new_empty(tuple(prediction.shape), dtype=gradient_dtype)
+    weighted = mean and row_weight is not None
+    _launch_loss(
+        prediction,
+        latents,
+        noise,
+        seed,
+        row_weight,
+        divisor=row_weight.sum(dtype=torch.float32) if weighted else None,  # type: ignore[union-attr]
+        scale=1 / len(prediction) if mean and not weighted else 1.0,
+        total=total,
+        gradient=gradient,
+    )
+    return total, prediction.new_empty(0) if gradient is None else gradient
+
+
+def launch_rows(
+    prediction: Tensor, latents: Tensor, noise: Tensor | None, seed: int, row_weight: Tensor | None
+) -> Tensor:
+    losses = prediction.new_empty(len(prediction), dtype=torch.float32)
+    _launch_loss(prediction, latents, noise, seed, row_weight, losses=losses)
+    return losses
+
+
+def launch_gradient(
+    prediction: Tensor, latents: Tensor, noise: Tensor | None, seed: int, factor: Tensor, dtype: torch.dtype
+) -> Tensor:
+    gradient = prediction.new_empty(tuple(prediction.shape), dtype=dtype)
+    _launch_loss(prediction, latents, noise, seed, factor, gradient=gradient)
+    return gradient
+
+
+def launch_scale(gradient: Tensor, upstream: Tensor) -> None:
+    scale_in_place_kernel[(triton.cdiv(gradient.numel(), 4096),)](
+        gradient, upstream, gradient.numel(), BLOCK=4096, num_warps=8, **LAUNCH
+    )
