@@ -1,0 +1,388 @@
+"""Pictures of mixed sizes, uint8, to normalised patch tokens of one size, in one launch.
+
+Symbols: image i is [H_i, W_i, 3] uint8 and becomes h_i x w_i pixels, n_i = (h_i / P) * (w_i / P) patches of
+F = P * P * 3 numbers. Along each axis the picture goes through one banded filter: Pillow's antialiased bicubic
+(a = -0.5, support scaled by the downscale factor), preceded by a Gaussian where blur_sigma > 0, both multiplied into
+one table of weights on the host and kept. As in Pillow the weights are integers, 22 bits after the point, rows are
+filtered first, and the result of each axis is rounded and clipped to uint8. So all arithmetic is exact: the bits are
+Pillow's, and the same ones on every device.
+
+Why ours: no library reads uint8 and writes patches. The authors resize on the CPU and send fp32 pictures and patches
+over the bus; here the source is read where it lies (kernels take addresses, nothing is concatenated) and every patch
+is written once. Nothing is saved: uint8 has no gradient.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .backend import LAUNCH, implementation, tl, triton
+from .image_filter import PRECISION, Size, axis_filter, resized
+
+ROWS = 16  # output lines of one program, and source rows that it filters at a time: the smallest side of a product
+COLUMNS = 256  # output columns times channels of one program
+WARPS = 16  # 8 accumulators per thread: with fewer warps, registers leave an eighth of the warps
+
+
+# Reference
+
+
+def reference_blur_patchify(
+    images: Sequence[Tensor],
+    sizes: Sequence[Size],
+    patch_size: int,
+    blur_sigma: float,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+) -> Tensor:
+    wide = torch.promote_types(dtype, torch.float32)
+    tokens = []
+    for image, (h, w) in zip(images, sizes, strict=True):
+        pixels = resized(image, (h, w), blur_sigma)
+        rows = pixels.reshape(h // patch_size, patch_size, w // patch_size, patch_size * 3).transpose(1, 2)
+        tokens.append(rows.reshape(-1, patch_size**2, 3))
+    x = torch.cat(tokens).to(wide)
+    # A tensor as divisor, because CUDA turns division by a Python number into a multiplication.
+    x = x.div_(x.new_full((), 255.0)).sub_(x.new_tensor(mean)).div_(x.new_tensor(std))
+    return x.flatten(1).to(dtype)
+
+
+# Kernels
+
+FIELDS: Any = tl.constexpr(10)  # columns of Plan.images
+HALF: Any = tl.constexpr(1 << (PRECISION - 1))
+SHIFT: Any = tl.constexpr(PRECISION)
+
+
+@triton.jit
+def filtered_tile(
+    addresses,
+    images,
+    tables,
+    image,
+    line,
+    lines,
+    column,
+    columns,
+    BY: tl.constexpr,
+    BC: tl.constexpr,
+    BR: tl.constexpr,
+):
+    """Pixels [BY, BC] as int32: output lines line .. line + lines - 1, columns x channels column .. column + columns.
+
+    Blocks of BR source rows are filtered across, tap by tap; the rounded rows then meet the weights of the other axis
+    in a matrix product. A weight has two parts of at most 11 bits and a sign, exact in fp16; a pixel has 8, so the
+    fp32 sum of 16 products is exact.
+    """
+    about = images + image * FIELDS
+    source = tl.load(addresses + 2 * image).to(tl.pointer_type(tl.uint8))
+    stride = tl.load(addresses + 2 * image + 1)
+    across_starts, across_weights, across_taps = tl.load(about + 2), tl.load(about + 3), tl.load(about + 4)
+    down_starts, down_weights, down_taps = tl.load(about + 5), tl.load(about + 6), tl.load(about + 7)
+    out_width, out_height = tl.load(about + 8), tl.load(about + 9)
+
+    c = tl.arange(0, BC)
+    inside = c < columns
+    x = (column + c) // 3
+    begin = tl.load(tables + across_starts + x, mask=inside, other=0)
+    within = begin * 3 + (column + c) % 3
+    across = tables + across_weights + x
+
+    y = tl.arange(0, BY)
+    wanted = y < lines
+    first = tl.load(tables + down_starts + line + y, mask=wanted, other=0)
+    top = tl.load(tables + down_starts + line)
+    bottom = tl.load(tables + down_starts + line + lines - 1) + down_taps
+    down = tables + down_weights + line + y
+
+    total = tl.full([BY, BC], HALF, tl.int32)
+    for row in range(top, bottom, BR):
+        rows = row + tl.arange(0, BR)
+        pointers = source + (rows.to(tl.int64) * stride)[:, None] + within[None, :]
+        live = (rows < bottom)[:, None] & inside[None, :]
+        sums = tl.full([BR, BC], HALF, tl.int32)
+        for tap in range(across_taps):
+            weight = tl.load(across + tap * out_width, mask=inside, other=0)
+            pixel = tl.load(pointers + tap * 3, mask=live, other=0)
+            sums += pixel.to(tl.int32) * weight[None, :]
+        pixels = tl.minimum(tl.maximum(sums >> SHIFT, 0), 255).to(tl.float32).to(tl.float16)
+        t = rows[None, :] - first[:, None]
+        used = (t >= 0) & (t < down_taps) & wanted[:, None]
+        weights = tl.load(down[:, None] + t * out_height, mask=used, other=0)
+        high = (weights + 2048) >> 12
+        low = weights - (high << 12)
+        total += tl.dot(high.to(tl.float32).to(tl.float16), pixels).to(tl.int32) << 12
+        total += tl.dot(low.to(tl.float32).to(tl.float16), pixels).to(tl.int32)
+    return tl.minimum(tl.maximum(total >> SHIFT, 0), 255)
+
+
+@triton.jit
+def normalised(value, channel, mean0, mean1, mean2, std0, std1, std2):
+    """(value / 255 - mean) / std per channel, correctly rounded at each step like torch's."""
+    mean = tl.where(channel == 0, mean0, tl.where(channel == 1, mean1, mean2))
+    std = tl.where(channel == 0, std0, tl.where(channel == 1, std1, std2))
+    unit = tl.div_rn(value.to(tl.float32), tl.full(value.shape, 255.0, tl.float32))
+    return tl.div_rn(unit - mean, std)
+
+
+@triton.jit
+def _blur_patchify_kernel(
+    addresses,
+    images,
+    tables,
+    programs,
+    out,
+    mean0,
+    mean1,
+    mean2,
+    std0,
+    std1,
+    std2,
+    PATCH: tl.constexpr,
+    LINES: tl.constexpr,
+    ALIGN: tl.constexpr,
+    BY: tl.constexpr,
+    BC: tl.constexpr,
+    BR: tl.constexpr,
+    BO: tl.constexpr,
+):
+    job = programs + tl.program_id(0) * 4
+    image, line, patch, patches = tl.load(job), tl.load(job + 1), tl.load(job + 2), tl.load(job + 3)
+    ROW: tl.constexpr = PATCH * 3
+    PART: tl.constexpr = LINES * ROW  # what this program writes of one patch
+    inner = line % PATCH
+    lines = tl.minimum(PATCH - inner, LINES)
+    tile = filtered_tile(addresses, images, tables, image, line, lines, patch * ROW, patches * ROW, BY, BC, BR)
+    # The tile is in picture order; memory wants patch order, in which neighbours are neighbours and stores are wide.
+    e = tl.arange(0, BO)
+    part, rest = e // PART, e % PART
+    place = tl.minimum((rest // ROW) * BC + part * ROW + rest % ROW, BY * BC - 1)
+    value = tl.gather(tl.reshape(tile.to(tl.uint8), [BY * BC]), place, 0)
+    result = normalised(value, e % 3, mean0, mean1, mean2, std0, std1, std2)
+    about = images + image * FIELDS
+    token = tl.load(about + 1) + (line // PATCH) * tl.load(about) + patch
+    if LINES == PATCH:
+        begin = tl.multiple_of(token.to(tl.int64) * (PATCH * ROW), ALIGN)
+        limit = tl.multiple_of(patches * PART, ALIGN)
+        tl.store(out + begin + e, result.to(out.dtype.element_ty), mask=e < limit)
+    else:
+        offsets = (token + part).to(tl.int64) * (PATCH * ROW) + inner * ROW + rest
+        keep = (e < patches * PART) & (rest < lines * ROW)
+        tl.store(out + offsets, result.to(out.dtype.element_ty), mask=keep)
+
+
+# Launcher
+
+
+class Plan(NamedTuple):
+    """What kernels must know of a list of pictures except where they lie; kept per list of shapes and device."""
+
+    # [images, FIELDS] int32: patches across, first token; of the filter across and of the filter down, where its starts
+    # and its weights are in `tables` and its taps; w, h
+    images: Tensor
+    tables: Tensor  # int32: starts and weights of all filters
+    programs: Tensor  # [programs, 4] int32: image, first output line, first patch in it, patches
+    tokens: int
+    lines: int  # output lines of one program
+    columns: int  # BC
+    even: int  # every program starts at and covers a multiple of this many patches
+
+
+@lru_cache(maxsize=256)
+def plan(
+    shapes: tuple[Size, ...], sizes: tuple[Size, ...], patch_size: int, sigma: float, device: torch.device
+) -> Plan:
+    lines = math.ceil(patch_size / math.ceil(patch_size / ROWS))
+    columns = max(COLUMNS, triton.next_power_of_2(patch_size * 3))
+    group = columns // (patch_size * 3)
+    group -= group % 2 if group > 1 else 0
+    places: dict[tuple[int, int], tuple[int, int, int]] = {}
+    parts: list[np.ndarray] = []
+    filled = token = 0
+
+    def place(source: int, out: int) -> tuple[int, int, int]:
+        nonlocal filled
+        if (source, out) not in places:
+            table = axis_filter(source, out, sigma)
+            parts.extend((table.start, table.weights.ravel()))
+            places[source, out] = (filled, filled + out, len(table.weights))
+            filled += out + table.weights.size
+        return places[source, out]
+
+    images, programs, even = [], [], 16
+    for number, ((height, width), (h, w)) in enumerate(zip(shapes, sizes, strict=True)):
+        across = w // patch_size
+        images.append((across, token, *place(width, w), *place(height, h), w, h))
+        for top in range(0, h, patch_size):
+            for line in range(top, top + patch_size, lines):
+                for patch in range(0, across, group):
+                    programs.append((number, line, patch, min(group, across - patch)))
+        even = math.gcd(even, token, across, group if across > group else 0)
+        token += across * (h // patch_size)
+
+    def upload(rows: Any) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int32)).to(device)
+
+    return Plan(upload(images), upload(np.concatenate(parts)), upload(programs), token, lines, columns, even)
+
+
+def addresses(images: Sequence[Tensor]) -> Tensor:
+    """[images, 2] int64 on their device: where each begins, bytes from row to row."""
+    device = images[0].device
+    host = torch.tensor([(x.data_ptr(), x.stride(0)) for x in images], dtype=torch.int64)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+
+
+def packed(image: Tensor) -> Tensor:
+    """The image itself unless its pixels are scattered inside a row."""
+    return image if image.stride(2) == 1 and image.stride(1) == 3 else image.contiguous()
+
+
+def launch_blur_patchify(
+    images: Sequence[Tensor],
+    sizes: Sequence[Size],
+    patch_size: int,
+    blur_sigma: float,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+) -> Tensor:
+    images = [packed(x) for x in images]
+    features, device = patch_size**2 * 3, images[0].device
+    shapes = tuple((x.shape[0], x.shape[1]) for x in images)
+    todo = plan(shapes, tuple(sizes), patch_size, blur_sigma, device)
+    out = torch.empty((todo.tokens, features), dtype=dtype, device=device)
+    group = int(todo.columns // (patch_size * 3))
+    _blur_patchify_kernel[(len(todo.programs),)](
+        addresses(images),
+        todo.images,
+        todo.tables,
+        todo.programs,
+        out,
+        *mean,
+        *std,
+        PATCH=patch_size,
+        LINES=todo.lines,
+        ALIGN=math.gcd(todo.even * features, 16 // out.element_size()),
+        BY=ROWS,
+        BC=todo.columns,
+        BR=ROWS,
+        BO=triton.next_power_of_2(group * todo.lines * patch_size * 3),
+        num_warps=WARPS,
+        **LAUNCH,
+    )
+    return out
+
+
+# Operation
+
+
+@torch.library.custom_op("reca_fast::blur_patchify", mutates_args=())
+def _blur_patchify(
+    images: list[Tensor],
+    sides: list[int],
+    patch_size: int,
+    blur_sigma: float,
+    mean: list[float],
+    std: list[float],
+    dtype: torch.dtype,
+) -> Tensor:
+    sizes = pairs(sides)
+    run = (
+        launch_blur_patchify
+        if implementation(images[0], images[0].new_empty(0, dtype=dtype)) == "triton"
+        else reference_blur_patchify
+    )
+    return run(images, sizes, patch_size, blur_sigma, mean, std, dtype)
+
+
+@_blur_patchify.register_fake
+def _(images, sides, patch_size, blur_sigma, mean, std, dtype):
+    return images[0].new_empty((token_count(sides, patch_size), patch_size**2 * 3), dtype=dtype)
+
+
+def pairs(sides: Sequence[int]) -> list[Size]:
+    return list(zip(sides[::2], sides[1::2], strict=True))
+
+
+def token_count(sides: Sequence[int], patch_size: int) -> int:
+    return sum((h // patch_size) * (w // patch_size) for h, w in pairs(sides))
+
+
+def blur_patchify(
+    images: Sequence[Tensor],
+    *,
+    size: Size | Sequence[Size],
+    patch_size: int,
+    blur_sigma: float = 0.0,
+    mean: float | Sequence[float],
+    std: float | Sequence[float],
+    dtype: torch.dtype,
+) -> Tensor:
+    """Blur, resize, normalise and cut into patches; one launch for all images.
+
+    Args:
+        images: uint8 [H, W, 3] each, any sizes, all on one device; rows may be strided. An empty list gives [0, F].
+        size: (h, w) in pixels for all, or one pair per image; multiples of patch_size.
+        blur_sigma: of the Gaussian before the resize, in output pixels (times H / h and W / w in source pixels); edge
+            pixels are repeated, the kernel ends at 4 sigma. 0 is off.
+        mean, std: of pixels in [0, 1], one number or one per channel: (x / 255 - mean) / std in fp32.
+        dtype: of the result.
+
+    Returns:
+        [sum of n_i, patch_size**2 * 3]; patches row-major, images in order; features over patch row, patch column,
+        channel (fastest). No gradient.
+    """
+    sides, means, stds = checked(images, size, patch_size, blur_sigma, mean, std)
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype: expected a floating-point dtype, got {dtype}")
+    if not images:
+        return torch.empty((0, patch_size**2 * 3), dtype=dtype)
+    return _blur_patchify(list(images), sides, patch_size, float(blur_sigma), means, stds, dtype)
+
+
+def checked(
+    images: Sequence[Tensor],
+    size: Size | Sequence[Size],
+    patch_size: int,
+    blur_sigma: float,
+    mean: float | Sequence[float],
+    std: float | Sequence[float],
+) -> tuple[list[int], list[float], list[float]]:
+    """(h, w, h, w, ...), three means, three stds. Raises ValueError that begins with the name of what is wrong."""
+    if patch_size < 1:
+        raise ValueError(f"patch_size: expected a positive number, got {patch_size}")
+    for number, image in enumerate(images):
+        if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[2] != 3 or 0 in image.shape:
+            got = f"{image.dtype} {list(image.shape)}"
+            raise ValueError(f"images[{number}]: expected uint8 [H, W, 3] with H and W above 0, got {got}")
+        if image.device != images[0].device:
+            raise ValueError(f"images[{number}]: expected the device {images[0].device}, got {image.device}")
+    one = len(size) == 2 and all(isinstance(side, int) for side in size)
+    sizes: list[Any] = [size] * len(images) if one else list(size)
+    if len(sizes) != len(images):
+        raise ValueError(f"size: expected (h, w) or one per image ({len(images)}), got {len(sizes)}")
+    for pair in sizes or ([size] if one else []):
+        if len(pair) != 2 or any(side < 1 or side % patch_size for side in pair):
+            raise ValueError(f"size: expected (h, w) in positive multiples of patch_size={patch_size}, got {pair}")
+    sides = [side for pair in sizes for side in pair]
+    if not 0 <= blur_sigma < math.inf or (sides and blur_sigma > max(sides)):
+        raise ValueError(f"blur_sigma: expected a number from 0 to the longest side of the output, got {blur_sigma}")
+    means, stds = three(mean, "mean"), three(std, "std")
+    if 0 in stds:
+        raise ValueError(f"std: expected no 0, got {std}")
+    return sides, means, stds
+
+
+def three(value: float | Sequence[float], name: str) -> list[float]:
+    """One number per channel."""
+    numbers = [float(value)] * 3 if isinstance(value, int | float) else [float(x) for x in value]
+    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{name}: expected a finite number or three of them, got {value}")
+    return numbers
