@@ -50,7 +50,7 @@ def reference_interpolate(
     """With `noise` the authors' expression, rounding included; with a seed in fp32 or wider."""
     t = timesteps.unsqueeze(-1)
     if noise is None:
-        latents, t = (x.to(torch.promote_types(dtype, torch.float32)) for x in (latents, t))
+        latents, t = (x.to(_common(dtype, torch.float32)) for x in (latents, t))
     return ((1 - t) * latents + t * _noise_like(latents, noise, seed)).to(dtype).contiguous()
 
 
@@ -97,11 +97,13 @@ def reference_gradient(
     return (error * (factor.to(error.dtype) * 2 / error.shape[1])[:, None]).to(dtype).contiguous()
 
 
+def _common(*dtypes: torch.dtype) -> torch.dtype:
+    """torch.promote_types of floating-point types, which would go through the dispatcher like an operation."""
+    return dtypes[0] if len(set(dtypes)) == 1 else max((*dtypes, torch.float32), key=lambda dtype: dtype.itemsize)
+
+
 def _wide(*tensors: Tensor | None) -> torch.dtype:
-    dtype = torch.float32
-    for x in tensors:
-        dtype = dtype if x is None else torch.promote_types(dtype, x.dtype)
-    return dtype
+    return _common(torch.float32, *(x.dtype for x in tensors if x is not None))
 
 
 # Registration
@@ -239,12 +241,15 @@ def _loss_setup(ctx, inputs, output):
     prediction, latents, noise, seed, row_weight, ctx.mean, _ = inputs
     gradient = output[1]
     ctx.mark_non_differentiable(gradient)
+    ctx.set_materialize_grads(False)  # else torch would fill a tensor of zeros for it
     _remember(ctx, prediction, latents, noise, seed, row_weight)
     # Not among the saved tensors: those must not be written to. Detached: an output in ctx would keep itself alive.
     ctx.gradient = gradient.detach()
 
 
 def _loss_vjp(ctx, upstream, _):
+    if upstream is None:
+        return (None,) * 7
     prediction, latents, noise, row_weight = ctx.saved_tensors
     gradient, ctx.gradient = ctx.gradient, None
     if gradient is None:  # handed out by the backward pass before this one
@@ -331,9 +336,7 @@ def flow_interpolate(
         ValueError: a wrong shape, dtype, device or seed; the message starts with the argument's name.
     """
     _check(latents, timesteps, noise, seed)
-    dtype = torch.promote_types(latents.dtype, timesteps.dtype)
-    if noise is not None:
-        dtype = torch.promote_types(dtype, noise.dtype)
+    dtype = _common(*(x.dtype for x in (latents, timesteps, noise) if x is not None))
     kind = latents.device.type
     if dtype == torch.float32 and torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)

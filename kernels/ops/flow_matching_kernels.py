@@ -3,8 +3,7 @@
 A program of 4 warps takes 1024 elements: whole tokens as far as they fit, 8 neighbouring channels per thread.
 """
 
-from typing import Any
-
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -159,17 +158,16 @@ def _stride(x: Tensor | None) -> int:
     return 0 if x is None else x.stride(0)
 
 
-_counters: dict[Any, Tensor] = {}
+_counters: dict[tuple[torch.device, int], Tensor] = {}
 
 
 def _counter(device: torch.device) -> Tensor:
     """A zero that the kernel leaves at zero; one per stream, since kernels of two streams may run at the same time."""
-    if device.type == "cpu":
-        key: Any = device
-    elif torch.cuda.is_current_stream_capturing():
-        return torch.zeros(1, dtype=torch.int32, device=device)  # a graph's memory must not outlive it here
-    else:
-        key = device, torch.cuda.current_stream(device).cuda_stream
+    if device.type == "cpu":  # interpreted: a new one costs nothing, and a kernel that raised leaves no trace
+        return torch.from_numpy(np.zeros(1, np.int32))
+    if torch.cuda.is_current_stream_capturing():  # memory of a graph, which nobody else may use
+        return torch.zeros(1, dtype=torch.int32, device=device)
+    key = device, torch.cuda.current_stream(device).cuda_stream
     if key not in _counters:
         _counters[key] = torch.zeros(1, dtype=torch.int32, device=device)
     return _counters[key]

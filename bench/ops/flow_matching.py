@@ -1,0 +1,112 @@
+"""The noised latents of a step of BAGEL, then the loss of the predicted velocity with its gradient."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from bench.ops.case import Gate, Inputs, Minimum, OpBench
+from reca_fast.kernels import flow_interpolate, flow_matching_loss
+from reca_fast.kernels.flow_matching_kernels import (
+    launch_gradient,
+    launch_interpolate,
+    launch_interpolate_backward,
+    launch_loss,
+    launch_scale,
+)
+from reca_fast.kernels.noise import normal_noise
+
+SEED = 20_250_101
+
+
+def make_inputs(
+    shape: Mapping[str, int], dtype: torch.dtype, device: torch.device, generator: torch.Generator
+) -> Inputs:
+    """Latents and timesteps are fp32 in the authors' step, whatever the model computes in."""
+    tokens, channels = shape["tokens"], shape["channels"]
+    prediction = torch.randn(tokens, channels, generator=generator, device=device)
+    return {
+        "latents": torch.randn(tokens, channels, generator=generator, device=device),
+        "timesteps": torch.rand(tokens, generator=generator, device=device).clamp(min=1e-3),
+        "prediction": prediction.to(dtype).requires_grad_(),
+        "noise": normal_noise(SEED, tokens, channels, device),  # what the seed stands for
+        "upstream": torch.ones((), device=device),
+    }
+
+
+def autocast(inputs: Inputs) -> AbstractContextManager:
+    """As the trainer has it around the first half; x_t comes out in the dtype in which the model reads it."""
+    dtype = inputs["prediction"].dtype
+    return nullcontext() if dtype == torch.float32 else torch.autocast(inputs["latents"].device.type, dtype)
+
+
+def results(x_t: Tensor, loss: Tensor, inputs: Inputs) -> list[Tensor]:
+    return [x_t, loss.detach(), *torch.autograd.grad(loss, inputs["prediction"], inputs["upstream"])]
+
+
+def ours(inputs: Inputs) -> list[Tensor]:
+    latents, timesteps = inputs["latents"], inputs["timesteps"]
+    with autocast(inputs):
+        x_t = flow_interpolate(latents, timesteps, seed=SEED)
+    return results(x_t, flow_matching_loss(inputs["prediction"], latents, timesteps, seed=SEED), inputs)
+
+
+def eager(inputs: Inputs) -> list[Tensor]:
+    """The authors' sequence; the noise is drawn for its cost and given for its values, so that results compare."""
+    latents, timesteps, prediction = inputs["latents"], inputs["timesteps"], inputs["prediction"]
+    torch.randn_like(latents)
+    noise = inputs["noise"]
+    x_t = (1 - timesteps[:, None]) * latents + timesteps[:, None] * noise
+    target = noise - latents
+    error = (prediction - target[timesteps > 0]) ** 2
+    return results(x_t.to(prediction.dtype), error.mean(dim=-1).sum() / len(latents), inputs)
+
+
+def minimum(shape: Mapping[str, int], dtype: torch.dtype) -> Minimum:
+    """x_t: fp32 latents and timesteps in, x_t out. Loss: fp32 latents and the prediction in, its gradient out."""
+    tokens, numbers = shape["tokens"], shape["tokens"] * shape["channels"]
+    return Minimum((4 + dtype.itemsize) * numbers + 4 * tokens + (4 + 2 * dtype.itemsize) * numbers)
+
+
+def compile_all() -> None:
+    """With a seed and with noise, with and without autocast. Not the losses per row, whose kernel has nothing wide to
+    write.
+    """
+    tokens, channels = 64, 64
+    latents, noise, timesteps = torch.zeros(tokens, channels), torch.zeros(tokens, channels), torch.zeros(tokens)
+    prediction = torch.zeros(tokens, channels, dtype=torch.bfloat16)
+    for dtype in (torch.float32, torch.bfloat16):
+        launch_interpolate(latents, timesteps, None, SEED, dtype)
+        launch_interpolate(latents, timesteps, noise, 0, dtype)
+    launch_interpolate_backward(latents, timesteps, torch.float32, torch.float32)
+    for weight in (None, timesteps):
+        launch_loss(prediction, latents, None, SEED, weight, True, torch.bfloat16)
+        launch_loss(prediction, latents, noise, 0, weight, True, torch.bfloat16)
+    launch_gradient(prediction, latents, None, SEED, timesteps, torch.bfloat16)
+    launch_scale(prediction, timesteps[0])
+
+
+BENCH = OpBench(
+    name="flow_matching",
+    about="noised latents, then the velocity loss and its gradient, with noise that is regenerated instead of stored",
+    shapes={
+        "real": {"tokens": 8 * 4096, "channels": 64},
+        "small": {"tokens": 512, "channels": 64},
+    },
+    inputs=make_inputs,
+    ours=ours,
+    eager=eager,
+    minimum=minimum,
+    compile=compile_all,
+    gates={
+        "flow_interpolate_kernel": Gate(40, 0.75, max_instructions_per_element=64, elements_per_thread=8),
+        # Some 18 of them are the final sum, which one program of all executes.
+        "flow_loss_kernel": Gate(40, 0.75, max_instructions_per_element=88, elements_per_thread=8),
+        "flow_interpolate_backward_kernel": Gate(40, 0.75),
+        "scale_in_place_kernel": Gate(40, 0.75),
+    },
+    goal="2 launches that move data and one that finds the upstream gradient to be 1, at most 1.15 times the minimum",
+    max_launches=3,
+    max_ratio=1.15,
+)
