@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
+from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -58,7 +59,7 @@ class _EagerCounter(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "reca_fast":  # count what is inside
             with self:
-                return func(*args, **kwargs)
+                return OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
         out = func(*args, **kwargs)
         name = func._schema.name.split("::")[1]
         base = name.rstrip("_")

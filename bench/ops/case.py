@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 Inputs = dict[str, Any]
 Step = Callable[[Inputs], list[Tensor]]
@@ -56,4 +57,6 @@ def gradients(outputs: Tensor | tuple[Tensor, ...], inputs: Inputs) -> list[Tens
     """Outputs, then the gradients of all inputs that require one, for an upstream gradient of ones."""
     given = outputs if isinstance(outputs, tuple) else (outputs,)
     wanted = [x for x in inputs.values() if isinstance(x, Tensor) and x.requires_grad]
-    return [*(x.detach() for x in given), *torch.autograd.grad(given, wanted, [torch.ones_like(x) for x in given])]
+    with _disable_current_modes():  # making them is the caller's business and does not count
+        upstream = [torch.ones_like(x) for x in given]
+    return [*(x.detach() for x in given), *torch.autograd.grad(given, wanted, upstream)]

@@ -78,6 +78,15 @@ def make_exact() -> None:
             raise TypeError("a reduction over bfloat16 inside a kernel: upcast with .to(tl.float32) first")
         return reduce(self, operand)
 
+    convert = upstream._implicit_cvt
+
+    def implicit_cvt(arg):
+        """Floats too arrive as scalars of the language (fp32), as on a GPU: kernels may call `.to` on them."""
+        if isinstance(arg, float):
+            return tl.tensor(upstream.TensorHandle(np.array([arg], dtype=np.float32), tl.float32), tl.float32)
+        return convert(arg)
+
+    upstream._implicit_cvt = implicit_cvt
     _Builder.cast_impl, _Builder.create_dot, _Builder.binary_op = cast_impl, create_dot, binary_op
     _Builder.create_fp_ext = _Builder.create_fp_trunc = cast_impl
     _Builder.create_fp_to_fp = create_fp_to_fp

@@ -12,7 +12,7 @@ from reca_fast.kernels.interpreter import interpreting
 
 
 @triton.jit
-def _scale(X, Y, factor, N: tl.constexpr, UPCAST: tl.constexpr):
+def _scale(X, Y, factor: tl.constexpr, N: tl.constexpr, UPCAST: tl.constexpr):
     offsets = tl.arange(0, N)
     x = tl.load(X + offsets)
     if UPCAST:
