@@ -8,6 +8,7 @@ from torch import Tensor
 
 from bench.ops.case import Gate, Inputs, Minimum, OpBench, Step, gradients
 from reca_fast.kernels import qk_norm_rope
+from reca_fast.kernels.backend import tl
 from reca_fast.kernels.qk_norm_rope import launch_backward, launch_forward
 
 ARGUMENTS = ("q", "k", "q_weight", "k_weight", "cos", "sin")
@@ -61,14 +62,19 @@ def eager(inputs: Inputs) -> list[Tensor]:
 
 def peers() -> dict[str, Step]:
     try:
-        from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+        from liger_kernel.ops import rms_norm
         from liger_kernel.ops.rope import LigerRopeFunction
     except ImportError:
         return {}
+    if not torch.cuda.is_available():
+        rms_norm.rsqrt = lambda x: tl.rsqrt(x)  # it takes libdevice's, which the interpreter cannot call
 
     def liger(inputs: Inputs) -> list[Tensor]:
         q, k, q_weight, k_weight, cos, sin = (inputs[name] for name in ARGUMENTS)
-        q, k = (LigerRMSNormFunction.apply(x, w, 1e-6, 0.0, "llama", False) for x, w in ((q, q_weight), (k, k_weight)))
+        q, k = (
+            rms_norm.LigerRMSNormFunction.apply(x, w, 1e-6, 0.0, "llama", False)
+            for x, w in ((q, q_weight), (k, k_weight))
+        )
         heads_first = (x.transpose(0, 1)[None] for x in (q, k))
         turned = LigerRopeFunction.apply(*heads_first, cos[None], sin[None])
         return gradients(tuple(x[0].transpose(0, 1) for x in turned), inputs)
@@ -77,8 +83,8 @@ def peers() -> dict[str, Step]:
 
 
 def minimum(shape: Mapping[str, int], dtype: torch.dtype) -> Minimum:
-    """Forward: q and k in and out. Backward: gradient and saved input in, gradient out. One half of either table in fp32
-    each way; weights are nothing.
+    """Forward: q and k in and out. Backward: gradient and saved input in, gradient out. One half of each table in fp32
+    both times; weights are nothing.
     """
     tokens, dim = shape["tokens"], shape["head_dim"]
     numbers = tokens * (shape["heads"] + shape["kv_heads"]) * dim

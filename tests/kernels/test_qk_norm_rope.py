@@ -1,4 +1,4 @@
-"""qk_norm_rope: the Triton kernels in the interpreter, and the operation as torch sees it (autograd, compile, errors)."""
+"""qk_norm_rope: its kernels in the interpreter, and the operation as torch sees it (autograd, compile, errors)."""
 
 import pytest
 import torch
