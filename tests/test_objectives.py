@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from reca_fast.config import LossWeights
+from reca_fast.kernels import flow_interpolate
 from reca_fast.objectives import flow_loss_by_task, next_token_loss, shifted_logit_normal, weighted_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,6 +33,17 @@ def test_flow_loss_goes_to_the_task_of_each_picture() -> None:
     rows = (velocity.double() - (noise - latents).double()).square().mean(1).view(3, 5).sum(1).float()
     got = flow_loss_by_task(velocity, latents, timesteps, index, ["t2i", "reca", "t2i"], noise=noise)
     torch.testing.assert_close(got, {"t2i": rows[0] + rows[2], "reca": rows[1]})
+
+
+@pytest.mark.parametrize("tasks", [["reca"] * 3, ["t2i", "reca", "t2i"]], ids=["one task", "two tasks"])
+def test_flow_loss_with_the_seed_of_the_noise(tasks) -> None:
+    """A seed stands for its noise, in the gradient too, whether or not the tasks share a pass."""
+    velocity, latents, timesteps, _, index = flow_inputs(3)
+    noise = flow_interpolate(latents, torch.ones(len(latents)), seed=7)
+    leaf = velocity.requires_grad_()
+    both = [flow_loss_by_task(leaf, latents, timesteps, index, tasks, **way) for way in ({"seed": 7}, {"noise": noise})]
+    torch.testing.assert_close(*both)
+    torch.testing.assert_close(*(torch.autograd.grad(sum(sums.values()), leaf) for sums in both))
 
 
 def test_next_token_loss_is_the_negative_log_probability() -> None:

@@ -54,6 +54,17 @@ def reference_interpolate(
     return ((1 - t) * latents + t * _noise_like(latents, noise, seed)).to(dtype).contiguous()
 
 
+def reference_interpolate_backward(
+    upstream: Tensor, timesteps: Tensor, latents_dtype: torch.dtype | None, noise_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
+    t = timesteps.unsqueeze(-1)
+    empty = upstream.new_empty
+    return (
+        empty(0) if latents_dtype is None else ((1 - t) * upstream).to(latents_dtype).contiguous(),
+        empty(0) if noise_dtype is None else (t * upstream).to(noise_dtype).contiguous(),
+    )
+
+
 def reference_error(prediction: Tensor, latents: Tensor, noise: Tensor | None, seed: int) -> Tensor:
     """prediction - (noise - latents), [T, C], in fp32 or wider."""
     wide = _wide(prediction, latents, noise)
@@ -129,14 +140,8 @@ def _(latents, timesteps, noise, seed, dtype):
 def _interpolate_backward(
     upstream: Tensor, timesteps: Tensor, latents_dtype: torch.dtype | None, noise_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
-    if _triton(upstream, timesteps):
-        return launch_interpolate_backward(upstream, timesteps, latents_dtype, noise_dtype)
-    t = timesteps.unsqueeze(-1)
-    empty = upstream.new_empty
-    return (
-        empty(0) if latents_dtype is None else ((1 - t) * upstream).to(latents_dtype).contiguous(),
-        empty(0) if noise_dtype is None else (t * upstream).to(noise_dtype).contiguous(),
-    )
+    run = launch_interpolate_backward if _triton(upstream, timesteps) else reference_interpolate_backward
+    return run(upstream, timesteps, latents_dtype, noise_dtype)
 
 
 @_interpolate_backward.register_fake
@@ -156,7 +161,8 @@ def _interpolate_setup(ctx, inputs, output):
 def _interpolate_vjp(ctx, upstream):
     needs = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
     wanted = [dtype if need else None for dtype, need in zip(ctx.dtypes, needs, strict=True)]
-    grads = _interpolate_backward(upstream, ctx.saved_tensors[0], *wanted)
+    run = reference_interpolate_backward if torch.is_grad_enabled() else _interpolate_backward
+    grads = run(upstream, ctx.saved_tensors[0], *wanted)
     for_latents, for_noise = (grad if need else None for grad, need in zip(grads, needs, strict=True))
     return for_latents, None, for_noise, None, None
 
@@ -222,7 +228,7 @@ def _(gradient, upstream):
     return None
 
 
-def _shared(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _error_vjp(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradient of the error, for those of prediction, latents and noise that want one."""
     needs = ctx.needs_input_grad
     return (
@@ -230,6 +236,14 @@ def _shared(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor
         gradient.to(ctx.dtypes[1]) if needs[1] else None,
         gradient.neg().to(ctx.dtypes[2]) if needs[2] else None,
     )
+
+
+def _recompute(ctx, factor: Tensor) -> Tensor:
+    """The gradient of the error for d loss / d (loss of a token) = factor [T]."""
+    prediction, latents, noise, _ = ctx.saved_tensors
+    dtype = prediction.dtype if ctx.needs_input_grad[:3] == (True, False, False) else factor.dtype
+    run = reference_gradient if torch.is_grad_enabled() else _gradient  # create_graph=True: differentiate again
+    return run(prediction, latents, noise, ctx.seed, factor, dtype)
 
 
 def _remember(ctx, prediction, latents, noise, seed, row_weight) -> None:
@@ -250,19 +264,18 @@ def _loss_setup(ctx, inputs, output):
 def _loss_vjp(ctx, upstream, _):
     if upstream is None:
         return (None,) * 7
-    prediction, latents, noise, row_weight = ctx.saved_tensors
+    prediction, _, _, row_weight = ctx.saved_tensors
     gradient, ctx.gradient = ctx.gradient, None
-    if gradient is None:  # handed out by the backward pass before this one
-        factor = upstream if row_weight is None else upstream * row_weight
+    if gradient is None or torch.is_grad_enabled():  # handed out by an earlier backward pass, or to be differentiated
+        factor = upstream.expand(len(prediction)) if row_weight is None else upstream * row_weight
         if ctx.mean:
             factor = factor / (len(prediction) if row_weight is None else row_weight.sum(dtype=upstream.dtype))
-        dtype = prediction.dtype if ctx.needs_input_grad[:3] == (True, False, False) else upstream.dtype
-        gradient = _gradient(prediction, latents, noise, ctx.seed, factor.expand(len(prediction)), dtype)
+        gradient = _recompute(ctx, factor)
     elif type(gradient) is not Tensor or gradient.dtype != prediction.dtype:  # traced, or to be cast anyway
         gradient = gradient * upstream
     else:
         _scale_in_place(gradient, upstream)
-    return *_shared(ctx, gradient), None, None, None, None
+    return *_error_vjp(ctx, gradient), None, None, None, None
 
 
 _loss.register_autograd(_loss_vjp, setup_context=_loss_setup)
@@ -273,11 +286,9 @@ def _rows_setup(ctx, inputs, output):
 
 
 def _rows_vjp(ctx, upstream):
-    prediction, latents, noise, row_weight = ctx.saved_tensors
-    factor = upstream if row_weight is None else upstream * row_weight
-    dtype = prediction.dtype if ctx.needs_input_grad[:3] == (True, False, False) else upstream.dtype
-    gradient = _gradient(prediction, latents, noise, ctx.seed, factor, dtype)
-    return *_shared(ctx, gradient), None, None
+    row_weight = ctx.saved_tensors[3]
+    gradient = _recompute(ctx, upstream if row_weight is None else upstream * row_weight)
+    return *_error_vjp(ctx, gradient), None, None
 
 
 _rows.register_autograd(_rows_vjp, setup_context=_rows_setup)
