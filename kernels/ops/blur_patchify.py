@@ -3,9 +3,9 @@
 Symbols: image i is [H_i, W_i, 3] uint8 and becomes h_i x w_i pixels, n_i = (h_i / P) * (w_i / P) patches of
 F = P * P * 3 numbers. Along each axis the picture goes through one banded filter: Pillow's antialiased bicubic
 (a = -0.5, support scaled by the downscale factor), preceded by a Gaussian where blur_sigma > 0, both multiplied into
-one table of weights on the host and kept. As in Pillow the weights are integers, 22 bits after the point, rows are
-filtered first, and the result of each axis is rounded and clipped to uint8. So all arithmetic is exact: the bits are
-Pillow's, and the same ones on every device.
+one table of weights on the host and kept (`image_filter.py`). As in Pillow the weights are integers, 22 bits after the
+point, and the result of each axis is rounded and clipped to uint8. So all arithmetic is exact: the bits are Pillow's,
+and the same ones on every device.
 
 Why ours: no library reads uint8 and writes patches. The authors resize on the CPU and send fp32 pictures and patches
 over the bus; here the source is read where it lies (kernels take addresses, nothing is concatenated) and every patch
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .backend import LAUNCH, implementation, tl, triton
-from .image_filter import PRECISION, Size, axis_filter, resized
+from .image_filter import PRECISION, Size, axis_filter, height_first, resized
 
 ROWS = 16  # output lines of one program, and source rows that it filters at a time: the smallest side of a product
 COLUMNS = 256  # output columns times channels of one program
@@ -55,7 +55,7 @@ def reference_blur_patchify(
 
 # Kernels
 
-FIELDS: Any = tl.constexpr(10)  # columns of Plan.images
+FIELDS: Any = tl.constexpr(11)  # columns of Plan.images
 HALF: Any = tl.constexpr(1 << (PRECISION - 1))
 SHIFT: Any = tl.constexpr(PRECISION)
 
@@ -76,13 +76,15 @@ def filtered_tile(
 ):
     """Pixels [BY, BC] as int32: output lines line .. line + lines - 1, columns x channels column .. column + columns.
 
+    Names are those of a picture whose width is filtered first; a turned one comes with its axes exchanged.
+
     Blocks of BR source rows are filtered across, tap by tap; the rounded rows then meet the weights of the other axis
     in a matrix product. A weight has two parts of at most 11 bits and a sign, exact in fp16; a pixel has 8, so the
     fp32 sum of 16 products is exact.
     """
     about = images + image * FIELDS
-    source = tl.load(addresses + 2 * image).to(tl.pointer_type(tl.uint8))
-    stride = tl.load(addresses + 2 * image + 1)
+    source = tl.load(addresses + 3 * image).to(tl.pointer_type(tl.uint8))
+    stride, step = tl.load(addresses + 3 * image + 1), tl.load(addresses + 3 * image + 2)
     across_starts, across_weights, across_taps = tl.load(about + 2), tl.load(about + 3), tl.load(about + 4)
     down_starts, down_weights, down_taps = tl.load(about + 5), tl.load(about + 6), tl.load(about + 7)
     out_width, out_height = tl.load(about + 8), tl.load(about + 9)
@@ -91,7 +93,7 @@ def filtered_tile(
     inside = c < columns
     x = (column + c) // 3
     begin = tl.load(tables + across_starts + x, mask=inside, other=0)
-    within = begin * 3 + (column + c) % 3
+    within = begin * step + (column + c) % 3
     across = tables + across_weights + x
 
     y = tl.arange(0, BY)
@@ -109,7 +111,7 @@ def filtered_tile(
         sums = tl.full([BR, BC], HALF, tl.int32)
         for tap in range(across_taps):
             weight = tl.load(across + tap * out_width, mask=inside, other=0)
-            pixel = tl.load(pointers + tap * 3, mask=live, other=0)
+            pixel = tl.load(pointers + tap * step, mask=live, other=0)
             sums += pixel.to(tl.int32) * weight[None, :]
         pixels = tl.minimum(tl.maximum(sums >> SHIFT, 0), 255).to(tl.float32).to(tl.float16)
         t = rows[None, :] - first[:, None]
@@ -132,7 +134,7 @@ def normalised(value, channel, mean0, mean1, mean2, std0, std1, std2):
 
 
 @triton.jit
-def _blur_patchify_kernel(
+def blur_patchify_forward(
     addresses,
     images,
     tables,
@@ -166,15 +168,23 @@ def _blur_patchify_kernel(
     value = tl.gather(tl.reshape(tile.to(tl.uint8), [BY * BC]), place, 0)
     result = normalised(value, e % 3, mean0, mean1, mean2, std0, std1, std2)
     about = images + image * FIELDS
-    token = tl.load(about + 1) + (line // PATCH) * tl.load(about) + patch
-    if LINES == PATCH:
-        begin = tl.multiple_of(token.to(tl.int64) * (PATCH * ROW), ALIGN)
-        limit = tl.multiple_of(patches * PART, ALIGN)
-        tl.store(out + begin + e, result.to(out.dtype.element_ty), mask=e < limit)
-    else:
-        offsets = (token + part).to(tl.int64) * (PATCH * ROW) + inner * ROW + rest
+    turned, across = tl.load(about), tl.load(about + 10)
+    if turned:  # lines are columns of the picture, and patches that lie below each other are not neighbours in memory
+        token = tl.load(about + 1) + patch * across + line // PATCH
+        beside = (rest % ROW) // 3 * ROW + (inner + rest // ROW) * 3 + e % 3
+        offsets = (token + part * across).to(tl.int64) * (PATCH * ROW) + beside
         keep = (e < patches * PART) & (rest < lines * ROW)
         tl.store(out + offsets, result.to(out.dtype.element_ty), mask=keep)
+    else:
+        token = tl.load(about + 1) + (line // PATCH) * across + patch
+        if LINES == PATCH:
+            begin = tl.multiple_of(token.to(tl.int64) * (PATCH * ROW), ALIGN)
+            limit = tl.multiple_of(patches * PART, ALIGN)
+            tl.store(out + begin + e, result.to(out.dtype.element_ty), mask=e < limit)
+        else:
+            offsets = (token + part).to(tl.int64) * (PATCH * ROW) + inner * ROW + rest
+            keep = (e < patches * PART) & (rest < lines * ROW)
+            tl.store(out + offsets, result.to(out.dtype.element_ty), mask=keep)
 
 
 # Launcher
@@ -183,8 +193,8 @@ def _blur_patchify_kernel(
 class Plan(NamedTuple):
     """What kernels must know of a list of pictures except where they lie; kept per list of shapes and device."""
 
-    # [images, FIELDS] int32: patches across, first token; of the filter across and of the filter down, where its starts
-    # and its weights are in `tables` and its taps; w, h
+    # [images, FIELDS] int32: turned (height first), first token; of the first and of the second filter, where in
+    # `tables` its starts and its weights are, and its taps; output pixels along either axis; patches across
     images: Tensor
     tables: Tensor  # int32: starts and weights of all filters
     programs: Tensor  # [programs, 4] int32: image, first output line, first patch in it, patches
@@ -216,32 +226,41 @@ def plan(
         return places[source, out]
 
     images, programs, even = [], [], 16
-    for number, ((height, width), (h, w)) in enumerate(zip(shapes, sizes, strict=True)):
-        across = w // patch_size
-        images.append((across, token, *place(width, w), *place(height, h), w, h))
-        for top in range(0, h, patch_size):
-            for line in range(top, top + patch_size, lines):
-                for patch in range(0, across, group):
-                    programs.append((number, line, patch, min(group, across - patch)))
-        even = math.gcd(even, token, across, group if across > group else 0)
-        token += across * (h // patch_size)
+    for number, (before, after) in enumerate(zip(shapes, sizes, strict=True)):
+        turned = height_first(before, after)
+        first, second = (0, 1) if turned else (1, 0)  # the axis that is filtered first; a program's lines lie across it
+        tables = (*place(before[first], after[first]), *place(before[second], after[second]))
+        rows, across = after[0] // patch_size, after[1] // patch_size
+        images.append((turned, token, *tables, after[first], after[second], across))
+        along = after[first] // patch_size
+        for line in range(0, after[second], patch_size):
+            for inner in range(0, patch_size, lines):
+                for patch in range(0, along, group):
+                    programs.append((number, line + inner, patch, min(group, along - patch)))
+        even = math.gcd(even, token, across, group if along > group else 0)
+        token += rows * across
 
     def upload(rows: Any) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int32)).to(device)
+        host = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int32))
+        return host if device.type == "cpu" else host.to(device)
 
     return Plan(upload(images), upload(np.concatenate(parts)), upload(programs), token, lines, columns, even)
 
 
-def addresses(images: Sequence[Tensor]) -> Tensor:
-    """[images, 2] int64 on their device: where each begins, bytes from row to row."""
+def addresses(images: Sequence[Tensor], sizes: Sequence[Size]) -> Tensor:
+    """[images, 3] int64 on their device: start, bytes from pixel to pixel along the second axis and the first."""
     device = images[0].device
-    host = torch.tensor([(x.data_ptr(), x.stride(0)) for x in images], dtype=torch.int64)
+    rows = []
+    for x, after in zip(images, sizes, strict=True):
+        turned = height_first((x.shape[0], x.shape[1]), after)
+        rows.append((x.data_ptr(), x.stride(int(turned)), x.stride(1 - int(turned))))
+    host = torch.tensor(rows, dtype=torch.int64)
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
 
 
 def packed(image: Tensor) -> Tensor:
-    """The image itself unless its pixels are scattered inside a row."""
-    return image if image.stride(2) == 1 and image.stride(1) == 3 else image.contiguous()
+    """The image itself unless the colours of a pixel are scattered."""
+    return image if image.stride(2) == 1 else image.contiguous()
 
 
 def launch_blur_patchify(
@@ -259,8 +278,8 @@ def launch_blur_patchify(
     todo = plan(shapes, tuple(sizes), patch_size, blur_sigma, device)
     out = torch.empty((todo.tokens, features), dtype=dtype, device=device)
     group = int(todo.columns // (patch_size * 3))
-    _blur_patchify_kernel[(len(todo.programs),)](
-        addresses(images),
+    blur_patchify_forward[(len(todo.programs),)](
+        addresses(images, sizes),
         todo.images,
         todo.tables,
         todo.programs,

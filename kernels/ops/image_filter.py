@@ -1,8 +1,9 @@
 """Antialiased bicubic resize, after an optional Gaussian blur, as one band of integer weights per axis.
 
 The numbers are Pillow's, down to the rounding: a = -0.5, support scaled by the downscale factor, weights normalised and
-rounded to 22 bits after the point, width first, each axis rounded and clipped to uint8. (Pillow 13 takes the height
-first for some tall pictures, which moves single pixels by one grey level; earlier versions never do.)
+rounded to 22 bits after the point, one axis after the other, each rounded and clipped to uint8. The width comes first,
+and the height where Pillow 13 does so (`height_first`); Pillow 12 and before never do, which moves pixels of tall
+pictures by a grey level and, beside hard edges that clip, by some.
 """
 
 from functools import lru_cache
@@ -76,11 +77,19 @@ def _blurred(start: np.ndarray, weights: np.ndarray, source: int, sigma: float) 
     return begin, folded
 
 
+def height_first(before: Size, after: Size) -> bool:
+    """Whether Pillow 13 filters the columns of this (height, width) before its rows."""
+    removed = before[0] - after[0]
+    return removed > 0 and removed > 2 * (before[1] - after[1])
+
+
 def resized(image: Tensor, size: Size, blur_sigma: float = 0.0) -> Tensor:
     """uint8 [H, W, 3] -> uint8 [h, w, 3], the bits of Pillow's bicubic resize where blur_sigma is 0."""
-    height, width, _ = image.shape
-    across = _filtered_axis(image.transpose(0, 1), axis_filter(width, size[1], blur_sigma))
-    return _filtered_axis(across.transpose(0, 1), axis_filter(height, size[0], blur_sigma))
+    before = (image.shape[0], image.shape[1])
+    for axis in (0, 1) if height_first(before, size) else (1, 0):
+        table = axis_filter(before[axis], size[axis], blur_sigma)
+        image = _filtered_axis(image.transpose(0, axis), table).transpose(0, axis)
+    return image
 
 
 def _filtered_axis(x: Tensor, table: Filter) -> Tensor:
