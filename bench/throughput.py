@@ -44,6 +44,9 @@ STEP = "step"  # not an operation: the whole training step
 TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 4e-2}
 """Largest difference from the authors' sequence, as a share of each result's root mean square."""
 
+COUNTED = torch.float16
+"""As many bytes as bf16, in which peers' kernels compute without upcasting: the interpreter cannot do that."""
+
 Row = dict[str, Any]
 
 
@@ -122,7 +125,7 @@ def measure_without_gpu(bench: OpBench, gpu: Gpu) -> Iterator[Row]:
             row["error"] = disagreement(got, expected)
             row["gate"] = row["error"] <= TOLERANCE[torch.float32]
             if row["gate"]:
-                row |= count(bench, step, torch.bfloat16)
+                row |= count(bench, step, COUNTED)
         except Exception as error:  # a peer may need a GPU, in any way it likes
             if name in ("eager", "reference", "ours"):
                 raise
@@ -195,15 +198,24 @@ def show(console: Console, bench: OpBench, rows: list[Row], kernels_compiled: li
     console.print(table)
     if bench.goal:
         console.print(f"goal: {bench.goal}", style="dim")
-    for k in kernels_compiled:
-        console.print(
-            f"  sm_{k['target']} {k['kernel']}: {k['registers']} registers, {k['spill_bytes']} B spilled, "
-            f"occupancy {k['occupancy']:.0%}, widest load {max([*k['loads'], *k['async_copies']], default=0)} bit, "
-            f"store {max(k['stores'], default=0)} bit"
-            + (f", {'+'.join(k['tensor_core'])}" if k["tensor_core"] else ""),
-            style="dim",
-        )
+    for line in resources(kernels_compiled):
+        console.print(f"  {line}", style="dim")
     console.print()
+
+
+def resources(kernels_compiled: list[Row]) -> Iterator[str]:
+    """One line per kernel: the worst of all its specialisations."""
+    for name in dict.fromkeys(row["kernel"] for row in kernels_compiled):
+        these = [row for row in kernels_compiled if row["kernel"] == name]
+        units = sorted({unit for row in these for unit in row["tensor_core"]})
+        yield (
+            f"sm_{these[0]['target']} {name}{f' ({len(these)} variants)' if these[1:] else ''}: "
+            f"{max(row['registers'] for row in these)} registers, "
+            f"{max(row['spill_bytes'] for row in these)} B spilled, "
+            f"occupancy {min(row['occupancy'] for row in these):.0%}, "
+            f"loads {min(max([*row['loads'], *row['async_copies']], default=0) for row in these)} bit, "
+            f"stores {min(max(row['stores'], default=0) for row in these)} bit{''.join(f', {u}' for u in units)}"
+        )
 
 
 def draw(rows: list[Row], gpu: Gpu, path: Path) -> None:
@@ -330,7 +342,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_arguments()
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 130)
     warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")  # ours pass it; a peer's business otherwise
     if args.list:
         for name in NAMES:
