@@ -4,25 +4,34 @@ reference.
 Nothing here imports the rest of reca_fast.
 """
 
+from .adaln_modulate import adaln_modulate
 from .attention import BACKENDS, Varlen, available_backends, choose_backend, varlen_attention
+from .blur_patch_embed import blur_patch_embed
 from .blur_patchify import blur_patchify
 from .flow_matching import flow_interpolate, flow_matching_loss
+from .mar_residual_block import gated_residual, mar_residual_block
 from .qk_norm_rope import qk_norm_rope
 from .rms_norm import rms_norm
 from .swiglu import swiglu
+from .template_concat import template_concat
 from .transfer import to_device
 
 __all__ = [
     "BACKENDS",
     "Varlen",
+    "adaln_modulate",
     "available_backends",
+    "blur_patch_embed",
     "blur_patchify",
     "choose_backend",
     "flow_interpolate",
     "flow_matching_loss",
+    "gated_residual",
+    "mar_residual_block",
     "qk_norm_rope",
     "rms_norm",
     "swiglu",
+    "template_concat",
     "to_device",
     "varlen_attention",
 ]

@@ -1,0 +1,113 @@
+"""Text, picture and latent embeddings put together for BAGEL's decoder."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.ops.case import Gate, Inputs, Minimum, OpBench, gradients
+from reca_fast.kernels import template_concat
+from reca_fast.kernels.template_concat import launch_backward, launch_forward
+
+
+def make_inputs(
+    shape: Mapping[str, int], dtype: torch.dtype, device: torch.device, generator: torch.Generator
+) -> Inputs:
+    text, visual, pictures, area, dim = (shape[name] for name in ("text", "visual", "pictures", "area", "dim"))
+    latents = pictures * area
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator, device=device).to(dtype)
+
+    # Each sample: its understanding picture, its prompt, its target picture.
+    per_sample = torch.cat(
+        [torch.full((n // pictures,), kind, device=device) for kind, n in enumerate((visual, text, latents))]
+    )
+    kind = per_sample.repeat(pictures)
+    return {
+        "token_ids": torch.arange(text, device=device) % 64,
+        "embedding": normal(64, dim),
+        "token_rows": (kind == 1).nonzero().squeeze(1),
+        "visual": normal(visual, dim).requires_grad_(),
+        "visual_rows": (kind == 0).nonzero().squeeze(1),
+        "visual_position_ids": torch.arange(visual // pictures, device=device).repeat(pictures),
+        "visual_position_embedding": normal(visual // pictures, dim),
+        "latents": normal(latents, dim).requires_grad_(),
+        "latent_rows": (kind == 2).nonzero().squeeze(1),
+        "latent_position_ids": torch.arange(area, device=device).repeat(pictures),
+        "latent_position_embedding": normal(area, dim),
+        "timestep_embedding": normal(pictures, dim).requires_grad_(),
+        "latent_cu_seqlens": torch.arange(0, latents + 1, area, device=device),
+    }
+
+
+def ours(inputs: Inputs) -> list[Tensor]:
+    return gradients(template_concat(**inputs), inputs)
+
+
+def eager(inputs: Inputs) -> list[Tensor]:
+    """The authors' order: a zeroed sequence, one indexed write per source, every term as a tensor of its own, one time
+    embedding per latent token (their MLP also runs per token; that product is not counted here).
+    """
+    x = inputs
+    tokens = len(x["latents"]) // len(x["timestep_embedding"])
+    text = F.embedding(x["token_ids"], x["embedding"])
+    packed = text.new_zeros(len(text) + len(x["visual"]) + len(x["latents"]), text.shape[1])
+    packed[x["token_rows"]] = text
+    visual = x["visual"] + x["visual_position_embedding"][x["visual_position_ids"]]
+    packed[x["visual_rows"]] = visual.to(packed.dtype)
+    times = x["timestep_embedding"].repeat_interleave(tokens, dim=0)
+    latents = x["latents"] + times + x["latent_position_embedding"][x["latent_position_ids"]]
+    packed[x["latent_rows"]] = latents.to(packed.dtype)
+    return gradients(packed, inputs)
+
+
+def minimum(shape: Mapping[str, int], dtype: torch.dtype) -> Minimum:
+    """Forward: every row in and out, every position and time row once. Backward: visual and latent rows in and out,
+    one time row per picture out.
+    """
+    pictures, latents = shape["pictures"], shape["pictures"] * shape["area"]
+    rows = shape["text"] + shape["visual"] + latents
+    forward = 2 * rows + shape["visual"] // pictures + shape["area"] + pictures
+    backward = 2 * (shape["visual"] + latents) + pictures
+    return Minimum((forward + backward) * shape["dim"] * dtype.itemsize)
+
+
+def compile_all() -> None:
+    dim, narrow = 3584, torch.bfloat16
+
+    def ids(count: int) -> Tensor:
+        return torch.zeros(count, dtype=torch.int64)
+
+    def rows(count: int) -> Tensor:
+        return torch.zeros(count, dim, dtype=narrow)
+
+    launch_forward(
+        *(ids(16), rows(16), ids(16)),
+        *(rows(16), ids(16), ids(16), rows(16)),
+        *(rows(32), ids(32), ids(32), rows(16), rows(2), ids(3)),
+        *(64, narrow),
+    )
+    launch_backward(rows(64), ids(16), ids(32), ids(3), [16, 32, 64], [True] * 3, narrow, narrow, narrow)
+
+
+_GATE = Gate(max_registers=40, min_occupancy=0.75)
+
+BENCH = OpBench(
+    name="template_concat",
+    about="text, picture and latent embeddings written to their packed rows, positions and times added",
+    shapes={
+        "real": {"text": 2048, "visual": 2048, "pictures": 8, "area": 4096, "dim": 3584},
+        "small": {"text": 16, "visual": 16, "pictures": 8, "area": 16, "dim": 3584},
+    },
+    inputs=make_inputs,
+    ours=ours,
+    eager=eager,
+    minimum=minimum,
+    compile=compile_all,
+    gates={"template_concat_forward": _GATE, "template_concat_backward": _GATE},
+    goal="1 launch each way, at most 1.3 times the minimum",
+    max_launches=2,
+    max_ratio=1.3,
+)
