@@ -199,16 +199,15 @@ class Plan(NamedTuple):
     tables: Tensor  # int32: starts and weights of all filters
     programs: Tensor  # [programs, 4] int32: image, first output line, first patch in it, patches
     tokens: int
-    lines: int  # output lines of one program
     columns: int  # BC
+    group: int  # most patches of one program
     even: int  # every program starts at and covers a multiple of this many patches
 
 
 @lru_cache(maxsize=256)
 def plan(
-    shapes: tuple[Size, ...], sizes: tuple[Size, ...], patch_size: int, sigma: float, device: torch.device
+    shapes: tuple[Size, ...], sizes: tuple[Size, ...], patch_size: int, lines: int, sigma: float, device: torch.device
 ) -> Plan:
-    lines = math.ceil(patch_size / math.ceil(patch_size / ROWS))
     columns = max(COLUMNS, triton.next_power_of_2(patch_size * 3))
     group = columns // (patch_size * 3)
     group -= group % 2 if group > 1 else 0
@@ -244,7 +243,7 @@ def plan(
         host = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int32))
         return host if device.type == "cpu" else host.to(device)
 
-    return Plan(upload(images), upload(np.concatenate(parts)), upload(programs), token, lines, columns, even)
+    return Plan(upload(images), upload(np.concatenate(parts)), upload(programs), token, columns, group, even)
 
 
 def addresses(images: Sequence[Tensor], sizes: Sequence[Size]) -> Tensor:
@@ -275,9 +274,9 @@ def launch_blur_patchify(
     images = [packed(x) for x in images]
     features, device = patch_size**2 * 3, images[0].device
     shapes = tuple((x.shape[0], x.shape[1]) for x in images)
-    todo = plan(shapes, tuple(sizes), patch_size, blur_sigma, device)
+    lines = math.ceil(patch_size / math.ceil(patch_size / ROWS))
+    todo = plan(shapes, tuple(sizes), patch_size, lines, blur_sigma, device)
     out = torch.empty((todo.tokens, features), dtype=dtype, device=device)
-    group = int(todo.columns // (patch_size * 3))
     blur_patchify_forward[(len(todo.programs),)](
         addresses(images, sizes),
         todo.images,
@@ -287,12 +286,12 @@ def launch_blur_patchify(
         *mean,
         *std,
         PATCH=patch_size,
-        LINES=todo.lines,
+        LINES=lines,
         ALIGN=math.gcd(todo.even * features, 16 // out.element_size()),
         BY=ROWS,
         BC=todo.columns,
         BR=ROWS,
-        BO=triton.next_power_of_2(group * todo.lines * patch_size * 3),
+        BO=triton.next_power_of_2(todo.group * lines * patch_size * 3),
         num_warps=WARPS,
         **LAUNCH,
     )
