@@ -1,0 +1,94 @@
+"""The adaptive LayerNorm of one block of the MAR denoiser."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.ops.case import Gate, Inputs, Minimum, OpBench, Step, gradients
+from reca_fast.kernels import adaln_modulate
+from reca_fast.kernels.adaln_modulate import launch_into, launch_modulate, launch_modulate_backward
+from reca_fast.kernels.backend import tl
+
+
+def make_inputs(
+    shape: Mapping[str, int], dtype: torch.dtype, device: torch.device, generator: torch.Generator
+) -> Inputs:
+    rows, width = shape["rows"], shape["width"]
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator, device=device).to(dtype)
+
+    modulation = normal(rows, 3 * width)
+    return {
+        "hidden_states": normal(rows, width).requires_grad_(),
+        "shift": modulation[:, :width].requires_grad_(),
+        "scale": modulation[:, width : 2 * width].requires_grad_(),
+        "weight": normal(width).requires_grad_(),
+        "bias": normal(width).requires_grad_(),
+    }
+
+
+def ours(inputs: Inputs) -> list[Tensor]:
+    x, shift, scale, weight, bias = inputs.values()
+    return gradients(adaln_modulate(x, shift, scale, weight=weight, bias=bias), inputs)
+
+
+def eager(inputs: Inputs) -> list[Tensor]:
+    """Under autocast the norm is fp32 and so is what follows, up to the cast for the product that reads it."""
+    x, shift, scale, weight, bias = inputs.values()
+    hat = F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), 1e-6)
+    return gradients((hat * (1 + scale) + shift).to(x.dtype), inputs)
+
+
+def peers() -> dict[str, Step]:
+    try:
+        from liger_kernel.ops import layer_norm
+    except ImportError:
+        return {}
+    if not torch.cuda.is_available():
+        layer_norm.rsqrt = lambda x: tl.rsqrt(x)  # it takes libdevice's, which the interpreter cannot call
+
+    def liger(inputs: Inputs) -> list[Tensor]:
+        x, shift, scale, weight, bias = inputs.values()
+        hat = layer_norm.LigerLayerNormFunction.apply(x, weight, bias, 1e-6)
+        return gradients(hat * (1 + scale) + shift, inputs)
+
+    return {"liger": liger}
+
+
+def minimum(shape: Mapping[str, int], dtype: torch.dtype) -> Minimum:
+    """Forward: three in, one out. Backward: upstream, x and scale in, the gradients of x and scale out; that of shift is
+    the upstream one.
+    """
+    return Minimum(shape["rows"] * shape["width"] * dtype.itemsize * (4 + 5))
+
+
+def compile_all() -> None:
+    for width in (1024, 1536):
+        x, vector = torch.zeros(64, width, dtype=torch.bfloat16), torch.zeros(width)
+        shift, scale, _ = torch.zeros(64, 3 * width, dtype=torch.bfloat16).chunk(3, dim=-1)
+        for weight, bias in ((vector, vector), (None, None)):
+            launch_modulate(x, shift, scale, weight, bias, 1e-6, x.dtype)
+            launch_modulate_backward(x, x, scale, weight, bias, 1e-6, True, True, weight is not None)
+        partials = torch.zeros(2, 4, width)
+        outputs = {"for_x": x, "for_shift": shift, "for_scale": scale, "forward_out": x, "partials": partials}
+        launch_into(x, x, scale, vector, vector, 1e-6, residual=x, shift=shift, **outputs)
+
+
+BENCH = OpBench(
+    name="adaln_modulate",
+    about="LayerNorm scaled and shifted by the condition, in one block of the MAR denoiser",
+    shapes={"real": {"rows": 48 * 256 * 4, "width": 1536}, "small": {"rows": 64, "width": 1536}},
+    inputs=make_inputs,
+    ours=ours,
+    eager=eager,
+    minimum=minimum,
+    compile=compile_all,
+    gates={"adaln_modulate_forward": Gate(64, 0.5), "adaln_modulate_backward": Gate(64, 0.5)},
+    peers=peers(),
+    goal="1 launch each way (and the sum of the weights' gradients), at most 1.5 times the minimum",
+    max_launches=5,
+    max_ratio=1.5,
+)
