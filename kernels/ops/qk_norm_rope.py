@@ -323,7 +323,8 @@ def launch_backward(
     grad_q, grad_k, q, k, cos, sin = (_rows(x) for x in (grad_q, grad_k, q, k, cos, sin))
     dq, dk = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k))
     if not len(q):
-        return dq, dk, *(w.new_zeros(w.shape if need_weights else 0) for w in (q_weight, k_weight))
+        size = q.shape[-1] if need_weights else 0
+        return dq, dk, q_weight.new_zeros(size), k_weight.new_zeros(size)
     sizes = _sizes(q)
     programs = triton.cdiv(len(q), TOKENS)
     partials = torch.empty(programs if need_weights else 0, 2, q.shape[-1], dtype=torch.float32, device=q.device)

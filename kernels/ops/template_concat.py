@@ -443,8 +443,10 @@ def _op(
         _check_on_host(
             *(token_ids, embedding, visual_position_ids, visual_position_embedding),
             *(latent_position_ids, latent_position_embedding),
-            {"token_rows": token_rows, "visual_rows": visual_rows, "latent_rows": latent_rows},
-            *(latents, latent_cu_seqlens, length),
+            rows={"token_rows": token_rows, "visual_rows": visual_rows, "latent_rows": latent_rows},
+            latents=latents,
+            latent_cu_seqlens=latent_cu_seqlens,
+            length=length,
         )
     summed = [x for x in (first, visual, latents, timestep_embedding) if x is not None]
     run = launch_forward if implementation(*summed, first.new_empty(0, dtype=dtype)) == "triton" else reference
@@ -587,7 +589,8 @@ def template_concat(
         "latent_position_embedding": latent_position_embedding,
         "timestep_embedding": timestep_embedding,
     }
-    for name, x in (*given.items(), *((name, x) for name, x in tables.items() if x is not None)):
+    given |= {name: x for name, x in tables.items() if x is not None}
+    for name, x in given.items():
         _expect(x.dim() == 2 and x.shape[-1] == dim, name, f"[rows, {dim}]", x.shape)
         _expect(x.dtype.is_floating_point, name, "a floating dtype", x.dtype)
         _expect(x.device == first.device, name, f"device {first.device}", x.device)
@@ -607,15 +610,15 @@ def template_concat(
         "visual_rows": (visual_rows, counts[1]),
         "latent_rows": (latent_rows, counts[2]),
     }
-    for name, (x, count) in indices.items():
-        if x is not None:
-            _expect(x.dim() == 1 and x.shape[0] == count, name, f"[{count}]", x.shape)
-            _expect(x.dtype in (torch.int64, torch.int32), name, "int64 or int32", x.dtype)
-            _expect(x.device == first.device, name, f"device {first.device}", x.device)
+    for name, (index, count) in indices.items():
+        if index is not None:
+            _expect(index.dim() == 1 and index.shape[0] == count, name, f"[{count}]", index.shape)
+            _expect(index.dtype in (torch.int64, torch.int32), name, "int64 or int32", index.dtype)
+            _expect(index.device == first.device, name, f"device {first.device}", index.device)
     rows = {"token_rows": token_rows, "visual_rows": visual_rows, "latent_rows": latent_rows}
-    if any(x is not None for x in rows.values()):
-        for (name, x), source in zip(rows.items(), sources.values(), strict=True):
-            _expect((x is None) == (source is None), name, "rows for every source or for none", "a mixture")
+    if any(index is not None for index in rows.values()):
+        for (name, index), source in zip(rows.items(), sources.values(), strict=True):
+            _expect((index is None) == (source is None), name, "rows for every source or for none", "a mixture")
     if timestep_embedding is not None:
         _expect(latents is not None, "timestep_embedding", "none without latents", "some")
         _expect(latent_cu_seqlens is not None, "latent_cu_seqlens", "it together with timestep_embedding", "None")
