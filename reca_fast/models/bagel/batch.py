@@ -46,12 +46,14 @@ class BagelBatch:
     und_positions: Tensor  # int64 [U] rotary
     gen_positions: Tensor  # int64 [G]
     text_ids: Tensor  # int64 [text rows]
-    und_sources: Tensor  # int64 [U]: row of cat(text embeddings, vision features) that each understanding row takes
+    text_rows: Tensor  # int64 [text rows]: understanding row of each
     vit_patches: Tensor | None  # [Nvit, patch dim]
+    vit_rows: Tensor  # int64 [Nvit]: understanding row of each
     vit_position_ids: Tensor  # int64 [Nvit]
     vit_segments: Varlen
     latent_position_ids: Tensor  # int64 [G]
     image_index: Tensor  # int64 [G]: target picture of each latent token
+    latent_cu_seqlens: Tensor  # int64 [M + 1]: first latent token of each target picture, then G
     latent_shapes: tuple[tuple[int, int], ...]  # (rows, columns) of each target picture, in latent tokens
     target_tasks: tuple[str, ...]  # [M]
     label_rows: Tensor | None  # int64 [labels]: understanding rows whose next token is predicted
@@ -93,13 +95,10 @@ def make_batch(
     is_gen[packed.packed_vae_token_indexes] = True
     layout = build_layout(packed.sample_lens, packed.split_lens, packed.attn_modes, is_gen, past_lengths)
 
-    source = torch.full((total,), -1, dtype=torch.int64)
-    num_text = len(packed.packed_text_ids)
-    source[packed.packed_text_indexes] = torch.arange(num_text)
-    source[packed.packed_vit_token_indexes] = torch.arange(len(packed.packed_vit_token_indexes)) + num_text
-    und_sources = source[layout.und_rows]
-    if (und_sources < 0).any():
-        row = int(layout.und_rows[und_sources < 0][0])
+    known = is_gen.clone()
+    known[packed.packed_text_indexes] = known[packed.packed_vit_token_indexes] = True
+    if not known.all():
+        row = int(known.logical_not().nonzero()[0])
         raise ValueError(f"row {row} of the packed sequence is neither text nor ViT nor latent")
 
     # The latents come in the order of the packed sequence in both; a permutation would pair noise with the wrong token.
@@ -117,12 +116,14 @@ def make_batch(
         und_positions=packed.packed_position_ids[layout.und_rows],
         gen_positions=packed.packed_position_ids[layout.gen_rows],
         text_ids=packed.packed_text_ids,
-        und_sources=und_sources,
+        text_rows=stream_row[packed.packed_text_indexes],
         vit_patches=packed.packed_vit_tokens,
+        vit_rows=stream_row[packed.packed_vit_token_indexes],
         vit_position_ids=packed.packed_vit_position_ids,
         vit_segments=Varlen.from_lengths(list(packed.vit_token_seqlens), list(packed.vit_token_seqlens), causal=False),
         latent_position_ids=packed.packed_latent_position_ids,
         image_index=torch.arange(len(areas)).repeat_interleave(areas),
+        latent_cu_seqlens=torch.cat((areas.new_zeros(1), areas.cumsum(0))),
         latent_shapes=shapes,
         target_tasks=tuple(packed.target_tasks),
         label_rows=stream_row[packed.ce_loss_indexes] if has_labels else None,

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from reca_fast.kernels import template_concat
+
 from .batch import BagelBatch
 from .config import BagelConfig
 from .embeddings import Connector, TimestepEmbedder, rotary_table, sincos_table
@@ -84,23 +86,36 @@ class Bagel(nn.Module):
 
     def embed_understanding(self, batch: BagelBatch, trace: Trace | None = None) -> Tensor:
         """Token embeddings and vision features in stream order, [U, D]."""
-        text = self.embed_tokens(batch.text_ids)
+        embedding = self.embed_tokens.weight
         if batch.vit_patches is None:
-            features = text.new_zeros(0, self.config.vit.hidden_size)  # the connector takes part (see MoTLayer)
+            features = embedding.new_zeros(0, self.config.vit.hidden_size)  # the connector takes part (see MoTLayer)
         else:
             features = self.vit(batch.vit_patches, batch.vit_position_ids, batch.vit_segments, self.attention)
             if trace is not None:
                 trace["vit_out"] = features
-        visual = self.connector(features) + self.vit_pos_embed[batch.vit_position_ids].to(text.dtype)
-        return torch.cat((text, visual.to(text.dtype))).index_select(0, batch.und_sources)
+        return template_concat(
+            token_ids=batch.text_ids,
+            embedding=embedding,
+            token_rows=batch.text_rows,
+            visual=self.connector(features),
+            visual_rows=batch.vit_rows,
+            visual_position_ids=batch.vit_position_ids,
+            visual_position_embedding=self.vit_pos_embed,
+            dtype=embedding.dtype,
+        )
 
     def embed_latents(self, batch: BagelBatch, x_t: Tensor, timesteps: Tensor, trace: Trace | None = None) -> Tensor:
         """Noisy latent tokens x_t [G, C] at times [number of target pictures] -> [G, D]."""
-        time = self.time_embedder(timesteps).index_select(0, batch.image_index)
+        time = self.time_embedder(timesteps)
         if trace is not None:
-            trace["timestep_embed"] = time
-        latent = self.vae2llm(x_t.to(self.vae2llm.weight.dtype))
-        return latent + time + self.latent_pos_embed[batch.latent_position_ids].to(latent.dtype)
+            trace["timestep_embed"] = time.index_select(0, batch.image_index)
+        return template_concat(
+            latents=self.vae2llm(x_t.to(self.vae2llm.weight.dtype)),
+            latent_position_ids=batch.latent_position_ids,
+            latent_position_embedding=self.latent_pos_embed,
+            timestep_embedding=time,
+            latent_cu_seqlens=batch.latent_cu_seqlens,
+        )
 
     def decode(
         self,

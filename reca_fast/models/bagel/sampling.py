@@ -88,7 +88,7 @@ def _velocity(model: Bagel, batch: BagelBatch, x: Tensor, t: float, cache: list[
     """fp32 [G, C] at one time for all pictures."""
     timesteps = torch.full((len(batch.latent_shapes),), t, device=x.device)
     gen = model.embed_latents(batch, x, timesteps)
-    und = model.embed_tokens(batch.text_ids).index_select(0, batch.und_sources)
+    und = model.embed_understanding(batch)  # of the markers
     _, out, _ = model.decode(und, gen, batch.plan, batch.und_positions, batch.gen_positions, past=cache, need_und=False)
     return model.llm2vae(model.norm_gen(out)).float()
 
