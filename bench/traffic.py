@@ -23,6 +23,7 @@ _FREE = {
     *("detach", "alias", "as_strided", "split", "split_with_sizes", "chunk", "unbind", "reshape", "lift_fresh"),
     *("_reshape_alias", "narrow", "diagonal", "empty", "empty_like", "new_empty", "empty_strided", "unfold"),
     *("new_empty_strided", "sym_size", "is_same_size", "_local_scalar_dense", "device", "unflatten", "prim_layout"),
+    *("promote_types", "result_type"),
 }
 _CREATES = {
     *("zero", "fill", "zeros", "new_zeros", "zeros_like", "ones_like", "full", "normal", "randn", "randn_like", "rand"),
@@ -60,6 +61,9 @@ class _EagerCounter(TorchDispatchMode):
         if func.namespace == "reca_fast":  # count what is inside
             with self:
                 return OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
+        with self:  # inside custom ops those made of others arrive whole: `matmul` for `mm`, a `to` that does nothing
+            if (whole := func.decompose(*args, **kwargs)) is not NotImplemented:
+                return whole
         out = func(*args, **kwargs)
         name = func._schema.name.split("::")[1]
         base = name.rstrip("_")
