@@ -24,7 +24,7 @@ class PackedSequence:
     packed_text_ids: Tensor  # int64 [text rows]: words and markers
     packed_text_indexes: Tensor  # int64 [text rows]
     packed_position_ids: Tensor  # int64 [S], rotary
-    packed_vit_tokens: Tensor | None  # [Nvit, patch dim]
+    packed_vit_tokens: Tensor | None  # [Nvit, patch dim]; None when pictures are given instead, or there are none
     packed_vit_token_indexes: Tensor  # int64 [Nvit]
     packed_vit_position_ids: Tensor  # int64 [Nvit]
     vit_token_seqlens: Sequence[int]
@@ -47,7 +47,7 @@ class BagelBatch:
     gen_positions: Tensor  # int64 [G]
     text_ids: Tensor  # int64 [text rows]
     text_rows: Tensor  # int64 [text rows]: understanding row of each
-    vit_patches: Tensor | None  # [Nvit, patch dim]
+    vit_patches: Tensor | None  # [Nvit, patch dim], recorded ones; training gives vit_images instead
     vit_rows: Tensor  # int64 [Nvit]: understanding row of each
     vit_position_ids: Tensor  # int64 [Nvit]
     vit_segments: Varlen
@@ -58,6 +58,7 @@ class BagelBatch:
     target_tasks: tuple[str, ...]  # [M]
     label_rows: Tensor | None  # int64 [labels]: understanding rows whose next token is predicted
     labels: Tensor | None  # int64 [labels]
+    vit_images: tuple[Tensor, ...] = ()  # uint8 [H, W, 3], cut into patches on the device
     target_images: tuple[Tensor, ...] = ()  # uint8 [H, W, 3], encoded by the VAE on the device
 
     @property
@@ -82,12 +83,16 @@ class BagelBatch:
                 moved[f.name] = to_device(value, device)
             elif isinstance(value, (Varlen, AttentionPlan)):
                 moved[f.name] = value.to(device)
-        moved["target_images"] = tuple(to_device(image, device) for image in self.target_images)
+        for name in ("vit_images", "target_images"):
+            moved[name] = tuple(to_device(image, device) for image in getattr(self, name))
         return replace(self, **moved)
 
 
 def make_batch(
-    packed: PackedSequence, target_images: Sequence[Tensor] = (), past_lengths: Sequence[int] | None = None
+    packed: PackedSequence,
+    target_images: Sequence[Tensor] = (),
+    vit_images: Sequence[Tensor] = (),
+    past_lengths: Sequence[int] | None = None,
 ) -> BagelBatch:
     """Sort the packed sequence into its two streams; `past_lengths`: keys of each sample that exist already."""
     total = sum(packed.sample_lens)
@@ -128,5 +133,6 @@ def make_batch(
         target_tasks=tuple(packed.target_tasks),
         label_rows=stream_row[packed.ce_loss_indexes] if has_labels else None,
         labels=packed.packed_label_ids if has_labels else None,
+        vit_images=tuple(vit_images),
         target_images=tuple(target_images),
     )

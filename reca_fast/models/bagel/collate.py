@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from reca_fast.data.images import patchify
 from reca_fast.errors import UserError
 from reca_fast.flow import I2T, Sample
 
@@ -32,7 +31,7 @@ class _Writer:
         self.positions: list[Tensor] = []
         self.text_ids: list[int] = []
         self.text_rows: list[int] = []
-        self.vit_patches: list[Tensor] = []
+        self.vit_images: list[Tensor] = []
         self.vit_rows: list[Tensor] = []
         self.vit_positions: list[Tensor] = []
         self.latent_rows: list[Tensor] = []
@@ -60,7 +59,7 @@ class _Writer:
         rows, columns = image.shape[0] // patch, image.shape[1] // patch
         side = self.config.glue.vit_max_num_patch_per_side
         _check_grid(rows, columns, side, "data.vit_resize", patch)
-        self.vit_patches.append(patchify(image, patch))
+        self.vit_images.append(image)
         self.vit_rows.append(self._picture(FULL, rows * columns, position))
         self.vit_positions.append(grid_positions(rows, columns, side))
         return position + 1
@@ -97,7 +96,7 @@ class _Writer:
             packed_text_ids=torch.tensor(self.text_ids, dtype=torch.int64),
             packed_text_indexes=torch.tensor(self.text_rows, dtype=torch.int64),
             packed_position_ids=joined(self.positions),
-            packed_vit_tokens=torch.cat(self.vit_patches) if self.vit_patches else None,
+            packed_vit_tokens=None,  # the device cuts the pictures
             packed_vit_token_indexes=joined(self.vit_rows),
             packed_vit_position_ids=joined(self.vit_positions),
             vit_token_seqlens=[len(rows) for rows in self.vit_rows],
@@ -136,7 +135,7 @@ def collate(samples: Sequence[Sample], config: BagelConfig, tokenizer: BagelToke
             tasks.append(sample.task)
             targets.append(sample.vae_image)
         writer.end_sample()
-    return make_batch(writer.finish(tasks), targets)
+    return make_batch(writer.finish(tasks), targets, writer.vit_images)
 
 
 def collate_prefixes(
@@ -160,7 +159,7 @@ def collate_prefixes(
             position = writer.text(ids, position, labelled=False)
         following.append(position)
         writer.end_sample()
-    return make_batch(writer.finish([])), writer.sample_lens, following
+    return make_batch(writer.finish([]), vit_images=writer.vit_images), writer.sample_lens, following
 
 
 def collate_targets(

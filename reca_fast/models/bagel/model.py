@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from reca_fast.kernels import template_concat
+from reca_fast.kernels import blur_patchify, template_concat
 
 from .batch import BagelBatch
 from .config import BagelConfig
@@ -87,10 +87,11 @@ class Bagel(nn.Module):
     def embed_understanding(self, batch: BagelBatch, trace: Trace | None = None) -> Tensor:
         """Token embeddings and vision features in stream order, [U, D]."""
         embedding = self.embed_tokens.weight
-        if batch.vit_patches is None:
+        patches = self.patches(batch)
+        if patches is None:
             features = embedding.new_zeros(0, self.config.vit.hidden_size)  # the connector takes part (see MoTLayer)
         else:
-            features = self.vit(batch.vit_patches, batch.vit_position_ids, batch.vit_segments, self.attention)
+            features = self.vit(patches, batch.vit_position_ids, batch.vit_segments, self.attention)
             if trace is not None:
                 trace["vit_out"] = features
         return template_concat(
@@ -103,6 +104,14 @@ class Bagel(nn.Module):
             visual_position_embedding=self.vit_pos_embed,
             dtype=embedding.dtype,
         )
+
+    def patches(self, batch: BagelBatch) -> Tensor | None:
+        """Input of the vision tower [Nvit, patch dim]: recorded patches or uint8 pictures cut here; None without any."""
+        if not batch.vit_images:
+            return batch.vit_patches
+        sizes = [(int(image.shape[0]), int(image.shape[1])) for image in batch.vit_images]
+        dtype, patch_size = self.vit.patch_embedding.weight.dtype, self.config.vit.patch_size
+        return blur_patchify(batch.vit_images, size=sizes, patch_size=patch_size, mean=0.5, std=0.5, dtype=dtype)
 
     def embed_latents(self, batch: BagelBatch, x_t: Tensor, timesteps: Tensor, trace: Trace | None = None) -> Tensor:
         """Noisy latent tokens x_t [G, C] at times [number of target pictures] -> [G, D]."""
