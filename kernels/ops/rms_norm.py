@@ -3,10 +3,18 @@
 The stock formula leaves two fp32 copies of its input in the autograd graph; this one keeps the input (which the
 residual stream holds anyway) and the reciprocal norm. Statistics are fp32, the normalised value is rounded to the
 input's dtype BEFORE it is multiplied by the weight, as in Qwen2 and in the authors' code.
+
+There is no kernel of ours: Liger's reads and writes every row once each way, which is the minimum. It runs on a GPU
+when `liger_kernel` can be imported and `use_kernels` does not say "reference"; inside torch.compile the plain formula
+runs, which Inductor fuses by itself.
 """
+
+from importlib import import_module
 
 import torch
 from torch import Tensor
+
+from .liger import use_liger
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -61,4 +69,13 @@ def rms_norm(hidden_states: Tensor, weight: Tensor, *, eps: float = 1e-6) -> Ten
     """
     if weight.shape != hidden_states.shape[-1:]:
         raise ValueError(f"weight: expected shape [{hidden_states.shape[-1]}], got {list(weight.shape)}")
+    if use_liger(hidden_states, weight):
+        return _liger(hidden_states, weight, eps)
     return _RMSNorm.apply(hidden_states, weight, eps)
+
+
+def _liger(hidden_states: Tensor, weight: Tensor, eps: float) -> Tensor:
+    # Not in place: the gradient that arrives belongs to the residual stream too.
+    return import_module("liger_kernel.ops.rms_norm").LigerRMSNormFunction.apply(
+        hidden_states, weight, eps, 0.0, "llama", False
+    )
