@@ -106,7 +106,7 @@ class Bagel(nn.Module):
         )
 
     def patches(self, batch: BagelBatch) -> Tensor | None:
-        """Input of the vision tower [Nvit, patch dim]: recorded patches or uint8 pictures cut here; None without any."""
+        """Input of the vision tower [Nvit, patch dim]: recorded patches, or uint8 pictures cut here; None: neither."""
         if not batch.vit_images:
             return batch.vit_patches
         sizes = [(int(image.shape[0]), int(image.shape[1])) for image in batch.vit_images]
