@@ -6,9 +6,13 @@ Nothing here imports the rest of reca_fast.
 
 from .adaln_modulate import adaln_modulate
 from .attention import BACKENDS, Varlen, available_backends, choose_backend, varlen_attention
+from .backend import implementation, use_kernels
 from .blur_patch_embed import blur_patch_embed
 from .blur_patchify import blur_patchify
+from .choices import kernel_choices
 from .flow_matching import flow_interpolate, flow_matching_loss
+from .fused_linear_cross_entropy import fused_linear_cross_entropy
+from .mar_diffusion_loss import mar_diffusion_loss, mar_noise
 from .mar_residual_block import gated_residual, mar_residual_block
 from .qk_norm_rope import qk_norm_rope
 from .rms_norm import rms_norm
@@ -26,12 +30,18 @@ __all__ = [
     "choose_backend",
     "flow_interpolate",
     "flow_matching_loss",
+    "fused_linear_cross_entropy",
     "gated_residual",
+    "implementation",
+    "kernel_choices",
+    "mar_diffusion_loss",
+    "mar_noise",
     "mar_residual_block",
     "qk_norm_rope",
     "rms_norm",
     "swiglu",
     "template_concat",
     "to_device",
+    "use_kernels",
     "varlen_attention",
 ]
