@@ -46,11 +46,11 @@ def eager(inputs: Inputs) -> list[Tensor]:
 
 def minimum(shape: Mapping[str, int], dtype: torch.dtype) -> Minimum:
     """Forward: picture, parameters and used positions in, embeddings out. Backward: picture and the gradient in, the
-    gradients of all parameters out.
+    gradients of all parameters out. FLOPs are left out: a program multiplies few patches, and 16 rows is the least.
     """
     tokens, width, features = (shape["out"] // PATCH) ** 2, shape["width"], PATCH**2 * 3
     numbers = 2 * (features + 1) * width + 3 * tokens * width + GRID**2 * width
-    return Minimum(2 * shape["side"] ** 2 * 3 + numbers * dtype.itemsize, flops=4.0 * tokens * width * features)
+    return Minimum(2 * shape["side"] ** 2 * 3 + numbers * dtype.itemsize)
 
 
 def compile_all() -> None:
@@ -73,5 +73,7 @@ BENCH = OpBench(
         # 16 rows of patches a product: HMMA on every target. A row of the weight is 8 bytes off a multiple of 16.
         "blur_patch_embed_forward": Gate(max_registers=128, min_occupancy=0.25, load_bits=64)
     },
+    max_launches=6,
+    max_ratio=1.15,
     goal="1 launch forward that writes no patches",
 )

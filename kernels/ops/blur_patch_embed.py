@@ -213,8 +213,7 @@ def _blur_patch_embed_backward(
     std: list[float],
 ) -> tuple[Tensor, Tensor, Tensor]:
     wide = torch.promote_types(grad.dtype, torch.float32)
-    nothing = grad.new_empty(0)
-    grad_weight, grad_bias, grad_position = nothing, nothing.clone(), nothing.clone()
+    grad_weight, grad_bias, grad_position = (grad.new_empty(0) for _ in range(3))
     if needed[0]:
         run = launch_blur_patchify if implementation(grad) == "triton" else reference_blur_patchify
         patches = run(images, pairs(sides), patch_size, blur_sigma, mean, std, grad.dtype)
@@ -223,8 +222,9 @@ def _blur_patch_embed_backward(
     if needed[1]:
         grad_bias = grad.sum(0, dtype=wide).to(bias_dtype)
     if needed[2]:
-        zeros = torch.zeros((positions, grad.shape[1]), dtype=wide, device=grad.device)
-        grad_position = zeros.index_add_(0, position_ids, grad.to(wide)).to(position_dtype)
+        # Sorts by position on a GPU: deterministic, with fp32 sums.
+        rows = grad.to(position_dtype)
+        grad_position = torch.ops.aten.embedding_dense_backward(rows, position_ids, positions, -1, False)
     return grad_weight, grad_bias, grad_position
 
 
@@ -284,8 +284,7 @@ def blur_patch_embed(
         position_ids: [N] int64, the row of position_embedding of each patch.
 
     Returns:
-        [N, D] in the dtype of weight, or autocast's where it is on. Gradients for weight, bias, position_embedding;
-        that of position_embedding adds up in an order of its own on a GPU if position_ids repeat.
+        [N, D] in the dtype of weight, or autocast's where it is on. Gradients for weight, bias, position_embedding.
     """
     sides, means, stds = checked(images, size, patch_size, blur_sigma, mean, std)
     tokens, features = token_count(sides, patch_size), patch_size**2 * 3
@@ -300,13 +299,13 @@ def blur_patch_embed(
         got = f"{position_ids.dtype} {list(position_ids.shape)}"
         raise ValueError(f"position_ids: expected int64 [{tokens}], got {got}")
     named = {"bias": bias, "position_embedding": position_embedding, "position_ids": position_ids}
-    for name, tensor in named.items() | ({"images": images[0]}.items() if images else set()):
+    for name, tensor in named.items() | ({"images": images[0]}.items() if len(images) else set()):
         if tensor.device != weight.device:
             raise ValueError(f"{name}: expected the device {weight.device}, got {tensor.device}")
     if torch.is_autocast_enabled(weight.device.type):
         dtype = torch.get_autocast_dtype(weight.device.type)
         weight, bias = weight.to(dtype), bias.to(dtype)
-    if not images:
+    if len(images) == 0:
         return weight.new_empty((0, width)) + 0 * (weight.sum() + bias.sum() + position_embedding.sum())
     return _blur_patch_embed(
         list(images),

@@ -240,8 +240,7 @@ def plan(
         token += rows * across
 
     def upload(rows: Any) -> Tensor:
-        host = torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int32))
-        return host if device.type == "cpu" else host.to(device)
+        return moved(torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int32)), device)
 
     return Plan(upload(images), upload(np.concatenate(parts)), upload(programs), token, columns, group, even)
 
@@ -253,7 +252,11 @@ def addresses(images: Sequence[Tensor], sizes: Sequence[Size]) -> Tensor:
     for x, after in zip(images, sizes, strict=True):
         turned = height_first((x.shape[0], x.shape[1]), after)
         rows.append((x.data_ptr(), x.stride(int(turned)), x.stride(1 - int(turned))))
-    host = torch.tensor(rows, dtype=torch.int64)
+    return moved(torch.tensor(rows, dtype=torch.int64), device)
+
+
+def moved(host: Tensor, device: torch.device) -> Tensor:
+    """On the device, without waiting for it."""
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
 
 
@@ -360,7 +363,7 @@ def blur_patchify(
     sides, means, stds = checked(images, size, patch_size, blur_sigma, mean, std)
     if not dtype.is_floating_point:
         raise ValueError(f"dtype: expected a floating-point dtype, got {dtype}")
-    if not images:
+    if len(images) == 0:
         return torch.empty((0, patch_size**2 * 3), dtype=dtype)
     return _blur_patchify(list(images), sides, patch_size, float(blur_sigma), means, stds, dtype)
 
@@ -377,25 +380,33 @@ def checked(
     if patch_size < 1:
         raise ValueError(f"patch_size: expected a positive number, got {patch_size}")
     for number, image in enumerate(images):
+        if not isinstance(image, Tensor):
+            raise ValueError(f"images[{number}]: expected a tensor, got {type(image).__name__}")
         if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[2] != 3 or 0 in image.shape:
             got = f"{image.dtype} {list(image.shape)}"
             raise ValueError(f"images[{number}]: expected uint8 [H, W, 3] with H and W above 0, got {got}")
         if image.device != images[0].device:
             raise ValueError(f"images[{number}]: expected the device {images[0].device}, got {image.device}")
-    one = len(size) == 2 and all(isinstance(side, int) for side in size)
+    one = is_pair(size)
+    if not isinstance(size, Sequence):
+        raise ValueError(f"size: expected (h, w) or a list of them, got {size}")
     sizes: list[Any] = [size] * len(images) if one else list(size)
     if len(sizes) != len(images):
         raise ValueError(f"size: expected (h, w) or one per image ({len(images)}), got {len(sizes)}")
     for pair in sizes or ([size] if one else []):
-        if len(pair) != 2 or any(side < 1 or side % patch_size for side in pair):
+        if not is_pair(pair) or any(side < 1 or side % patch_size for side in pair):
             raise ValueError(f"size: expected (h, w) in positive multiples of patch_size={patch_size}, got {pair}")
-    sides = [side for pair in sizes for side in pair]
+    sides = [int(side) for pair in sizes for side in pair]
     if not 0 <= blur_sigma < math.inf or (sides and blur_sigma > max(sides)):
         raise ValueError(f"blur_sigma: expected a number from 0 to the longest side of the output, got {blur_sigma}")
     means, stds = three(mean, "mean"), three(std, "std")
     if 0 in stds:
         raise ValueError(f"std: expected no 0, got {std}")
     return sides, means, stds
+
+
+def is_pair(size: Any) -> bool:
+    return isinstance(size, Sequence) and len(size) == 2 and all(hasattr(side, "__index__") for side in size)
 
 
 def three(value: float | Sequence[float], name: str) -> list[float]:
