@@ -8,6 +8,7 @@ from typing import Literal
 
 Attention = Literal["auto", "torch", "flash_attn", "xformers", "sdpa", "eager"]
 Precision = Literal["fp32", "bf16"]
+Kernels = Literal["auto", "triton", "reference"]
 
 
 @dataclass
@@ -20,6 +21,10 @@ class ModelConfig:
     """
     attention: Attention = "auto"
     """Attention backend; auto takes the fastest that this machine can run (`reca-fast doctor` says which and why)."""
+    kernels: Kernels = "auto"
+    """Fused operations as Triton kernels or as plain torch. auto takes Triton on a GPU, unless the environment variable
+    RECA_FAST_KERNELS says otherwise; triton where it cannot run is an error.
+    """
     precision: Precision = "bf16"
     """Arithmetic of the forward and backward pass; trained weights keep an fp32 master copy in both."""
     freeze_und: bool = True

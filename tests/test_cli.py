@@ -244,6 +244,7 @@ IMPOSSIBLE = {
     "stride": ("--data.vit_resize.stride 15", r"data\.vit_resize\.stride is 15; .* multiple of 14"),
     "size": ("--data.vae_resize.max_size 32", r"data\.vae_resize: min_size 64"),
     "backend": ("--model.attention flash_attn", r"attention='flash_attn' cannot run on cpu .* `reca-fast doctor`"),
+    "kernels": ("--model.kernels triton", r"kernels=triton cannot run here: .* `reca-fast doctor`"),
     "device": ("--device tpu", r"device.*tpu"),
     "no checkpoint": ("--model.path=", r"No checkpoint given; set --model\.path"),
     "no data": ("--data.source=", r"data\.source"),
@@ -367,6 +368,15 @@ def test_doctor(reca_fast) -> None:
     for backend in ("torch", "flash_attn", "xformers", "sdpa", "eager"):
         assert re.search(rf"│ {backend} +│ (active|available|-) +│", said.out)
     assert len(re.findall("active", said.out)) == 2  # one per dtype
+    for name in ("qk_norm_rope", "template_concat", "flow_matching_loss", "rms_norm", "swiglu"):
+        assert re.search(rf"│ {name} +│ (triton|liger|reference) +│ \S+", said.out)
+
+
+def test_doctor_says_why_the_kernels_asked_for_cannot_run(reca_fast, monkeypatch) -> None:
+    monkeypatch.setenv("RECA_FAST_KERNELS", "turbo")
+    assert "RECA_FAST_KERNELS='turbo': expected one of auto, triton, reference" in reca_fast("doctor").sentence
+    monkeypatch.setenv("RECA_FAST_KERNELS", "reference")
+    assert re.search(r"│ qk_norm_rope +│ reference +│ kernels=reference", reca_fast("doctor").out)
 
 
 def test_user_errors_are_the_only_ones_caught(monkeypatch) -> None:

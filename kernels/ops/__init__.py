@@ -6,7 +6,7 @@ Nothing here imports the rest of reca_fast.
 
 from .adaln_modulate import adaln_modulate
 from .attention import BACKENDS, Varlen, available_backends, choose_backend, varlen_attention
-from .backend import implementation, use_kernels
+from .backend import implementation, kernels, use_kernels
 from .blur_patch_embed import blur_patch_embed
 from .blur_patchify import blur_patchify
 from .choices import kernel_choices
@@ -34,6 +34,7 @@ __all__ = [
     "gated_residual",
     "implementation",
     "kernel_choices",
+    "kernels",
     "mar_diffusion_loss",
     "mar_noise",
     "mar_residual_block",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from reca_fast import __version__
 from reca_fast.cli.options import parse
+from reca_fast.errors import UserError
 
 PACKAGES = (
     "torch",
@@ -34,7 +35,7 @@ def run(args: Sequence[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from reca_fast.kernels import available_backends, choose_backend
+    from reca_fast.kernels import available_backends, choose_backend, kernel_choices
 
     console = Console(soft_wrap=True, markup=False)
     console.print(f"reca-fast {__version__}, Python {platform.python_version()} on {platform.platform()}")
@@ -52,7 +53,16 @@ def run(args: Sequence[str]) -> int:
             mark = "active" if name == chosen else "available" if reason is None else "-"
             table.add_row(name, mark, reason or "")
         console.print(table)
-    console.print("kernels: plain-torch references everywhere (rms_norm, swiglu, qk_norm_rope, flow_matching_loss)")
+    try:
+        choices = kernel_choices(device)
+    except ValueError as error:
+        raise UserError(f"{error}.") from None
+    table = Table(title=f"fused operations on {device}", title_justify="left")
+    for column in ("operation", "runs as", "why"):
+        table.add_column(column)
+    for name, (chosen, why) in choices.items():
+        table.add_row(name, chosen, why)
+    console.print(table)
     return 0
 
 

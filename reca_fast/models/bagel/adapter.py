@@ -11,7 +11,7 @@ from reca_fast.config import DataConfig, ModelConfig, SamplingConfig
 from reca_fast.data.samples import SampleBuilder
 from reca_fast.errors import UserError
 from reca_fast.flow import I2T, Sample
-from reca_fast.kernels import choose_backend, flow_interpolate, to_device
+from reca_fast.kernels import choose_backend, flow_interpolate, implementation, kernels, to_device, use_kernels
 from reca_fast.models.safetensors_files import stored_shapes
 from reca_fast.objectives import flow_loss_by_task, next_token_loss, shifted_logit_normal
 
@@ -49,6 +49,9 @@ class BagelAdapter:
         """Weights to `device`: trained ones in fp32, frozen ones in the precision of the run; then the VAE (fp32)."""
         try:
             self.module.attention = choose_backend(self.options.attention, device, self.dtype)
+            with kernels(self.options.kernels):
+                implementation(torch.empty(0, device=device))  # raises before anything is chosen
+            use_kernels(self.options.kernels)
         except ValueError as error:
             raise UserError(f"{error}; `reca-fast doctor` shows what this machine can run.") from None
         load_weights(
