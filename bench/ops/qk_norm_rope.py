@@ -116,7 +116,7 @@ BENCH = OpBench(
     compile=compile_all,
     gates={"qk_norm_rope_forward": Gate(**_GATE), "qk_norm_rope_backward": Gate(**_GATE)},
     peers=peers(),
-    goal="1 launch each way (and one to add up the weights' gradients), at most 1.3 times the minimum",
-    max_launches=5,
+    goal="1 launch each way (and two tiny ones for the weights' gradients: sum, cast), at most 1.3 times the minimum",
+    max_launches=4,
     max_ratio=1.3,
 )

@@ -49,7 +49,12 @@ def reference(
     return one(q, q_weight), one(k, k_weight)
 
 
-Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
+def _weights_dtype(q_weight: Tensor, k_weight: Tensor) -> torch.dtype:
+    """Of both weights' gradients, which come in one tensor."""
+    return torch.promote_types(q_weight.dtype, k_weight.dtype)
+
+
+Gradients = tuple[Tensor, Tensor, Tensor]
 
 
 def reference_backward(
@@ -64,20 +69,21 @@ def reference_backward(
     eps: float,
     need_weights: bool,
 ) -> Gradients:
-    """Gradients of q, k and the weights (not needed: of no elements)."""
+    """Gradients of q, of k, and of both weights, [2, D] (not needed: [0, D])."""
     cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
 
-    def one(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def one(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         rstd = normalise(x, eps)[1]
         g = _rotate_backward(grad.to(rstd.dtype), cos, sin)
-        grad_weight = weight.new_empty(0)
-        if need_weights:
-            grad_weight = (x.to(rstd.dtype) * rstd).mul_(g).flatten(0, -2).sum(0).to(weight.dtype)
+        grad_weight = (x.to(rstd.dtype) * rstd).mul_(g).flatten(0, -2).sum(0) if need_weights else None
         return normalise_backward(g.mul_(weight), x, rstd).to(x.dtype).contiguous(), grad_weight
 
     dq, dq_weight = one(grad_q, q, q_weight)
     dk, dk_weight = one(grad_k, k, k_weight)
-    return dq, dk, dq_weight, dk_weight
+    dtype = _weights_dtype(q_weight, k_weight)
+    if dq_weight is None or dk_weight is None:
+        return dq, dk, q_weight.new_empty((0, q.shape[-1]), dtype=dtype)
+    return dq, dk, torch.stack((dq_weight, dk_weight)).to(dtype)
 
 
 # A program takes a few tokens and all (or a quarter of) their heads, one head at a time: the tables stay in registers.
@@ -322,9 +328,9 @@ def launch_backward(
 ) -> Gradients:
     grad_q, grad_k, q, k, cos, sin = (_rows(x) for x in (grad_q, grad_k, q, k, cos, sin))
     dq, dk = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k))
+    dtype = _weights_dtype(q_weight, k_weight)
     if not len(q):
-        size = q.shape[-1] if need_weights else 0
-        return dq, dk, q_weight.new_zeros(size), k_weight.new_zeros(size)
+        return dq, dk, q_weight.new_zeros((2 if need_weights else 0, q.shape[-1]), dtype=dtype)
     sizes = _sizes(q)
     programs = triton.cdiv(len(q), TOKENS)
     partials = torch.empty(programs if need_weights else 0, 2, q.shape[-1], dtype=torch.float32, device=q.device)
@@ -342,10 +348,9 @@ def launch_backward(
         **LAUNCH,
     )
     if not need_weights:
-        return dq, dk, q_weight.new_empty(0), k_weight.new_empty(0)
+        return dq, dk, partials[:, 0].to(dtype, copy=True)
     # The sum of the partials, in their order, whatever program finished first.
-    total = partials.sum(0)
-    return dq, dk, total[0].to(q_weight.dtype, copy=True), total[1].to(k_weight.dtype, copy=True)
+    return dq, dk, partials.sum(0).to(dtype)
 
 
 @torch.library.custom_op("reca_fast::qk_norm_rope", mutates_args=())
@@ -373,15 +378,15 @@ def _backward_op(
     sin: Tensor,
     eps: float,
     need_weights: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     run = launch_backward if implementation(q) == "triton" else reference_backward
     return run(grad_q, grad_k, q, k, q_weight, k_weight, cos, sin, eps, need_weights)
 
 
 @_backward_op.register_fake
 def _(grad_q, grad_k, q, k, q_weight, k_weight, cos, sin, eps, need_weights):
-    weights = (w.new_empty(w.shape if need_weights else 0) for w in (q_weight, k_weight))
-    return q.new_empty(q.shape), k.new_empty(k.shape), *weights
+    weights = q_weight.new_empty((2 if need_weights else 0, q.shape[-1]), dtype=_weights_dtype(q_weight, k_weight))
+    return q.new_empty(q.shape), k.new_empty(k.shape), weights
 
 
 def _save(ctx, inputs, output) -> None:
@@ -391,8 +396,10 @@ def _save(ctx, inputs, output) -> None:
 
 def _differentiate(ctx, grad_q: Tensor, grad_k: Tensor):
     need = ctx.needs_input_grad
-    grads = _backward_op(grad_q, grad_k, *ctx.saved_tensors, ctx.eps, need[2] or need[3])
-    return (*(x if wanted else None for x, wanted in zip(grads, need[:4], strict=True)), None, None, None)
+    saved = ctx.saved_tensors
+    dq, dk, weights = _backward_op(grad_q, grad_k, *saved, ctx.eps, need[2] or need[3])
+    dq_weight, dk_weight = (weights[n].to(saved[2 + n].dtype) if need[2 + n] else None for n in (0, 1))
+    return dq if need[0] else None, dk if need[1] else None, dq_weight, dk_weight, None, None, None
 
 
 _op.register_autograd(_differentiate, setup_context=_save)
