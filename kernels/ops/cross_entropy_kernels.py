@@ -51,7 +51,7 @@ def cross_entropy_rows_kernel(
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    if count_ptr is not None:  # noqa: SIM102: the second condition cannot be compiled without the first
+    if count_ptr is not None:  # noqa: SIM102
         if first_row + row >= tl.load(count_ptr):
             return
     row_ptr = logits_ptr + row * row_stride

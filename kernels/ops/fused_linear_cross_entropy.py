@@ -495,7 +495,10 @@ def fused_linear_cross_entropy(
 
 
 def _range(vocab_range: tuple[int, int], vocabulary: int) -> tuple[int, int]:
+    expected = f"vocab_range: expected (start, stop) with 0 <= start < stop <= {vocabulary}, got {vocab_range}"
+    if len(vocab_range) != 2 or not all(isinstance(x, int) for x in vocab_range):
+        raise ValueError(expected)
     start, stop = vocab_range
     if not 0 <= start < stop <= vocabulary:
-        raise ValueError(f"vocab_range: expected 0 <= start < stop <= {vocabulary}, got {tuple(vocab_range)}")
-    return int(start), int(stop)
+        raise ValueError(expected)
+    return start, stop

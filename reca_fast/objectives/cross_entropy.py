@@ -1,14 +1,15 @@
 """Next-token cross-entropy on the understanding side (the L_i2t term)."""
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from reca_fast.kernels.fused_linear_cross_entropy import Reduction, fused_linear_cross_entropy
 
-def next_token_loss(hidden_states: Tensor, head: Tensor, labels: Tensor) -> Tensor:
-    """Per-token cross-entropy [N] in fp32 or wider; hidden_states [N, D], head [V, D], labels int64 [N].
 
-    The head runs on the labelled rows alone.
+def next_token_loss(hidden_states: Tensor, head: Tensor, labels: Tensor, reduction: Reduction = "none") -> Tensor:
+    """Per-token cross-entropy [N] ("none") or its sum, in fp32 or wider; hidden_states [N, D], head [V, D], labels
+    int64 [N].
+
+    The head runs on the labelled rows alone, in chunks: logits never exist as a whole. "sum" forms the gradients in
+    the same pass; "none" has to compute the logits again in backward.
     """
-    logits = F.linear(hidden_states, head)
-    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, reduction="none")
+    return fused_linear_cross_entropy(hidden_states, head, labels, reduction=reduction)

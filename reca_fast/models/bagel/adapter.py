@@ -97,7 +97,7 @@ class BagelAdapter:
             rows = prediction.und if batch.label_rows is None else prediction.und[batch.label_rows]
             labels = batch.text_ids[:0] if batch.labels is None else batch.labels
             with self.autocast():
-                sums[I2T] = next_token_loss(rows, self.module.lm_head.weight, labels).sum()
+                sums[I2T] = next_token_loss(rows, self.module.lm_head.weight, labels, "sum")
             if not pictures:
                 sums[I2T] = sums[I2T] + prediction.velocity.sum()  # of no rows: zero, but in the graph
         return sums

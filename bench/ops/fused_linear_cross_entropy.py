@@ -1,0 +1,142 @@
+"""Show-o's loss on masked image tokens: the head's linear layer and its cross-entropy, with all gradients.
+
+"real" is the authors' objective over the whole vocabulary; "codes" normalises over the image codebook only.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.ops.case import Gate, Inputs, Minimum, OpBench, Step, gradients
+from reca_fast.kernels.cross_entropy_kernels import launch_cross_entropy_rows
+from reca_fast.kernels.fused_linear_cross_entropy import fused_linear_cross_entropy
+
+FIRST_CODE = 50_305
+MASKED = 0.6366  # of the image tokens, averaged over Show-o's cosine schedule
+
+
+def make_inputs(
+    shape: Mapping[str, int], dtype: torch.dtype, device: torch.device, generator: torch.Generator
+) -> Inputs:
+    """Labels are image codes, on the CPU, where the data loader masks them."""
+    rows, dim, vocabulary, first, codes = (shape[name] for name in ("rows", "dim", "vocabulary", "first", "codes"))
+    labels = torch.randint(first, first + codes, (rows,))
+    labels[torch.randperm(rows)[round(MASKED * rows) :]] = -100
+
+    def normal(*size: int, scale: float = 1.0) -> Tensor:
+        return (scale * torch.randn(*size, generator=generator, device=device)).to(dtype).requires_grad_()
+
+    return {
+        "hidden_states": normal(rows, dim),
+        "weight": normal(vocabulary, dim, scale=dim**-0.5),
+        "labels": labels,
+        "vocab_range": (first, first + codes) if shape["in_range"] else None,
+    }
+
+
+def ours(inputs: Inputs) -> list[Tensor]:
+    loss = fused_linear_cross_entropy(
+        inputs["hidden_states"], inputs["weight"], inputs["labels"], vocab_range=inputs["vocab_range"]
+    )
+    return gradients(loss, inputs)
+
+
+def eager(inputs: Inputs) -> list[Tensor]:
+    """All logits of all rows, in fp32, as the authors' autocast has it; for a range, of the columns in it."""
+    hidden_states, weight = inputs["hidden_states"], inputs["weight"]
+    logits = F.linear(hidden_states, weight).float()
+    labels = inputs["labels"].to(logits.device)
+    if inputs["vocab_range"] is not None:
+        start, stop = inputs["vocab_range"]
+        logits, labels = logits[:, start:stop], torch.where(labels == -100, labels, labels - start)
+    return gradients(F.cross_entropy(logits.contiguous(), labels, ignore_index=-100), inputs)
+
+
+def _ranged(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """weight and labels for implementations that know no range: a slice of the weight."""
+    labels = inputs["labels"].to(inputs["weight"].device)
+    if inputs["vocab_range"] is None:
+        return inputs["weight"], labels
+    start, stop = inputs["vocab_range"]
+    return inputs["weight"][start:stop], torch.where(labels == -100, labels, labels - start)
+
+
+def _liger(apply: Step, inputs: Inputs) -> list[Tensor]:
+    weight, labels = _ranged(inputs)
+    result = apply(inputs["hidden_states"], weight, labels)  # type: ignore[arg-type, call-arg]
+    return gradients(result[0] if isinstance(result, tuple) else result, inputs)
+
+
+def _torch(inputs: Inputs) -> list[Tensor]:
+    weight, labels = _ranged(inputs)
+    return gradients(F.linear_cross_entropy(inputs["hidden_states"], weight, labels), inputs)
+
+
+def peers() -> dict[str, Step]:
+    found: dict[str, Step] = {}
+    if hasattr(F, "linear_cross_entropy"):
+        found["torch.linear_cross_entropy"] = _torch
+    try:
+        from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
+
+        found["liger"] = partial(_liger, LigerFusedLinearCrossEntropyFunction.apply)
+    except ImportError:
+        pass
+    return found
+
+
+def _valid(rows: int) -> int:
+    return round(MASKED * rows)
+
+
+def minimum(shape: Mapping[str, int], dtype: torch.dtype) -> Minimum:
+    """Rows that count and classes in range, in and out once; three products."""
+    rows, dim = _valid(shape["rows"]), shape["dim"]
+    classes = shape["codes"] if shape["in_range"] else shape["vocabulary"]
+    return Minimum(2 * dtype.itemsize * dim * (rows + classes) + 8 * rows, 6.0 * rows * dim * classes)
+
+
+def compile_all() -> None:
+    """The row pass on the codebook and on the whole odd vocabulary; plain, and with bias and smoothing."""
+    labels, scale = torch.zeros(4, dtype=torch.int64), torch.ones(4)
+    for classes in (8192, 58498):
+        width = -(-classes // 64) * 64
+        buffer = torch.zeros(4, width, dtype=torch.bfloat16)
+        launch_cross_entropy_rows(buffer, classes, None, labels, scale, 0, 0.0, 0.0)
+        launch_cross_entropy_rows(buffer, classes, torch.zeros(width), labels, scale, 0, 0.1, 1e-4)
+
+
+BENCH = OpBench(
+    name="fused_linear_cross_entropy",
+    about="linear layer and cross-entropy of the rows that count, logits never whole, gradients in the same pass",
+    shapes={
+        "real": {
+            "rows": 8 * 1024,
+            "dim": 2048,
+            "vocabulary": 58_498,
+            "first": FIRST_CODE,
+            "codes": 8192,
+            "in_range": 0,
+        },
+        "codes": {
+            "rows": 8 * 1024,
+            "dim": 2048,
+            "vocabulary": 58_498,
+            "first": FIRST_CODE,
+            "codes": 8192,
+            "in_range": 1,
+        },
+        "small": {"rows": 64, "dim": 64, "vocabulary": 9_001, "first": 801, "codes": 8192, "in_range": 0},
+    },
+    inputs=make_inputs,
+    ours=ours,
+    eager=eager,
+    minimum=minimum,
+    compile=compile_all,
+    gates={"cross_entropy_rows_kernel": Gate(64, 0.5)},
+    peers=peers(),
+    goal="3.8 TFLOP and 256 MB of logits for the whole vocabulary, 0.53 TFLOP and 100 MB for the codes",
+)

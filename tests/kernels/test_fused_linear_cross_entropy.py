@@ -1,0 +1,238 @@
+"""fused_linear_cross_entropy: the row kernel in the interpreter, the whole against fp64, then as torch sees it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reca_fast.kernels.backend import kernels
+from reca_fast.kernels.fused_linear_cross_entropy import _loss, _rows, fused_linear_cross_entropy
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+IGNORED = -100
+
+
+@pytest.fixture
+def triton_kernels():
+    """Inside a test, the row pass runs its Triton kernel on CPU tensors."""
+    interpreter = pytest.importorskip("reca_fast.kernels.interpreter", reason="Triton is not installed")
+    with interpreter.interpreting(), kernels("triton"):
+        yield
+
+
+def formula(
+    hidden_states, weight, labels, *, bias=None, row_weight=None, smoothing=0.0, z=0.0, classes=None, how="mean"
+):
+    """The definition, in plain torch and in the dtype of its arguments; losses in fp32 or wider."""
+    start, stop = classes or (0, len(weight))
+    logits = F.linear(hidden_states, weight[start:stop])
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if bias is not None:
+        logits = logits + bias[start:stop]
+    valid = labels != IGNORED
+    losses = F.cross_entropy(
+        logits, torch.where(valid, labels - start, IGNORED), reduction="none", label_smoothing=smoothing
+    )
+    losses = losses + torch.where(valid, z * logits.logsumexp(-1).square(), 0)
+    factor = valid.to(losses.dtype) if row_weight is None else torch.where(valid, row_weight, 0)
+    if how == "none":
+        return losses * factor
+    return (losses * factor).sum() / (factor.sum() if how == "mean" else 1)
+
+
+CASES = {  # rows, ignored, dim, vocabulary, classes, smoothing, z, bias and weights, logits bytes per chunk
+    "plain": (9, [0, 4, 5], 16, 101, None, 0.0, 0.0, False, 2**28),
+    "everything, in chunks": (13, [1, 2, 12], 24, 203, (13, 150), 0.1, 1e-2, True, 2000),
+    "one row": (1, [], 8, 64, None, 0.0, 1e-3, False, 1),
+    "nothing ignored, in chunks": (6, [], 8, 70, (5, 6 + 63), 0.0, 0.0, True, 600),
+    "one class": (3, [1], 8, 5, (2, 3), 0.5, 0.1, False, 2**28),
+    "read twice": (3, [0], 16, 8300, None, 0.1, 1e-3, False, 2**28),
+    "read twice, with bias": (2, [], 8, 8257, None, 0.0, 0.0, True, 2**28),
+}
+
+
+def make(name: str, dtype: torch.dtype, scale: float = 1.0) -> tuple[list[Tensor | None], Tensor, dict, int]:
+    rows, ignored, dim, vocabulary, classes, smoothing, z, more, chunk = CASES[name]
+    draw = torch.Generator().manual_seed(len(name))
+    start, stop = classes or (0, vocabulary)
+    labels = torch.randint(start, stop, (rows,), generator=draw)
+    labels[ignored] = IGNORED
+    hidden = (scale * torch.randn(dim, rows, generator=draw)).to(dtype).t()  # not contiguous
+    weight = torch.randn(vocabulary, dim, generator=draw).to(dtype)
+    bias = torch.randn(vocabulary, generator=draw).to(dtype) if more else None
+    row_weight = torch.rand(rows, generator=draw) if more else None
+    return [hidden, weight, bias, row_weight], labels, {"smoothing": smoothing, "z": z, "classes": classes}, chunk
+
+
+def ours(tensors, labels, settings, how, chunk=2**28) -> Tensor:
+    return fused_linear_cross_entropy(
+        tensors[0],
+        tensors[1],
+        labels,
+        bias=tensors[2],
+        row_weight=tensors[3],
+        label_smoothing=settings["smoothing"],
+        z_loss=settings["z"],
+        vocab_range=settings["classes"],
+        reduction=how,
+        max_logits_bytes=chunk,
+    )
+
+
+def plain(tensors, labels, settings, how, chunk=0) -> Tensor:
+    return formula(tensors[0], tensors[1], labels, bias=tensors[2], row_weight=tensors[3], how=how, **settings)
+
+
+def run(function, tensors, labels, settings, how, chunk, dtype=None) -> list[Tensor]:
+    """The loss, then the gradients of all tensors for an upstream gradient that is not 1."""
+    leaves = [None if x is None else x.detach().to(dtype or x.dtype).requires_grad_() for x in tensors]
+    loss = function(leaves, labels, settings, how, chunk)
+    upstream = torch.linspace(0.5, 1.5, max(1, loss.numel()), dtype=loss.dtype).view(loss.shape)
+    return [loss.detach(), *torch.autograd.grad(loss, [x for x in leaves if x is not None], upstream)]
+
+
+@DTYPES
+@REDUCTIONS
+@pytest.mark.parametrize("name", CASES)
+def test_kernels_against_the_truth(triton_kernels, within_budget, name, reduction, dtype) -> None:
+    tensors, labels, settings, chunk = make(name, dtype)
+    got = run(ours, tensors, labels, settings, reduction, chunk)
+    truth = run(plain, tensors, labels, settings, reduction, 0, torch.float64)
+    baseline = run(plain, tensors, labels, settings, reduction, 0)
+    for x, exact, rounded in zip(got, truth, baseline, strict=True):
+        assert within_budget(x, exact, rounded)
+
+
+@pytest.mark.parametrize(
+    "mutate",
+    [torch.zeros_like, torch.neg, lambda x: x * 1.05, lambda x: x * (torch.arange(len(x)) != 3)[:, None]],
+    ids=["zeros", "sign flip", "x1.05", "dropped row"],
+)
+def test_the_budget_rejects_mutants(within_budget, mutate) -> None:
+    tensors, labels, settings, chunk = make("plain", torch.bfloat16)
+    _, got, _ = run(ours, tensors, labels, settings, "mean", chunk)
+    _, truth, _ = run(plain, tensors, labels, settings, "mean", 0, torch.float64)
+    _, baseline, _ = run(plain, tensors, labels, settings, "mean", 0)
+    assert within_budget(got, truth, baseline)
+    assert not within_budget(mutate(got), truth, baseline)
+
+
+@pytest.mark.parametrize("way", ["reference", "triton"])
+def test_extreme_logits(request, way) -> None:
+    """Logits in the tens of thousands: the softmax is one-hot, nothing overflows."""
+    if way == "triton":
+        request.getfixturevalue("triton_kernels")
+    tensors, labels, settings, chunk = make("plain", torch.float32, scale=1e4)
+    got = run(ours, tensors, labels, settings, "none", chunk)
+    truth = run(plain, tensors, labels, settings, "none", 0, torch.float64)
+    for x, exact in zip(got, truth, strict=True):
+        torch.testing.assert_close(x.double(), exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
+
+
+@REDUCTIONS
+@pytest.mark.parametrize("rows", [0, 3], ids=["no rows", "all ignored"])
+def test_without_a_row_that_counts_everything_is_zero(rows, reduction) -> None:
+    hidden, weight = torch.randn(rows, 4, requires_grad=True), torch.randn(7, 4, requires_grad=True)
+    loss = fused_linear_cross_entropy(hidden, weight, torch.full((rows,), IGNORED), reduction=reduction)
+    for x in (loss, *torch.autograd.grad(loss.sum(), (hidden, weight))):
+        assert not x.any()
+
+
+def test_ignored_rows_are_not_read() -> None:
+    tensors, labels, settings, chunk = make("everything, in chunks", torch.float32)
+    want = run(ours, tensors, labels, settings, "mean", chunk)
+    tensors[0] = torch.where((labels == IGNORED)[:, None], torch.nan, tensors[0])
+    for x, y in zip(run(ours, tensors, labels, settings, "mean", chunk), want, strict=True):
+        assert torch.equal(x, y)  # also: twice the same bits
+
+
+@REDUCTIONS
+@pytest.mark.parametrize("name", ["everything, in chunks", "nothing ignored, in chunks"])
+def test_gradcheck(name, reduction) -> None:
+    tensors, labels, settings, chunk = make(name, torch.float64)
+    leaves = [x.double()[: None if i != 0 else len(x)].requires_grad_() for i, x in enumerate(tensors) if x is not None]
+    assert torch.autograd.gradcheck(lambda *x: ours(x, labels, settings, reduction, chunk), leaves, fast_mode=True)
+
+
+def test_a_second_backward_is_right_and_leaves_the_first_alone() -> None:
+    hidden, weight = torch.randn(5, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
+    loss = fused_linear_cross_entropy(hidden, weight, torch.tensor([0, 8, IGNORED, 2, 2]))
+    first = torch.autograd.grad(loss * 2, (hidden, weight), retain_graph=True)
+    copies = [x.clone() for x in first]
+    second = torch.autograd.grad(loss * 3, (hidden, weight))
+    for x, copy, y in zip(first, copies, second, strict=True):
+        assert torch.equal(x, copy)
+        torch.testing.assert_close(y, 1.5 * x)
+
+
+def test_autocast() -> None:
+    hidden, weight = torch.randn(5, 16, requires_grad=True), torch.randn(9, 16, requires_grad=True)
+    labels = torch.tensor([0, 8, IGNORED, 2, 2])
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = fused_linear_cross_entropy(hidden, weight, labels)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, fused_linear_cross_entropy(hidden.bfloat16(), weight.bfloat16(), labels))
+    assert torch.autograd.grad(loss, weight)[0].dtype == torch.float32
+
+
+@REDUCTIONS
+def test_compiles_without_a_break(reduction) -> None:
+    tensors, labels, settings, chunk = make("everything, in chunks", torch.float32)
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    for x, y in zip(
+        run(compiled, tensors, labels, settings, reduction, chunk),
+        run(ours, tensors, labels, settings, reduction, chunk),
+        strict=True,
+    ):
+        torch.testing.assert_close(x, y)
+
+
+def test_opcheck() -> None:
+    hidden, weight = torch.randn(5, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
+    labels, settings = torch.tensor([1, 5, IGNORED, 2, 2]), (1, 6, IGNORED, 0.1, 0.1, 2**20)
+    torch.library.opcheck(_rows, (hidden, weight, None, labels, *settings))
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(
+        _loss, (hidden, weight, None, labels, None, True, [True, True, False], *settings), test_utils=tests
+    )
+
+
+def bad(**changes):
+    arguments = {"hidden_states": torch.ones(5, 4), "weight": torch.ones(9, 4), "labels": torch.tensor([0, 8, 1, 2, 2])}
+    arguments |= changes
+    return lambda: fused_linear_cross_entropy(**arguments)
+
+
+BAD = {
+    "hidden states of a batch": ("hidden_states", bad(hidden_states=torch.ones(1, 5, 4))),
+    "integer hidden states": ("hidden_states", bad(hidden_states=torch.ones(5, 4, dtype=torch.int64))),
+    "weight of another width": ("weight", bad(weight=torch.ones(9, 3))),
+    "weight of another dtype": ("weight", bad(weight=torch.ones(9, 4).bfloat16())),
+    "weight elsewhere": ("weight", bad(weight=torch.ones(9, 4, device="meta"))),
+    "short labels": ("labels", bad(labels=torch.zeros(4, dtype=torch.int64))),
+    "labels of 32 bits": ("labels", bad(labels=torch.zeros(5, dtype=torch.int32))),
+    "a label beyond the vocabulary": ("labels", bad(labels=torch.tensor([0, 9, 1, 2, 2]))),
+    "a negative label": ("labels", bad(labels=torch.tensor([0, -1, 1, 2, 2]))),
+    "a label outside the range": ("labels", bad(vocab_range=(1, 9))),
+    "a label outside, none": ("labels", bad(vocab_range=(1, 9), reduction="none")),
+    "bias of another size": ("bias", bad(bias=torch.ones(8))),
+    "integer bias": ("bias", bad(bias=torch.ones(9, dtype=torch.int64))),
+    "short weights": ("row_weight", bad(row_weight=torch.ones(4))),
+    "a range outside the weight": ("vocab_range", bad(vocab_range=(0, 10))),
+    "an empty range": ("vocab_range", bad(vocab_range=(3, 3))),
+    "half a range": ("vocab_range", bad(vocab_range=(3,))),
+    "a range of fractions": ("vocab_range", bad(vocab_range=(0.0, 9.0))),
+    "too smooth": ("label_smoothing", bad(label_smoothing=1.5)),
+    "negative z-loss": ("z_loss", bad(z_loss=-1.0)),
+    "unknown reduction": ("reduction", bad(reduction="total")),
+    "no room": ("max_logits_bytes", bad(max_logits_bytes=0)),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_errors_name_the_argument(case: str) -> None:
+    name, call = BAD[case]
+    with pytest.raises(ValueError, match=rf"^{name}\b"):
+        call()
