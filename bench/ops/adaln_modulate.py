@@ -59,8 +59,8 @@ def peers() -> dict[str, Step]:
 
 
 def minimum(shape: Mapping[str, int], dtype: torch.dtype) -> Minimum:
-    """Forward: three in, one out. Backward: upstream, x and scale in, the gradients of x and scale out; that of shift is
-    the upstream one.
+    """Forward: three in, one out. Backward: upstream, x and scale in, the gradients of x and scale out; that of shift
+    is the upstream one.
     """
     return Minimum(shape["rows"] * shape["width"] * dtype.itemsize * (4 + 5))
 
@@ -86,7 +86,8 @@ BENCH = OpBench(
     eager=eager,
     minimum=minimum,
     compile=compile_all,
-    gates={"adaln_modulate_forward": Gate(64, 0.5), "adaln_modulate_backward": Gate(64, 0.5)},
+    # The modulation's backward keeps two sums per column beside the row: at 64 registers it would spill.
+    gates={"adaln_modulate_forward": Gate(64, 0.5), "adaln_modulate_backward": Gate(80, 0.375)},
     peers=peers(),
     goal="1 launch each way (and the sum of the weights' gradients), at most 1.5 times the minimum",
     max_launches=5,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .backend import LAUNCH, implementation, tl, triton
 
+FORWARD_ROWS = 8  # of a program: weight and bias are read once for them
 ROWS_OF_PROGRAM = 32  # backward: fixed, so that the sums do not depend on the GPU
 
 
@@ -83,15 +84,6 @@ def _normalised(x, mask, eps, W: tl.constexpr):
 
 
 @triton.jit
-def _affine_kernel(hat, weight, bias, column, live):
-    if weight is not None:
-        hat = hat * tl.load(weight + column, mask=live, other=0.0).to(tl.float32)
-    if bias is not None:
-        hat = hat + tl.load(bias + column, mask=live, other=0.0).to(tl.float32)
-    return hat
-
-
-@triton.jit
 def adaln_modulate_forward(
     x,
     shift,
@@ -107,17 +99,27 @@ def adaln_modulate_forward(
     W: tl.constexpr,
     COLUMNS: tl.constexpr,
     ROWS: tl.constexpr,
+    STEPS: tl.constexpr,
 ):
-    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     column = tl.arange(0, COLUMNS)[None, :]
     live = column < W
-    mask = (row < rows) & live
-    numbers = tl.load(x + row * x_stride + column, mask=mask, other=0.0).to(tl.float32)
-    add = tl.load(shift + row * shift_stride + column, mask=mask, other=0.0).to(tl.float32)
-    factor = tl.load(scale + row * scale_stride + column, mask=mask, other=0.0).to(tl.float32)
-    hat, _ = _normalised(numbers, mask, eps, W)
-    y = _affine_kernel(hat, weight, bias, column, live) * (1.0 + factor) + add
-    tl.store(out + row * W + column, y.to(out.dtype.element_ty), mask=mask)
+    if weight is not None:
+        w = tl.load(weight + column, mask=live, other=0.0)
+    if bias is not None:
+        b = tl.load(bias + column, mask=live, other=0.0)
+    first = tl.program_id(0) * (ROWS * STEPS)
+    for step in range(STEPS):
+        row = (first + step * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+        mask = (row < rows) & live
+        y = tl.load(x + row * x_stride + column, mask=mask, other=0.0).to(tl.float32)
+        y, _ = _normalised(y, mask, eps, W)
+        if weight is not None:
+            y *= w.to(tl.float32)
+        if bias is not None:
+            y += b.to(tl.float32)
+        y *= 1.0 + tl.load(scale + row * scale_stride + column, mask=mask, other=0.0).to(tl.float32)
+        y += tl.load(shift + row * shift_stride + column, mask=mask, other=0.0).to(tl.float32)
+        tl.store(out + row * W + column, y.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -159,26 +161,34 @@ def adaln_modulate_backward(
         mask = (row < rows) & live
         numbers = tl.load(x + row * x_stride + column, mask=mask, other=0.0).to(tl.float32)
         g = tl.load(grad + row * grad_stride + column, mask=mask, other=0.0).to(tl.float32)
-        factor = 1.0 + tl.load(scale + row * scale_stride + column, mask=mask, other=0.0).to(tl.float32)
         hat, rstd = _normalised(numbers, mask, eps, W)
+        if weight is not None:  # of every row anew: for keeping it, and the bias, there are too few registers
+            w = tl.load(weight + column, mask=live, other=0.0).to(tl.float32)
         if for_shift is not None:
             tl.store(for_shift + row * for_shift_stride + column, g.to(for_shift.dtype.element_ty), mask=mask)
         if for_scale is not None or forward_out is not None:
-            scaled = _affine_kernel(hat, weight, bias, column, live)
+            scaled = hat
+            if weight is not None:
+                scaled *= w
+            if bias is not None:
+                scaled += tl.load(bias + column, mask=live, other=0.0).to(tl.float32)
             if for_scale is not None:
                 g_scale = (g * scaled).to(for_scale.dtype.element_ty)
                 tl.store(for_scale + row * for_scale_stride + column, g_scale, mask=mask)
             if forward_out is not None:
                 add = tl.load(shift + row * shift_stride + column, mask=mask, other=0.0).to(tl.float32)
-                y = (scaled * factor + add).to(forward_out.dtype.element_ty)
+                factor = tl.load(scale + row * scale_stride + column, mask=mask, other=0.0).to(tl.float32)
+                y = (scaled * (1.0 + factor) + add).to(forward_out.dtype.element_ty)
                 tl.store(forward_out + row * W + column, y, mask=mask)
-        g *= factor
+                g *= 1.0 + factor
+        if forward_out is None:
+            g *= 1.0 + tl.load(scale + row * scale_stride + column, mask=mask, other=0.0).to(tl.float32)
         if partials is not None:
             for_weight += g * hat
             for_bias += g
         if for_x is not None:
             if weight is not None:
-                g *= tl.load(weight + column, mask=live, other=0.0).to(tl.float32)
+                g *= w
             along = tl.sum(g * hat, axis=1)[:, None] / W
             dx = (g - tl.sum(g, axis=1)[:, None] / W - hat * along) * rstd
             if residual is not None:
@@ -213,7 +223,8 @@ def launch_modulate(
     x, shift, scale = map(rows_dense, (x, shift, scale))
     out = x.new_empty(tuple(x.shape), dtype=dtype)
     tile = _tile(x.shape[1])
-    adaln_modulate_forward[(triton.cdiv(len(x), tile["ROWS"]),)](
+    tile["STEPS"] = max(1, FORWARD_ROWS // tile["ROWS"])
+    adaln_modulate_forward[(triton.cdiv(len(x), tile["ROWS"] * tile["STEPS"]),)](
         *(x, shift, scale, weight, bias, out, len(x), x.stride(0), shift.stride(0), scale.stride(0), eps),
         **tile,
         **LAUNCH,

@@ -28,6 +28,7 @@ import math
 from functools import cache
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,20 +50,20 @@ def schedule(device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor
 
     Cosine schedule, computed in fp64. Made once per device and kept.
     """
-    with torch.inference_mode(False), torch.device("cpu"):
-        f = torch.cos(math.pi / 2 * (torch.arange(STEPS + 1, dtype=torch.float64) / STEPS + 0.008) / 1.008).square()
-        beta = (1 - f[1:] / f[:-1]).clamp(max=0.999)
-        abar = (1 - beta).cumprod(0)
-        before = torch.cat((torch.ones(1, dtype=torch.float64), abar[:-1]))
-        hi = beta.log()
-        lo = (beta * (1 - before) / (1 - abar)).log()
-        lo[0] = lo[1]
-        c1 = beta * before.sqrt() / (1 - abar)
-        distance = (1 / abar - 1).sqrt()
-        k = (c1 * distance).square() / lo.exp()
-        columns = (abar.sqrt(), (1 - abar).sqrt(), (hi - lo) / 2, k, lo, distance, hi, torch.zeros_like(hi))
-        assert len(columns) == COLUMNS
-        return torch.stack(columns, dim=1).to(device=device, dtype=dtype)
+    f = np.cos(math.pi / 2 * (np.arange(STEPS + 1) / STEPS + 0.008) / 1.008) ** 2
+    beta = np.minimum(1 - f[1:] / f[:-1], 0.999)
+    abar = np.cumprod(1 - beta)
+    before = np.concatenate(([1.0], abar[:-1]))
+    hi = np.log(beta)
+    variance = beta * (1 - before) / (1 - abar)
+    variance[0] = variance[1]
+    lo, distance = np.log(variance), np.sqrt(1 / abar - 1)
+    k = (beta * np.sqrt(before) / (1 - abar) * distance) ** 2 / variance
+    columns = (np.sqrt(abar), np.sqrt(1 - abar), (hi - lo) / 2, k, lo, distance, hi, np.zeros(STEPS))
+    table = np.stack(columns, axis=1).astype(np.float64 if dtype == torch.float64 else np.float32)
+    assert table.shape == (STEPS, COLUMNS)
+    with torch.inference_mode(False):  # or the first call under inference mode would leave a table unfit for training
+        return torch.from_numpy(table).to(device)
 
 
 def _rows_of(timesteps: Tensor, wide: torch.dtype) -> tuple[Tensor, ...]:

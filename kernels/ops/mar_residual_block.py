@@ -136,13 +136,13 @@ def launch_block_backward(
         partials = empty((programs_of(rows), 4, width), dtype=torch.float32)
     for_up = up.new_empty(tuple(up.shape))
     launch_gate_backward(grad, gate, up, chunks[2], for_up, None if partials is None else partials[:, 3])
-    for_hidden = for_up @ w2
+    for_hidden = torch.mm(for_up, w2)
     for_pre = pre.new_empty(tuple(pre.shape))
     hidden = pre.new_empty(tuple(pre.shape)) if need_w2 else None
     launch_silu_backward(for_hidden, pre, for_pre, hidden, None if partials is None else partials[:, 2])
-    for_w2 = w2.new_empty(0) if hidden is None else for_up.t() @ hidden
+    for_w2 = w2.new_empty(0) if hidden is None else torch.mm(for_up.t(), hidden)
     del for_hidden, hidden, for_up
-    for_h = for_pre @ w1
+    for_h = torch.mm(for_pre, w1)
     for_a = a.new_empty(tuple(a.shape) if need_a else 0)
     h = w1.new_empty((rows, width)) if need_w1 else None
     launch_into(
@@ -155,7 +155,7 @@ def launch_block_backward(
         forward_out=h,
         partials=partials,
     )
-    for_w1 = w1.new_empty(0) if h is None else for_pre.t() @ h
+    for_w1 = w1.new_empty(0) if h is None else torch.mm(for_pre.t(), h)
     sums = partials if partials is None else partials.sum(0)
 
     def total(index: int, wanted: bool, like: Tensor) -> Tensor:
