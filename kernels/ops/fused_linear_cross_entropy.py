@@ -33,6 +33,7 @@ from torch import Tensor
 from .backend import implementation
 from .cross_entropy_kernels import launch_cross_entropy_rows
 from .flow_matching import _scale_in_place
+from .ragged_matmul import ragged_losses_and_gradients
 from .transfer import to_device
 
 Reduction = Literal["mean", "sum", "none"]
@@ -182,7 +183,7 @@ def _forward(
     smoothing: float,
     z_loss: float,
     max_bytes: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Losses [N] without weights (0 for ignored rows), 1 / (sum of weights) or 1, gradients scaled by `factor` [N] and,
     unless in fp16, by that.
     """
@@ -212,22 +213,24 @@ def _forward(
     # Divided by thousands of rows, fp16 would lose the gradient before a loss scale arrives.
     scale = weights if hidden_states.dtype == torch.float16 else weights * inverse
     settings = start, smoothing, z_loss, max_bytes
+    weight, bias = weight[start:stop], None if bias is None else bias[start:stop]
     with torch.autocast(device.type, enabled=False):
-        compact, *gradients = losses_and_gradients(
-            hidden_states,
-            weight[start:stop],
-            None if bias is None else bias[start:stop],
-            given,
-            rows,
-            scale,
-            needs,
-            *settings,
-        )
+        if labels.is_cuda and total and implementation(hidden_states) == "triton":
+            chunk = _chunk(total, -(-len(weight) // 64) * 64 * hidden_states.element_size(), max_bytes)
+            losses, *gradients = ragged_losses_and_gradients(
+                hidden_states, weight, bias, given, valid, scale, needs, start, smoothing, z_loss, chunk
+            )
+            return losses, inverse, gradients
+        compact, *gradients = losses_and_gradients(hidden_states, weight, bias, given, rows, scale, needs, *settings)
     if rows is None:
-        return torch.where(valid, compact, 0) if labels.is_cuda else compact, inverse, *gradients
+        return (
+            torch.where(valid, compact, 0) if rows is None and labels.device.type != "cpu" else compact,
+            inverse,
+            gradients,
+        )
     if needs[0] and len(rows):
         gradients[0].index_fill_(0, skipped, 0)
-    return compact.new_zeros(total).index_copy_(0, rows, compact), inverse, *gradients
+    return compact.new_zeros(total).index_copy_(0, rows, compact), inverse, gradients
 
 
 def _inverse(total: Tensor) -> Tensor:
@@ -255,11 +258,11 @@ def _loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """loss, losses per row without weights, 1 / (sum of weights), gradients for hidden states, weight's range, bias."""
     settings = start, stop, ignore_index, smoothing, z_loss, max_bytes
-    losses, inverse, *gradients = _forward(
-        hidden_states, weight, bias, labels, row_weight, mean, tuple(needs), *settings
+    losses, inverse, gradients = _forward(
+        hidden_states, weight, bias, labels, row_weight, mean, (needs[0], needs[1], needs[2]), *settings
     )
     weighted = losses if row_weight is None else torch.where(losses == 0, 0, losses * row_weight)
-    return weighted.sum() * inverse, losses, inverse, *gradients
+    return weighted.sum() * inverse, losses, inverse, gradients[0], gradients[1], gradients[2]
 
 
 @_loss.register_fake
@@ -322,7 +325,9 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients for d (total) / d (loss of a row) = factor [N]."""
     settings = start, stop, ignore_index, smoothing, z_loss, max_bytes
-    return _forward(hidden_states, weight, bias, labels, factor, False, tuple(needs), *settings)[2:]
+    wanted = needs[0], needs[1], needs[2]
+    gradients = _forward(hidden_states, weight, bias, labels, factor, False, wanted, *settings)[2]
+    return gradients[0], gradients[1], gradients[2]
 
 
 @_backward.register_fake
@@ -339,7 +344,7 @@ def _finish(ctx, gradients: list) -> list[Tensor | None]:
     """As autograd wants them: dense over the vocabulary, None where nobody asked."""
     _, weight, bias = ctx.saved_tensors[:3]
     start, stop = ctx.settings[:2]
-    out: list[Tensor | None] = [gradients[0], gradients[1], gradients[2]]
+    out = list(gradients)
     if ctx.needs[1] and stop - start < len(weight):
         out[1] = torch.zeros_like(weight, memory_format=torch.contiguous_format)
         out[1][start:stop] = gradients[1]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from reca_fast.kernels.backend import kernels
 from reca_fast.kernels.fused_linear_cross_entropy import _loss, _rows, fused_linear_cross_entropy
+from reca_fast.kernels.ragged_matmul import ragged_losses_and_gradients
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -236,3 +237,45 @@ def test_errors_name_the_argument(case: str) -> None:
     name, call = BAD[case]
     with pytest.raises(ValueError, match=rf"^{name}\b"):
         call()
+
+
+@DTYPES
+@pytest.mark.parametrize("name", ["plain", "everything, in chunks", "nothing ignored, in chunks"])
+def test_products_over_rows_that_only_the_device_counts(triton_kernels, within_budget, name, dtype) -> None:
+    """What runs when the labels are on a GPU: the same sums, without the host knowing how many rows count."""
+    (hidden, weight, bias, row_weight), labels, settings, _ = make(name, dtype)
+    start, stop = settings["classes"] or (0, len(weight))
+    valid = labels != IGNORED
+    scale = valid.float() if row_weight is None else torch.where(valid, row_weight, 0)
+    got = ragged_losses_and_gradients(
+        hidden,
+        weight[start:stop],
+        None if bias is None else bias[start:stop],
+        labels,
+        valid,
+        scale,
+        (True, True, bias is not None),
+        start,
+        settings["smoothing"],
+        settings["z"],
+        5,
+    )
+    tensors = [hidden, weight, bias, row_weight]
+    truth = run_sum(tensors, labels, settings, torch.float64)
+    baseline = run_sum(tensors, labels, settings, None)
+    assert within_budget(got[1], truth[0], baseline[0])
+    assert within_budget(got[2], truth[1][start:stop], baseline[1][start:stop])
+    if bias is not None:
+        assert within_budget(got[3].to(dtype), truth[2][start:stop], baseline[2][start:stop])
+    unweighted = plain(
+        [hidden.double(), weight.double(), None if bias is None else bias.double(), None], labels, settings, "none"
+    )
+    same = plain([hidden, weight, bias, None], labels, settings, "none")
+    assert within_budget(got[0], unweighted, same)
+
+
+def run_sum(tensors, labels, settings, dtype) -> tuple[Tensor, ...]:
+    """Gradients of the plain formula's sum."""
+    leaves = [None if x is None else x.detach().to(dtype or x.dtype).requires_grad_() for x in tensors]
+    loss = plain(leaves, labels, settings, "sum")
+    return torch.autograd.grad(loss, [x for x in leaves[:3] if x is not None])
