@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.ops.case import Gate, Inputs, Minimum, OpBench, Step, gradients
+from reca_fast.kernels import costs
 from reca_fast.kernels.cross_entropy_kernels import launch_cross_entropy_rows
 from reca_fast.kernels.fused_linear_cross_entropy import fused_linear_cross_entropy
+from reca_fast.kernels.ragged_matmul import launch_gathered_logits, launch_gathered_outer, launch_scattered_product
 
 FIRST_CODE = 50_305
 MASKED = 0.6366  # of the image tokens, averaged over Show-o's cosine schedule
@@ -93,20 +95,28 @@ def _valid(rows: int) -> int:
 
 
 def minimum(shape: Mapping[str, int], dtype: torch.dtype) -> Minimum:
-    """Rows that count and classes in range, in and out once; three products."""
-    rows, dim = _valid(shape["rows"]), shape["dim"]
     classes = shape["codes"] if shape["in_range"] else shape["vocabulary"]
-    return Minimum(2 * dtype.itemsize * dim * (rows + classes) + 8 * rows, 6.0 * rows * dim * classes)
+    rows, dim = _valid(shape["rows"]), shape["dim"]
+    return Minimum(
+        *costs.fused_linear_cross_entropy(rows=rows, hidden_size=dim, classes=classes, itemsize=dtype.itemsize)
+    )
 
 
 def compile_all() -> None:
-    """The row pass on the codebook and on the whole odd vocabulary; plain, and with bias and smoothing."""
+    """The row pass on the codebook and on the whole odd vocabulary, plain and with bias and smoothing; the products."""
     labels, scale = torch.zeros(4, dtype=torch.int64), torch.ones(4)
     for classes in (8192, 58498):
         width = -(-classes // 64) * 64
         buffer = torch.zeros(4, width, dtype=torch.bfloat16)
         launch_cross_entropy_rows(buffer, classes, None, labels, scale, 0, 0.0, 0.0)
         launch_cross_entropy_rows(buffer, classes, torch.zeros(width), labels, scale, 0, 0.1, 1e-4)
+    # Labels on a GPU: `buffer` is that of the odd vocabulary.
+    hidden_states, order = torch.zeros(4, 2048, dtype=torch.bfloat16), torch.arange(4)
+    weight = torch.empty(58498, 2048, dtype=torch.bfloat16)
+    launch_gathered_logits(hidden_states, weight, buffer, order, order[0], 0)
+    launch_scattered_product(buffer, weight, hidden_states, order, order[0], 0)
+    launch_gathered_outer(buffer, hidden_states, weight, order, order[0], 0, False)
+    launch_gathered_outer(buffer, hidden_states, torch.empty(58498, 2048), order, order[0], 0, True)
 
 
 BENCH = OpBench(
@@ -136,7 +146,11 @@ BENCH = OpBench(
     eager=eager,
     minimum=minimum,
     compile=compile_all,
-    gates={"cross_entropy_rows_kernel": Gate(64, 0.5)},
+    gates={
+        "cross_entropy_rows_kernel": Gate(64, 0.5),
+        "gathered_matmul_kernel": Gate(255, 0.12, tensor_core=True),
+        "gathered_outer_kernel": Gate(255, 0.12, tensor_core=True),
+    },
     peers=peers(),
     goal="3.8 TFLOP and 256 MB of logits for the whole vocabulary, 0.53 TFLOP and 100 MB for the codes",
 )

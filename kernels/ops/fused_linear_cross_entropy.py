@@ -29,6 +29,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from .backend import implementation
 from .cross_entropy_kernels import launch_cross_entropy_rows
@@ -340,12 +341,32 @@ def _recompute(ctx, factor: Tensor) -> list[Tensor | None]:
     return list(_backward(hidden_states, weight, bias, labels, factor, ctx.needs, *ctx.settings))
 
 
+def _add_in_place(weight: Tensor, start: int, gradient: Tensor) -> bool:
+    """Adds to the rows of weight.grad from `start` on, if that is what autograd would do with a dense gradient."""
+    total = weight.grad if weight.is_leaf else None
+    if total is None or type(total) is not Tensor or type(weight) not in (Tensor, torch.nn.Parameter):
+        return False
+    if total.dtype != weight.dtype or total.layout != torch.strided or total.requires_grad:
+        return False
+    if weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None) or type(gradient) is not Tensor:
+        return False
+    try:
+        if not torch._C._will_engine_execute_node(get_gradient_edge(weight).node):
+            return False
+    except RuntimeError:  # autograd.grad(), which wants the gradient itself
+        return False
+    total[start : start + len(gradient)].add_(gradient)
+    return True
+
+
 def _finish(ctx, gradients: list) -> list[Tensor | None]:
     """As autograd wants them: dense over the vocabulary, None where nobody asked."""
     _, weight, bias = ctx.saved_tensors[:3]
     start, stop = ctx.settings[:2]
     out = list(gradients)
-    if ctx.needs[1] and stop - start < len(weight):
+    if ctx.needs[1] and stop - start < len(weight) and _add_in_place(weight, start, gradients[1]):
+        out[1] = None
+    elif ctx.needs[1] and stop - start < len(weight):
         out[1] = torch.zeros_like(weight, memory_format=torch.contiguous_format)
         out[1][start:stop] = gradients[1]
     if ctx.needs[2]:

@@ -279,3 +279,27 @@ def run_sum(tensors, labels, settings, dtype) -> tuple[Tensor, ...]:
     leaves = [None if x is None else x.detach().to(dtype or x.dtype).requires_grad_() for x in tensors]
     loss = plain(leaves, labels, settings, "sum")
     return torch.autograd.grad(loss, [x for x in leaves[:3] if x is not None])
+
+
+@pytest.mark.parametrize("hooked", [False, True], ids=["", "with a hook"])
+def test_gradients_of_a_range_add_up(hooked) -> None:
+    """A weight that has a gradient gets the range's rows added in place; autograd.grad still returns a dense one."""
+    hidden, weight = torch.randn(5, 4), torch.randn(9, 4, requires_grad=True)
+    if hooked:
+        weight.register_hook(lambda gradient: gradient * 1)
+    labels = torch.tensor([2, 5, IGNORED, 2, 2])
+
+    def loss(reduction: str = "mean") -> Tensor:
+        return fused_linear_cross_entropy(hidden, weight, labels, vocab_range=(2, 6), reduction=reduction).sum()
+
+    (once,) = torch.autograd.grad(loss(), weight)
+    assert once.shape == weight.shape and not once[:2].any() and not once[6:].any()
+    total = loss() + (weight * 2).sum()
+    for _ in range(2):
+        total.backward(retain_graph=True)
+    torch.testing.assert_close(weight.grad, 2 * once + 4)
+    held = weight.grad
+    torch.testing.assert_close(torch.autograd.grad(loss(), weight)[0], once)
+    loss("none").backward()
+    assert (weight.grad is held) or hooked
+    torch.testing.assert_close(weight.grad, (2 + 4) * once + 4)  # four rows count: their sum is four times the mean
