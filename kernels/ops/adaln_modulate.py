@@ -153,6 +153,10 @@ def adaln_modulate_backward(
 ):
     column = tl.arange(0, COLUMNS)[None, :]
     live = column < W
+    if weight is not None:
+        w = tl.load(weight + column, mask=live, other=0.0)
+    if bias is not None:
+        b = tl.load(bias + column, mask=live, other=0.0)
     for_weight = tl.zeros((ROWS, COLUMNS), tl.float32)
     for_bias = tl.zeros((ROWS, COLUMNS), tl.float32)
     first = tl.program_id(0) * (ROWS * STEPS)
@@ -162,16 +166,14 @@ def adaln_modulate_backward(
         numbers = tl.load(x + row * x_stride + column, mask=mask, other=0.0).to(tl.float32)
         g = tl.load(grad + row * grad_stride + column, mask=mask, other=0.0).to(tl.float32)
         hat, rstd = _normalised(numbers, mask, eps, W)
-        if weight is not None:  # of every row anew: for keeping it, and the bias, there are too few registers
-            w = tl.load(weight + column, mask=live, other=0.0).to(tl.float32)
         if for_shift is not None:
             tl.store(for_shift + row * for_shift_stride + column, g.to(for_shift.dtype.element_ty), mask=mask)
         if for_scale is not None or forward_out is not None:
             scaled = hat
             if weight is not None:
-                scaled *= w
+                scaled *= w.to(tl.float32)
             if bias is not None:
-                scaled += tl.load(bias + column, mask=live, other=0.0).to(tl.float32)
+                scaled += b.to(tl.float32)
             if for_scale is not None:
                 g_scale = (g * scaled).to(for_scale.dtype.element_ty)
                 tl.store(for_scale + row * for_scale_stride + column, g_scale, mask=mask)
@@ -188,7 +190,7 @@ def adaln_modulate_backward(
             for_bias += g
         if for_x is not None:
             if weight is not None:
-                g *= w
+                g *= w.to(tl.float32)
             along = tl.sum(g * hat, axis=1)[:, None] / W
             dx = (g - tl.sum(g, axis=1)[:, None] / W - hat * along) * rstd
             if residual is not None:
