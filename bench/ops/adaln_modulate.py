@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.ops.case import Gate, Inputs, Minimum, OpBench, Step, gradients
-from reca_fast.kernels import adaln_modulate
+from reca_fast.kernels import adaln_modulate, costs
 from reca_fast.kernels.adaln_modulate import launch_into, launch_modulate, launch_modulate_backward
 from reca_fast.kernels.backend import tl
 
@@ -59,10 +59,7 @@ def peers() -> dict[str, Step]:
 
 
 def minimum(shape: Mapping[str, int], dtype: torch.dtype) -> Minimum:
-    """Forward: three in, one out. Backward: upstream, x and scale in, the gradients of x and scale out; that of shift
-    is the upstream one.
-    """
-    return Minimum(shape["rows"] * shape["width"] * dtype.itemsize * (4 + 5))
+    return Minimum(*costs.adaln_modulate(rows=shape["rows"], width=shape["width"], itemsize=dtype.itemsize))
 
 
 def compile_all() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bench.ops import blur_patchify as patches_only
 from bench.ops.case import Gate, Inputs, Minimum, OpBench, gradients
-from reca_fast.kernels import blur_patch_embed
+from reca_fast.kernels import blur_patch_embed, costs
 from reca_fast.kernels.blur_patch_embed import launch_blur_patch_embed
 
 PATCH, GRID = 14, 70  # positions per side that the encoder knows
@@ -45,12 +45,16 @@ def eager(inputs: Inputs) -> list[Tensor]:
 
 
 def minimum(shape: Mapping[str, int], dtype: torch.dtype) -> Minimum:
-    """Forward: picture, parameters and used positions in, embeddings out. Backward: picture and the gradient in, the
-    gradients of all parameters out. FLOPs are left out: a program multiplies few patches, and 16 rows is the least.
-    """
-    tokens, width, features = (shape["out"] // PATCH) ** 2, shape["width"], PATCH**2 * 3
-    numbers = 2 * (features + 1) * width + 3 * tokens * width + GRID**2 * width
-    return Minimum(2 * shape["side"] ** 2 * 3 + numbers * dtype.itemsize)
+    # Without FLOPs: a program of the kernel multiplies few patches, and 16 rows is the least.
+    cost = costs.blur_patch_embed(
+        pixels=shape["side"] ** 2,
+        patches=(shape["out"] // PATCH) ** 2,
+        patch_size=PATCH,
+        width=shape["width"],
+        positions=GRID**2,
+        itemsize=dtype.itemsize,
+    )
+    return Minimum(cost.bytes)
 
 
 def compile_all() -> None:

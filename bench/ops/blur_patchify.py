@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.ops.case import Gate, Inputs, Minimum, OpBench
-from reca_fast.kernels import blur_patchify
+from reca_fast.kernels import blur_patchify, costs
 from reca_fast.kernels.blur_patchify import launch_blur_patchify
 
 PATCH = 14
@@ -45,8 +45,10 @@ def eager(inputs: Inputs) -> list[Tensor]:
 
 
 def minimum(shape: Mapping[str, int], dtype: torch.dtype) -> Minimum:
-    """Every byte of the picture in, every patch out."""
-    return Minimum(shape["side"] ** 2 * 3 + shape["out"] ** 2 * 3 * dtype.itemsize)
+    patches = (shape["out"] // PATCH) ** 2
+    return Minimum(
+        *costs.blur_patchify(pixels=shape["side"] ** 2, patches=patches, patch_size=PATCH, itemsize=dtype.itemsize)
+    )
 
 
 def compile_all() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bench.ops.case import Gate, Inputs, Minimum, OpBench
-from reca_fast.kernels import flow_interpolate, flow_matching_loss
+from reca_fast.kernels import costs, flow_interpolate, flow_matching_loss
 from reca_fast.kernels.flow_matching_kernels import (
     launch_gradient,
     launch_interpolate,
@@ -64,9 +64,7 @@ def eager(inputs: Inputs) -> list[Tensor]:
 
 
 def minimum(shape: Mapping[str, int], dtype: torch.dtype) -> Minimum:
-    """x_t: fp32 latents and timesteps in, x_t out. Loss: fp32 latents and the prediction in, its gradient out."""
-    tokens, numbers = shape["tokens"], shape["tokens"] * shape["channels"]
-    return Minimum((4 + dtype.itemsize) * numbers + 4 * tokens + (4 + 2 * dtype.itemsize) * numbers)
+    return Minimum(*costs.flow_matching(tokens=shape["tokens"], channels=shape["channels"], itemsize=dtype.itemsize))
 
 
 def compile_all() -> None:

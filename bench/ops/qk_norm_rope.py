@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bench.ops.case import Gate, Inputs, Minimum, OpBench, Step, gradients
-from reca_fast.kernels import qk_norm_rope
+from reca_fast.kernels import costs, qk_norm_rope
 from reca_fast.kernels.backend import tl
 from reca_fast.kernels.qk_norm_rope import launch_backward, launch_forward
 
@@ -83,12 +83,8 @@ def peers() -> dict[str, Step]:
 
 
 def minimum(shape: Mapping[str, int], dtype: torch.dtype) -> Minimum:
-    """Forward: q and k in and out. Backward: gradient and saved input in, gradient out. One half of each table in fp32
-    both times; weights are nothing.
-    """
-    tokens, dim = shape["tokens"], shape["head_dim"]
-    numbers = tokens * (shape["heads"] + shape["kv_heads"]) * dim
-    return Minimum(numbers * 5 * dtype.itemsize + 2 * tokens * dim * 4)
+    sizes = {key: shape[key] for key in ("tokens", "heads", "kv_heads", "head_dim")}
+    return Minimum(*costs.qk_norm_rope(**sizes, itemsize=dtype.itemsize))
 
 
 def compile_all() -> None:

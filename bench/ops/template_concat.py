@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.ops.case import Gate, Inputs, Minimum, OpBench, gradients
-from reca_fast.kernels import template_concat
+from reca_fast.kernels import costs, template_concat
 from reca_fast.kernels.template_concat_kernels import launch_backward, launch_forward
 
 
@@ -64,14 +64,15 @@ def eager(inputs: Inputs) -> list[Tensor]:
 
 
 def minimum(shape: Mapping[str, int], dtype: torch.dtype) -> Minimum:
-    """Forward: every row in and out, every position and time row once. Backward: visual and latent rows in and out,
-    one time row per picture out.
-    """
-    pictures, latents = shape["pictures"], shape["pictures"] * shape["area"]
-    rows = shape["text"] + shape["visual"] + latents
-    forward = 2 * rows + shape["visual"] // pictures + shape["area"] + pictures
-    backward = 2 * (shape["visual"] + latents) + pictures
-    return Minimum((forward + backward) * shape["dim"] * dtype.itemsize)
+    cost = costs.template_concat(
+        text=shape["text"],
+        visual=shape["visual"],
+        latents=shape["pictures"] * shape["area"],
+        pictures=shape["pictures"],
+        hidden_size=shape["dim"],
+        itemsize=dtype.itemsize,
+    )
+    return Minimum(*cost)
 
 
 def compile_all() -> None:

@@ -1,6 +1,6 @@
 """Useful floating-point operations of one step (a multiply-add is 2), for model-FLOPs utilisation."""
 
-from reca_fast.kernels import Varlen
+from reca_fast.kernels import Varlen, costs
 
 from .batch import BagelBatch
 from .config import BagelConfig
@@ -21,7 +21,8 @@ def step_flops(config: BagelConfig, batch: BagelBatch, *, frozen: bool) -> float
     linears = llm.num_hidden_layers * expert * (und_factor * und + 6 * gen)
     linears += 6 * 2 * config.patch_latent_dim * llm.hidden_size * gen
     if batch.labels is not None:
-        linears += 6 * len(batch.labels) * llm.hidden_size * llm.vocab_size
+        rows, hidden, classes = len(batch.labels), llm.hidden_size, llm.vocab_size
+        linears += costs.fused_linear_cross_entropy(rows=rows, hidden_size=hidden, classes=classes).flops
 
     pairs_und = sum(_pairs(segments) for segments in (batch.plan.full, batch.plan.causal, batch.plan.markers))
     pairs_gen = _pairs(batch.plan.generation)

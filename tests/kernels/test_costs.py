@@ -1,0 +1,37 @@
+"""What the planner believes of each operation, against figures worked out apart from it (docs/kernels.md)."""
+
+import pytest
+
+from bench.ops import NAMES
+from reca_fast.kernels import costs
+
+MB, TERA = 1e6, 1e12
+BAGEL = {"tokens": 36864, "heads": 28, "kv_heads": 4, "head_dim": 128}
+
+
+def test_query_key_norm_of_one_layer() -> None:
+    assert costs.qk_norm_rope(**BAGEL).bytes == pytest.approx((613 + 915) * MB, rel=0.02)
+
+
+def test_flow_matching_of_eight_pictures() -> None:
+    assert costs.flow_matching(tokens=8 * 4096, channels=64).bytes == pytest.approx((12.7 + 16.9) * MB, rel=0.01)
+
+
+@pytest.mark.parametrize(("classes", "tera"), [(58498, 3.749), (8192, 0.525)])
+def test_masked_rows_of_show_o(classes: int, tera: float) -> None:
+    cost = costs.fused_linear_cross_entropy(rows=5215, hidden_size=2048, classes=classes)
+    assert cost.flops == pytest.approx(tera * TERA, rel=0.001)
+
+
+def test_harmon_denoiser() -> None:
+    rows = 48 * 256 * 4
+    assert costs.mar_residual_block(rows=rows, width=1536).bytes == pytest.approx((1208 + 2265) * MB, rel=0.001)
+    assert costs.mar_diffusion_loss(rows=rows, channels=16).bytes == pytest.approx(9.4 * MB, rel=0.01)
+
+
+def test_picture_of_a_million_pixels() -> None:
+    assert costs.blur_patchify(pixels=1024**2, patches=256, patch_size=14).bytes == pytest.approx(3.45 * MB, rel=0.01)
+
+
+def test_every_benchmarked_operation_has_a_cost() -> None:
+    assert set(NAMES) <= set(vars(costs))
