@@ -98,7 +98,9 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     elif a.is_cuda:
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     else:
-        total.addmm_(a.to(total.dtype), b.to(total.dtype))
+        b = b.to(total.dtype)
+        for part in range(0, len(a), BLOCK):  # no wide copy of all logits
+            total[part : part + BLOCK].addmm_(a[part : part + BLOCK].to(total.dtype), b)
 
 
 def losses_and_gradients(
@@ -167,6 +169,7 @@ def losses_and_gradients(
             for block in range(0, size, BLOCK):
                 part = slice(block, min(block + BLOCK, size))
                 for_hidden.index_copy_(0, rows[here][part], torch.mm(logits[part], weight))
+    del buffer, logits  # before the weight gradient is cast
     return losses, for_hidden, for_weight.to(weight.dtype), for_bias
 
 
