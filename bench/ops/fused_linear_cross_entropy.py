@@ -25,8 +25,9 @@ def make_inputs(
 ) -> Inputs:
     """Labels are image codes, on the CPU, where the data loader masks them."""
     rows, dim, vocabulary, first, codes = (shape[name] for name in ("rows", "dim", "vocabulary", "first", "codes"))
-    labels = torch.randint(first, first + codes, (rows,))
-    labels[torch.randperm(rows)[round(MASKED * rows) :]] = -100
+    host = torch.Generator().manual_seed(generator.initial_seed())
+    labels = torch.randint(first, first + codes, (rows,), generator=host)
+    labels[torch.randperm(rows, generator=host)[round(MASKED * rows) :]] = -100
 
     def normal(*size: int, scale: float = 1.0) -> Tensor:
         return (scale * torch.randn(*size, generator=generator, device=device)).to(dtype).requires_grad_()
