@@ -151,7 +151,8 @@ def measure_without_gpu(bench: OpBench, gpu: Gpu) -> Iterator[Row]:
         if "bytes_over_minimum" in row:
             flops = (row["flops_over_minimum"] or 0) * least.flops
             seconds = predicted_seconds(gpu, row["unique_over_minimum"] * least.bytes, flops, row["launches"])
-            row |= {"gpu": gpu.name, "predicted_ms": seconds * 1e3}
+            real = {"real_bytes": row["unique_over_minimum"] * least.bytes, "real_minimum": least.bytes}
+            row |= {"gpu": gpu.name, "predicted_ms": seconds * 1e3, **real}
         yield row
 
 
@@ -179,6 +180,7 @@ def measure_on_gpu(bench: OpBench, gpu: Gpu, device: torch.device) -> Iterator[R
     bound = predicted_seconds(gpu, least.bytes, least.flops, 0)
     for name, timing in interleaved(timed, device).items():
         ways[name] |= {"gpu_ms": asdict(timing), "share_of_peak": bound * 1e3 / timing.p50}
+        ways[name] |= {"real_bytes": least.bytes, "real_minimum": least.bytes}
     yield from ways.values()
 
 
@@ -231,30 +233,34 @@ def resources(kernels_compiled: list[Row]) -> Iterator[str]:
 
 
 def draw(rows: list[Row], gpu: Gpu, path: Path) -> None:
-    """Left: bytes over the minimum, per operation and implementation. Right: time against the roofline's bound."""
+    """Left: bytes over the minimum as bars (on a GPU: time). Right: the roofline, time against bytes that must move."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 5.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    bars, roof = figure.subplots(1, 2)
     ops = list(dict.fromkeys(row["op"] for row in rows))
-    names = list(dict.fromkeys(row["provider"] for row in rows))
-    width, measured = 0.8 / len(names), any("gpu_ms" in row for row in rows)
-    panels = ((left, "bytes_over_minimum", "bytes moved / minimum (counted)"), (right, "ms", ""))
-    for axes, key, label in panels:
-        for number, name in enumerate(names):
-            values = {}
-            for row in rows:
-                if row["provider"] == name:
-                    time = row["gpu_ms"]["p50"] if "gpu_ms" in row else row.get("predicted_ms")
-                    values[row["op"]] = time if key == "ms" else row.get(key)
-            at = [i for i, op in enumerate(ops) if values.get(op)]
-            axes.bar([i + number * width for i in at], [values[ops[i]] for i in at], width, label=name)
-        axes.set_xticks([i + 0.4 - width / 2 for i in range(len(ops))], ops, rotation=30, ha="right")
-        axes.set_yscale("log")
-        how = "measured" if measured else "PREDICTED by the roofline, not measured"
-        axes.set_ylabel(label or f"ms on {gpu.name} ({how})")
-    left.axhline(1, color="black", linewidth=0.8)
-    left.legend(frameon=False)
+    names = [name for name in dict.fromkeys(row["provider"] for row in rows) if name != "reference"]  # for CPUs
+    measured = any("gpu_ms" in row for row in rows)
+    width, most = 0.8 / len(names), 1.0
+    for number, name in enumerate(names):
+        own = [row for row in rows if row["provider"] == name and "real_bytes" in row]
+        times = [row["gpu_ms"]["p50"] if measured else row["predicted_ms"] for row in own]
+        heights = times if measured else [row["unique_over_minimum"] for row in own]
+        bars.bar([ops.index(row["op"]) + number * width for row in own], heights, width, label=name)
+        roof.scatter([row["real_bytes"] / 1e6 for row in own], times, label=name, s=28)
+        most = max([most, *(row["real_bytes"] / 1e6 for row in own)])
+    bars.set_xticks([i + 0.4 - width / 2 for i in range(len(ops))], ops, rotation=30, ha="right")
+    bars.set_ylabel(f"ms on {gpu.name}" if measured else "bytes moved / minimum, counted past a cache")
+    if not measured:
+        bars.axhline(1, color="black", linewidth=0.8)
+    reach = [most / 1e4, most * 2]
+    roof.plot(reach, [x * 1e9 / gpu.bandwidth for x in reach], color="black", label=f"{gpu.name} memory")
+    how = "measured" if measured else "PREDICTED, not measured"
+    roof.set(xscale="log", yscale="log", xlabel="MB to move at the real shape", ylabel=f"ms ({how})")
+    roof.set_title("off the line: limited by matrix products or by launching", fontsize=10)
+    bars.set_yscale("log")
+    bars.legend(frameon=False)
+    roof.legend(frameon=False)
     figure.suptitle("reca_fast.kernels: lower is better")
     figure.savefig(path, dpi=130)
 
