@@ -14,6 +14,7 @@ FUSED = (
     "fused_linear_cross_entropy",
     "gated_residual",
     "mar_diffusion_loss",
+    "mar_noise",
     "mar_residual_block",
     "qk_norm_rope",
     "template_concat",
