@@ -276,3 +276,16 @@ def test_fake_tensors_have_the_real_shapes(backend, dtype) -> None:
         offsets = torch.empty(3, dtype=torch.int32)
         out = varlen_attention(q, k, k, Varlen(offsets, offsets, 3, 5, False), backend=backend)
     assert (out.shape, out.dtype) == (q.shape, dtype)
+
+
+@pytest.mark.parametrize(("q_lengths", "k_lengths", "named"), [([3], [4], "cu_seqlens_q"), ([4], [5], "cu_seqlens_k")])
+def test_offsets_that_do_not_fit_the_rows(q_lengths: list[int], k_lengths: list[int], named: str) -> None:
+    q, k = torch.randn(4, 2, 8), torch.randn(4, 2, 8)
+    with pytest.raises(ValueError, match=f"^{named}: expected 0 rising to 4"):
+        varlen_attention(q, k, k, Varlen.from_lengths(q_lengths, k_lengths, causal=False), backend="sdpa")
+
+
+def test_as_many_key_segments_as_query_segments() -> None:
+    q = torch.randn(4, 2, 8)
+    with pytest.raises(ValueError, match=r"^cu_seqlens_k: expected 2 offsets"):
+        varlen_attention(q, q, q, Varlen.from_lengths([4], [2, 2], causal=False), backend="sdpa")

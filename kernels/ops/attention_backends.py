@@ -121,11 +121,19 @@ def _run_eager(q, k, v, cu_q, cu_k, max_q, max_k, causal):
     return _dense(q, k, v, bias)
 
 
-def _segments(cu_q: Tensor, cu_k: Tensor) -> list[tuple[int, int, int, int]]:
-    """(first query, end, first key, end) of every segment with queries: the CPU kernel divides by their number."""
+def _segments(q: Tensor, k: Tensor, cu_q: Tensor, cu_k: Tensor) -> list[tuple[int, int, int, int]]:
+    """(first query, end, first key, end) of every segment with queries: the CPU kernel divides by their number.
+
+    Offsets that do not fit the rows raise here; where the lengths stay on the GPU nobody can look at them.
+    """
     bounds_q, bounds_k = cu_q.tolist(), cu_k.tolist()
-    bounds = zip(bounds_q, bounds_q[1:], bounds_k, bounds_k[1:], strict=False)
-    return [segment for segment in bounds if segment[0] < segment[1]]
+    for name, bounds, rows in (("cu_seqlens_q", bounds_q, len(q)), ("cu_seqlens_k", bounds_k, len(k))):
+        if bounds[:1] != [0] or bounds[-1] != rows or bounds != sorted(bounds):
+            raise ValueError(f"{name}: expected 0 rising to {rows}, got {bounds}")
+    if len(bounds_q) != len(bounds_k):
+        raise ValueError(f"cu_seqlens_k: expected {len(bounds_q)} offsets like cu_seqlens_q, got {len(bounds_k)}")
+    segments = zip(bounds_q, bounds_q[1:], bounds_k, bounds_k[1:], strict=False)
+    return [segment for segment in segments if segment[0] < segment[1]]
 
 
 def _fold(x: Tensor, kv_heads: int) -> Tensor:
@@ -157,7 +165,7 @@ def _cpu_attention(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, 
     kv_heads, group = k.shape[1], q.shape[1] // k.shape[1]
     out = torch.empty_like(q)
     lse = torch.empty(q.shape[0] * q.shape[1], dtype=torch.promote_types(q.dtype, torch.float32))
-    for q0, q1, k0, k1 in _segments(cu_q, cu_k):
+    for q0, q1, k0, k1 in _segments(q, k, cu_q, cu_k):
         mask = _fold_mask(q1 - q0, k1 - k0, group, causal, q)
         keys, values = (x[k0:k1].transpose(0, 1).unsqueeze(0) for x in (k, v))
         part, part_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -188,7 +196,7 @@ def _cpu_attention_backward(
     heads, kv_heads = q.shape[1], k.shape[1]
     # The keys of a segment without queries get a zero gradient.
     grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    for q0, q1, k0, k1 in _segments(cu_q, cu_k):
+    for q0, q1, k0, k1 in _segments(q, k, cu_q, cu_k):
         mask = _fold_mask(q1 - q0, k1 - k0, heads // kv_heads, causal, q)
         keys, values = (x[k0:k1].transpose(0, 1).unsqueeze(0) for x in (k, v))
         part_lse = lse[q0 * heads : q1 * heads].view(1, kv_heads, -1)
@@ -240,7 +248,7 @@ def _run_sdpa(q, k, v, cu_q, cu_k, max_q, max_k, causal):
             ),
             q1 - q0,
         )
-        for q0, q1, k0, k1 in _segments(cu_q, cu_k)
+        for q0, q1, k0, k1 in _segments(q, k, cu_q, cu_k)
     ]
     return torch.cat([q[:0], *parts])
 
