@@ -12,8 +12,10 @@ beside it.
 """
 
 import argparse
+import importlib.util
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -25,6 +27,11 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if importlib.util.find_spec("torch") is None:  # `python` is not the one that `make demo` installed into
+    made = Path(__file__).resolve().parents[1] / ".venv" / "bin" / "python"
+    if not made.exists() or Path(sys.prefix) == made.parents[1]:
+        sys.exit("throughput: torch is not installed here; `make demo` installs everything into .venv.")
+    os.execv(made, [str(made), *sys.argv])
 
 import torch
 from rich.console import Console
