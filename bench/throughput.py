@@ -203,7 +203,6 @@ def show(console: Console, bench: OpBench, rows: list[Row], kernels_compiled: li
         table.add_column(column, justify="left" if column == "implementation" else "right")
     for row in rows:
         if row.get("skipped"):
-            table.add_row(row["provider"], "-", f"[dim]{row['skipped']}[/dim]")
             continue
         cells = [row["provider"], "yes" if row["gate"] else f"[red]NO ({row['error']:.1e})[/red]"]
         if measured and "gpu_ms" in row:
@@ -217,6 +216,9 @@ def show(console: Console, bench: OpBench, rows: list[Row], kernels_compiled: li
             cells.append(f"{row['cpu_ms']['p50']:.1f}" if "cpu_ms" in row else "-")
         table.add_row(*cells)
     console.print(table)
+    for row in rows:
+        if row.get("skipped"):
+            console.print(f"{row['provider']} cannot run here: {row['skipped']}", style="dim", markup=False)
     if bench.goal:
         console.print(f"goal: {bench.goal}", style="dim")
     for line in resources(kernels_compiled):

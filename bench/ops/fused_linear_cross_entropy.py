@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 
 import torch
@@ -78,16 +79,23 @@ def _torch(inputs: Inputs) -> list[Tensor]:
     return gradients(F.linear_cross_entropy(inputs["hidden_states"], weight, labels), inputs)
 
 
+def _cce(function: Step, inputs: Inputs) -> list[Tensor]:
+    weight, labels = _ranged(inputs)
+    return gradients(function(inputs["hidden_states"], weight, labels), inputs)  # type: ignore[arg-type, call-arg]
+
+
 def peers() -> dict[str, Step]:
     found: dict[str, Step] = {}
     if hasattr(F, "linear_cross_entropy"):
         found["torch.linear_cross_entropy"] = _torch
-    try:
+    with suppress(ImportError):
         from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
 
         found["liger"] = partial(_liger, LigerFusedLinearCrossEntropyFunction.apply)
-    except ImportError:
-        pass
+    with suppress(ImportError):
+        from cut_cross_entropy import linear_cross_entropy
+
+        found["cce"] = partial(_cce, linear_cross_entropy)
     return found
 
 
