@@ -17,6 +17,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 bench: $(VENV)/installed-dev
+	$(BIN)/python bench/throughput.py
 	$(BIN)/python bench/bagel_step.py
 	$(BIN)/python -m bench.images
 
