@@ -3,11 +3,11 @@
 A program of 4 warps takes 1024 elements: whole tokens as far as they fit, 8 neighbouring channels per thread.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .backend import LAUNCH, tl, triton
+from .last_program import counters, sum_over_programs
 from .noise import normal_tile
 
 
@@ -122,16 +122,7 @@ def flow_loss_kernel(
     if losses is not None:
         tl.store(losses + rows, per_token, mask=inside)
     if partials is not None:
-        tl.store(partials + tl.program_id(0), tl.sum(per_token, axis=0))
-        programs = tl.num_programs(0)
-        if tl.atomic_add(arrived, 1, sem="acq_rel") == programs - 1:
-            sums = tl.zeros((BLOCK_P,), tl.float32)
-            for start in range(0, programs, BLOCK_P):
-                place = start + tl.arange(0, BLOCK_P)
-                # From L2, where the other programs' sums are; this SM's L1 knows nothing of them.
-                sums += tl.load(partials + place, mask=place < programs, other=0.0, cache_modifier=".cg")
-            tl.store(total, tl.sum(sums, axis=0))
-            tl.store(arrived, 0)
+        sum_over_programs(tl.sum(per_token, axis=0), partials, arrived, total, BLOCK_P)
 
 
 @triton.jit
@@ -156,21 +147,6 @@ def _rows_dense(x: Tensor | None) -> Tensor | None:
 
 def _stride(x: Tensor | None) -> int:
     return 0 if x is None else x.stride(0)
-
-
-_counters: dict[tuple[torch.device, int], Tensor] = {}
-
-
-def _counter(device: torch.device) -> Tensor:
-    """A zero that the kernel leaves at zero; one per stream, since kernels of two streams may run at the same time."""
-    if device.type == "cpu":  # interpreted: a new one costs nothing, and a kernel that raised leaves no trace
-        return torch.from_numpy(np.zeros(1, np.int32))
-    if torch.cuda.is_current_stream_capturing():  # memory of a graph, which nobody else may use
-        return torch.zeros(1, dtype=torch.int32, device=device)
-    key = device, torch.cuda.current_stream(device).cuda_stream
-    if key not in _counters:
-        _counters[key] = torch.zeros(1, dtype=torch.int32, device=device)
-    return _counters[key]
 
 
 def launch_interpolate(
@@ -247,7 +223,7 @@ def _launch_loss(
         divisor,
         losses,
         None if total is None else total.new_empty(programs),
-        None if total is None else _counter(prediction.device),
+        None if total is None else counters(prediction.device),
         total,
         gradient,
         tokens,

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from .backend import LAUNCH, tl, triton
-from .flow_matching_kernels import _counter, _rows_dense, _stride, _tile
+from .flow_matching_kernels import _rows_dense, _stride, _tile
+from .last_program import counters, sum_over_programs
 from .noise import normal_tile
 
 COLUMNS = 8  # of the schedule table; what they hold is said in mar_diffusion_loss.py
@@ -168,16 +169,7 @@ def mar_loss_kernel(
     if losses is not None:
         tl.store(losses + rows, per_row, mask=inside)
     if partials is not None:
-        tl.store(partials + tl.program_id(0), tl.sum(per_row, axis=0))
-        programs = tl.num_programs(0)
-        if tl.atomic_add(arrived, 1, sem="acq_rel") == programs - 1:
-            everything = tl.zeros((BLOCK_P,), tl.float32)
-            for start in range(0, programs, BLOCK_P):
-                part = start + tl.arange(0, BLOCK_P)
-                # From L2, where the other programs' sums are; this SM's L1 knows nothing of them.
-                everything += tl.load(partials + part, mask=part < programs, other=0.0, cache_modifier=".cg")
-            tl.store(total, tl.sum(everything, axis=0))
-            tl.store(arrived, 0)
+        sum_over_programs(tl.sum(per_row, axis=0), partials, arrived, total, BLOCK_P)
 
 
 def launch_noise(
@@ -221,7 +213,7 @@ def _launch(
     mar_loss_kernel[(programs,)](
         *(prediction, latents, noise, timesteps, table, row_weight, divisor, losses),
         None if total is None else total.new_empty(programs),
-        None if total is None else _counter(prediction.device),
+        None if total is None else counters(prediction.device),
         *(total, gradient, rows, scale, prediction.stride(0), latents.stride(0), _stride(noise)),
         *(timesteps.stride(0), _stride(row_weight), seed),
         SEEDED=noise is None,
