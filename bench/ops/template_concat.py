@@ -81,19 +81,18 @@ def compile_all() -> None:
     def ids(count: int) -> Tensor:
         return torch.zeros(count, dtype=torch.int64)
 
-    def rows(count: int) -> Tensor:
-        return torch.zeros(count, dim, dtype=narrow)
+    def rows(count: int, dtype: torch.dtype = narrow) -> Tensor:
+        return torch.zeros(count, dim, dtype=dtype)
 
-    launch_forward(
-        *(ids(16), rows(16), ids(16)),
-        *(rows(16), ids(16), ids(16), rows(16)),
-        *(rows(32), ids(32), ids(32), rows(16), rows(2), ids(3)),
-        *(64, narrow),
-    )
+    for table in (narrow, torch.float32):  # the model holds its position tables in fp32
+        launch_forward(
+            *(ids(16), rows(16), ids(16)),
+            *(rows(16), ids(16), ids(16), rows(16, table)),
+            *(rows(32), ids(32), ids(32), rows(16, table), rows(2), ids(3)),
+            *(64, narrow),
+        )
     launch_backward(rows(64), ids(16), ids(32), ids(3), [16, 32, 64], [True] * 3, narrow, narrow, narrow)
 
-
-_GATE = Gate(max_registers=40, min_occupancy=0.75)
 
 BENCH = OpBench(
     name="template_concat",
@@ -107,7 +106,10 @@ BENCH = OpBench(
     eager=eager,
     minimum=minimum,
     compile=compile_all,
-    gates={"template_concat_forward": _GATE, "template_concat_backward": _GATE},
+    gates={
+        "template_concat_forward": Gate(max_registers=60, min_occupancy=0.5),  # fp32 tables; with bf16 ones 40, 0.75
+        "template_concat_backward": Gate(max_registers=40, min_occupancy=0.75),
+    },
     goal="1 launch each way, at most 1.3 times the minimum",
     max_launches=2,
     max_ratio=1.3,
