@@ -16,7 +16,7 @@ and its backward writes a gradient that two more kernels read; the eager chain u
 import torch
 from torch import Tensor
 
-from .backend import LAUNCH, implementation, tl, triton
+from .backend import LAUNCH, implementation, operation, tl, triton
 
 FORWARD_ROWS = 8  # of a program: weight and bias are read once for them
 ROWS_OF_PROGRAM = 32  # backward: fixed, so that the sums do not depend on the GPU
@@ -294,7 +294,7 @@ def _runs_triton(x: Tensor) -> bool:
     return implementation(x) == "triton" and x.numel() > 0
 
 
-@torch.library.custom_op("reca_fast::adaln_modulate", mutates_args=())
+@operation("adaln_modulate")
 def _op(x: Tensor, shift: Tensor, scale: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     run = launch_modulate if _runs_triton(x) else reference_modulate
     return run(x, shift, scale, weight, bias, eps, x.dtype)
@@ -305,7 +305,7 @@ def _(x, shift, scale, weight, bias, eps):
     return x.new_empty(tuple(x.shape))
 
 
-@torch.library.custom_op("reca_fast::adaln_modulate_backward", mutates_args=())
+@operation("adaln_modulate_backward")
 def _backward_op(
     grad: Tensor,
     x: Tensor,

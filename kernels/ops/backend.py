@@ -8,13 +8,15 @@ With TRITON_INTERPRET=1 set before Python starts, "triton" runs the kernels on C
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cache, wraps
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import CustomOpDef, custom_op
 
 MODES = ("auto", "triton", "reference")
 VARIABLE = "RECA_FAST_KERNELS"
@@ -105,6 +107,25 @@ def why_not_triton(device: torch.device) -> str | None:
 def _why_not_gpu(device: torch.device) -> str | None:
     major, minor = torch.cuda.get_device_capability(device)
     return None if major >= 8 else f"sm_{major}{minor} is older than sm_80"
+
+
+def operation(name: str, *, mutates_args: Iterable[str] = ()) -> Callable[[Callable[..., Any]], CustomOpDef]:
+    """`torch.library.custom_op("reca_fast::" + name)` that runs on its tensors' GPU, whichever is the current one.
+
+    Triton launches on the current GPU, and a model that hooks spread over several moves its tensors without switching.
+    """
+
+    def register(function: Callable[..., Any]) -> CustomOpDef:
+        @wraps(function)
+        def there(*args: Any) -> Any:
+            tensors = chain.from_iterable(x if isinstance(x, list) else (x,) for x in args)
+            device = next(x.device for x in tensors if isinstance(x, Tensor))
+            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+                return function(*args)
+
+        return custom_op(f"reca_fast::{name}", there, mutates_args=tuple(mutates_args))
+
+    return register
 
 
 def _checked(mode: str, where: str) -> str:

@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .backend import implementation
+from .backend import implementation, operation
 from .flow_matching_kernels import (
     launch_gradient,
     launch_interpolate,
@@ -125,7 +125,7 @@ def _triton(*tensors: Tensor | None) -> bool:
     return implementation(*given) == "triton" and given[0].numel() > 0
 
 
-@torch.library.custom_op("reca_fast::flow_interpolate", mutates_args=())
+@operation("flow_interpolate")
 def _interpolate(latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int, dtype: torch.dtype) -> Tensor:
     run = launch_interpolate if _triton(latents, timesteps, noise) else reference_interpolate
     return run(latents, timesteps, noise, seed, dtype)
@@ -136,7 +136,7 @@ def _(latents, timesteps, noise, seed, dtype):
     return latents.new_empty(tuple(latents.shape), dtype=dtype)
 
 
-@torch.library.custom_op("reca_fast::flow_interpolate_backward", mutates_args=())
+@operation("flow_interpolate_backward")
 def _interpolate_backward(
     upstream: Tensor, timesteps: Tensor, latents_dtype: torch.dtype | None, noise_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
@@ -170,7 +170,7 @@ def _interpolate_vjp(ctx, upstream):
 _interpolate.register_autograd(_interpolate_vjp, setup_context=_interpolate_setup)
 
 
-@torch.library.custom_op("reca_fast::flow_matching_loss", mutates_args=())
+@operation("flow_matching_loss")
 def _loss(
     prediction: Tensor,
     latents: Tensor,
@@ -191,7 +191,7 @@ def _(prediction, latents, noise, seed, row_weight, mean, gradient_dtype):
     return loss, prediction.new_empty(size, dtype=gradient_dtype or prediction.dtype)
 
 
-@torch.library.custom_op("reca_fast::flow_matching_loss_rows", mutates_args=())
+@operation("flow_matching_loss_rows")
 def _rows(prediction: Tensor, latents: Tensor, noise: Tensor | None, seed: int, row_weight: Tensor | None) -> Tensor:
     run = launch_rows if _triton(prediction, latents, noise, row_weight) else reference_rows
     return run(prediction, latents, noise, seed, row_weight)
@@ -202,7 +202,7 @@ def _(prediction, latents, noise, seed, row_weight):
     return prediction.new_empty(prediction.shape[0], dtype=_wide(prediction, latents, noise))
 
 
-@torch.library.custom_op("reca_fast::flow_matching_loss_backward", mutates_args=())
+@operation("flow_matching_loss_backward")
 def _gradient(
     prediction: Tensor, latents: Tensor, noise: Tensor | None, seed: int, factor: Tensor, dtype: torch.dtype
 ) -> Tensor:
@@ -215,7 +215,7 @@ def _(prediction, latents, noise, seed, factor, dtype):
     return prediction.new_empty(tuple(prediction.shape), dtype=dtype)
 
 
-@torch.library.custom_op("reca_fast::scale_in_place", mutates_args=("gradient",))
+@operation("scale_in_place", mutates_args=("gradient",))
 def _scale_in_place(gradient: Tensor, upstream: Tensor) -> None:
     if _triton(gradient, upstream):
         launch_scale(gradient, upstream)

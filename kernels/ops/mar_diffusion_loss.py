@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .backend import implementation
+from .backend import implementation, operation
 from .flow_matching import _scale_in_place
 from .mar_diffusion_kernels import COLUMNS, launch_gradient, launch_loss, launch_noise, launch_rows
 from .noise import normal_noise
@@ -190,7 +190,7 @@ def _check_steps(timesteps: Tensor) -> None:
             raise ValueError(f"timesteps: expected 0..{STEPS - 1}, got {values.min()}..{values.max()}")
 
 
-@torch.library.custom_op("reca_fast::mar_noise", mutates_args=())
+@operation("mar_noise")
 def _noise(latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int, dtype: torch.dtype) -> Tensor:
     _check_steps(timesteps)
     if _runs_triton(latents, noise):
@@ -203,7 +203,7 @@ def _(latents, timesteps, noise, seed, dtype):
     return latents.new_empty(tuple(latents.shape), dtype=dtype)
 
 
-@torch.library.custom_op("reca_fast::mar_diffusion_loss", mutates_args=())
+@operation("mar_diffusion_loss")
 def _loss(
     prediction: Tensor,
     latents: Tensor,
@@ -228,7 +228,7 @@ def _(prediction, latents, timesteps, noise, seed, row_weight, mean, gradient_dt
     return loss, prediction.new_empty(size, dtype=gradient_dtype or prediction.dtype)
 
 
-@torch.library.custom_op("reca_fast::mar_diffusion_loss_rows", mutates_args=())
+@operation("mar_diffusion_loss_rows")
 def _rows(
     prediction: Tensor, latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int, row_weight: Tensor | None
 ) -> Tensor:
@@ -243,7 +243,7 @@ def _(prediction, latents, timesteps, noise, seed, row_weight):
     return prediction.new_empty(prediction.shape[0], dtype=_wide(prediction, latents, noise))
 
 
-@torch.library.custom_op("reca_fast::mar_diffusion_loss_backward", mutates_args=())
+@operation("mar_diffusion_loss_backward")
 def _gradient(
     prediction: Tensor, latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int, factor: Tensor
 ) -> Tensor:

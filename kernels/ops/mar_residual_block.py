@@ -28,7 +28,7 @@ from .adaln_modulate import (
     reference_modulate,
     reference_modulate_backward,
 )
-from .backend import implementation
+from .backend import implementation, operation
 from .mar_residual_kernels import launch_gate, launch_gate_backward, launch_silu, launch_silu_backward
 
 Forward = tuple[Tensor, Tensor, Tensor]
@@ -174,7 +174,7 @@ def _runs_triton(x: Tensor) -> bool:
     return implementation(x) == "triton" and x.numel() > 0
 
 
-@torch.library.custom_op("reca_fast::mar_residual_block", mutates_args=())
+@operation("mar_residual_block")
 def _block(
     a: Tensor,
     modulation: Tensor,
@@ -196,7 +196,7 @@ def _(a, modulation, ln_w, ln_b, w1, b1, w2, b2, eps):
     return a.new_empty(tuple(a.shape)), w1.new_empty(tuple(a.shape)), w1.new_empty(tuple(a.shape))
 
 
-@torch.library.custom_op("reca_fast::mar_residual_block_backward", mutates_args=())
+@operation("mar_residual_block_backward")
 def _block_backward(
     grad: Tensor,
     a: Tensor,
@@ -244,7 +244,7 @@ def _block_differentiate(ctx, grad, *_):
 _block.register_autograd(_block_differentiate, setup_context=_block_save)
 
 
-@torch.library.custom_op("reca_fast::gated_residual", mutates_args=())
+@operation("gated_residual")
 def _gate(a: Tensor, gate: Tensor, update: Tensor) -> Tensor:
     return (launch_gate if _runs_triton(a) else reference_gate)(a, gate, update)
 
@@ -254,7 +254,7 @@ def _(a, gate, update):
     return a.new_empty(tuple(a.shape))
 
 
-@torch.library.custom_op("reca_fast::gated_residual_backward", mutates_args=())
+@operation("gated_residual_backward")
 def _gate_backward(
     grad: Tensor, gate: Tensor, update: Tensor, need_gate: bool, need_update: bool
 ) -> tuple[Tensor, Tensor]:

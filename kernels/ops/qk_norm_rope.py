@@ -17,7 +17,7 @@ rotation takes [B, H, T, D] with one table per batch; the eager chain is 52 kern
 import torch
 from torch import Tensor
 
-from .backend import implementation
+from .backend import implementation, operation
 from .qk_norm_rope_kernels import launch_backward, launch_forward
 from .rms_norm import normalise, normalise_backward
 
@@ -79,7 +79,7 @@ def reference_backward(
     return dq, dk, dq_weight, dk_weight
 
 
-@torch.library.custom_op("reca_fast::qk_norm_rope", mutates_args=())
+@operation("qk_norm_rope")
 def _op(
     q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -92,7 +92,7 @@ def _(q, k, q_weight, k_weight, cos, sin, eps):
     return q.new_empty(q.shape), k.new_empty(k.shape)
 
 
-@torch.library.custom_op("reca_fast::qk_norm_rope_backward", mutates_args=())
+@operation("qk_norm_rope_backward")
 def _backward_op(
     grad_q: Tensor,
     grad_k: Tensor,

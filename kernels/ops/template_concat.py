@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .backend import implementation
+from .backend import implementation, operation
 from .template_concat_kernels import Maybe, launch_backward, launch_forward
 
 
@@ -143,7 +143,7 @@ def _check_on_host(
             raise ValueError(f"latent_cu_seqlens: expected 0 rising to {len(latents)}, got {ends}")
 
 
-@torch.library.custom_op("reca_fast::template_concat", mutates_args=())
+@operation("template_concat")
 def _op(
     token_ids: Tensor | None,
     embedding: Tensor | None,
@@ -187,7 +187,7 @@ def _(token_ids, embedding, token_rows, visual, *rest):
     return first.new_empty(length, first.shape[1], dtype=dtype)
 
 
-@torch.library.custom_op("reca_fast::template_concat_backward", mutates_args=())
+@operation("template_concat_backward")
 def _backward_op(
     grad: Tensor,
     visual_rows: Tensor | None,

@@ -1,5 +1,6 @@
 """One setting decides which implementation runs, and says why it cannot run."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from reca_fast.kernels import backend
-from reca_fast.kernels.backend import VARIABLE, implementation, kernel_mode, kernels
+from reca_fast.kernels.backend import VARIABLE, implementation, kernel_mode, kernels, operation
 
 CPU = torch.zeros(1)
 
@@ -99,3 +100,29 @@ def test_environment_variables_run_the_kernels_on_a_cpu() -> None:
         assert done.returncode == 0, done.stderr
         said.append(torch.tensor(eval(done.stdout)))
     torch.testing.assert_close(*said)
+
+
+def test_operations_run_on_the_gpu_of_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton launches on the current GPU, and hooks that spread a model over several do not switch it."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    entered = []
+
+    class Recorded(contextlib.nullcontext):
+        def __init__(self, device: torch.device) -> None:
+            super().__init__()
+            entered.append(device)
+
+    monkeypatch.setattr(torch.cuda, "device", Recorded)
+    doubled = operation("test_doubled")(_double)
+    body = doubled._init_fn
+    with FakeTensorMode():
+        body([], None, torch.empty(2, device="cuda:1"))
+        body([torch.empty(2, device="cuda:0")], None, torch.empty(2))
+        body([], None, torch.empty(2))
+    assert entered == [torch.device("cuda:1"), torch.device("cuda:0")]
+    assert torch.equal(doubled([], None, torch.ones(2)), torch.full((2,), 2.0))
+
+
+def _double(several: list[torch.Tensor], absent: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+    return x * 2
