@@ -16,7 +16,8 @@ and its backward writes a gradient that two more kernels read; the eager chain u
 import torch
 from torch import Tensor
 
-from .backend import LAUNCH, implementation, operation, tl, triton
+from .arguments import expect, expect_floating, expect_shape
+from .backend import LAUNCH, operation, runs_triton, tl, triton
 
 FORWARD_ROWS = 8  # of a program: weight and bias are read once for them
 ROWS_OF_PROGRAM = 32  # backward: fixed, so that the sums do not depend on the GPU
@@ -290,13 +291,9 @@ def launch_modulate_backward(
 # Registration
 
 
-def _runs_triton(x: Tensor) -> bool:
-    return implementation(x) == "triton" and x.numel() > 0
-
-
 @operation("adaln_modulate")
 def _op(x: Tensor, shift: Tensor, scale: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    run = launch_modulate if _runs_triton(x) else reference_modulate
+    run = launch_modulate if runs_triton(x) else reference_modulate
     return run(x, shift, scale, weight, bias, eps, x.dtype)
 
 
@@ -317,7 +314,7 @@ def _backward_op(
     need_scale: bool,
     need_affine: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    run = launch_modulate_backward if _runs_triton(x) else reference_modulate_backward
+    run = launch_modulate_backward if runs_triton(x) else reference_modulate_backward
     return run(grad, x, scale, weight, bias, eps, need_x, need_scale, need_affine)
 
 
@@ -351,19 +348,6 @@ def _differentiate(ctx, grad: Tensor):
 _op.register_autograd(_differentiate, setup_context=_save)
 
 
-def check_row_vector(name: str, x: Tensor, width: int, device: torch.device) -> None:
-    if x.shape != (width,):
-        raise ValueError(f"{name}: expected [{width}], got {list(x.shape)}")
-    check_floating(name, x, device)
-
-
-def check_floating(name: str, x: Tensor, device: torch.device) -> None:
-    if not x.dtype.is_floating_point:
-        raise ValueError(f"{name}: expected floating-point numbers, got {x.dtype}")
-    if x.device != device:
-        raise ValueError(f"{name}: expected a tensor on {device}, got {x.device}")
-
-
 def adaln_modulate(
     hidden_states: Tensor,
     shift: Tensor,
@@ -388,17 +372,15 @@ def adaln_modulate(
     Raises:
         ValueError: a shape, dtype or device that does not fit; the message starts with the argument's name.
     """
-    if hidden_states.dim() < 1 or not hidden_states.shape[-1]:
-        raise ValueError(f"hidden_states: expected [..., W], got {list(hidden_states.shape)}")
-    device, width = hidden_states.device, hidden_states.shape[-1]
-    check_floating("hidden_states", hidden_states, device)
-    for name, x in (("shift", shift), ("scale", scale)):
-        if x.shape != hidden_states.shape:
-            raise ValueError(f"{name}: expected {list(hidden_states.shape)}, got {list(x.shape)}")
-        check_floating(name, x, device)
-    for name, vector in (("weight", weight), ("bias", bias)):
-        if vector is not None:
-            check_row_vector(name, vector, width, device)
+    filled = hidden_states.dim() > 0 and hidden_states.shape[-1] > 0
+    expect(filled, "hidden_states", "[..., W]", hidden_states.shape)
+    width = hidden_states.shape[-1]
+    expect_shape("shift", shift, *hidden_states.shape)
+    expect_shape("scale", scale, *hidden_states.shape)
+    expect_shape("weight", weight, width)
+    expect_shape("bias", bias, width)
+    tensors = {"shift": shift, "scale": scale, "weight": weight, "bias": bias}
+    expect_floating(hidden_states.device, hidden_states=hidden_states, **tensors)
     weight, bias = (None if x is None else x.contiguous() for x in (weight, bias))
     flat = (x if x.dim() == 2 else x.reshape(-1, width) for x in (hidden_states, shift, scale))
     return _op(*flat, weight, bias, float(eps)).view(hidden_states.shape)

@@ -90,6 +90,12 @@ def implementation(*tensors: Tensor) -> str:
     return "triton"
 
 
+def runs_triton(*tensors: Tensor | None) -> bool:
+    """`implementation` of those tensors that are there, and there is something to launch for."""
+    given = [x for x in tensors if x is not None]
+    return implementation(*given) == "triton" and given[0].numel() > 0
+
+
 def why_not_triton(device: torch.device) -> str | None:
     """None when Triton's kernels can run on `device`, else the reason as a phrase."""
     if not INSTALLED:

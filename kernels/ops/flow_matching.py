@@ -23,7 +23,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .backend import implementation, operation
+from .arguments import expect, expect_floating, expect_no_gradient, expect_noise, expect_reduction, expect_shape
+from .backend import operation, runs_triton
 from .flow_matching_kernels import (
     launch_gradient,
     launch_interpolate,
@@ -120,14 +121,9 @@ def _wide(*tensors: Tensor | None) -> torch.dtype:
 # Registration
 
 
-def _triton(*tensors: Tensor | None) -> bool:
-    given = [x for x in tensors if x is not None]
-    return implementation(*given) == "triton" and given[0].numel() > 0
-
-
 @operation("flow_interpolate")
 def _interpolate(latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int, dtype: torch.dtype) -> Tensor:
-    run = launch_interpolate if _triton(latents, timesteps, noise) else reference_interpolate
+    run = launch_interpolate if runs_triton(latents, timesteps, noise) else reference_interpolate
     return run(latents, timesteps, noise, seed, dtype)
 
 
@@ -140,7 +136,7 @@ def _(latents, timesteps, noise, seed, dtype):
 def _interpolate_backward(
     upstream: Tensor, timesteps: Tensor, latents_dtype: torch.dtype | None, noise_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
-    run = launch_interpolate_backward if _triton(upstream, timesteps) else reference_interpolate_backward
+    run = launch_interpolate_backward if runs_triton(upstream, timesteps) else reference_interpolate_backward
     return run(upstream, timesteps, latents_dtype, noise_dtype)
 
 
@@ -180,7 +176,7 @@ def _loss(
     mean: bool,
     gradient_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
-    run = launch_loss if _triton(prediction, latents, noise, row_weight) else reference_loss
+    run = launch_loss if runs_triton(prediction, latents, noise, row_weight) else reference_loss
     return run(prediction, latents, noise, seed, row_weight, mean, gradient_dtype)
 
 
@@ -193,7 +189,7 @@ def _(prediction, latents, noise, seed, row_weight, mean, gradient_dtype):
 
 @operation("flow_matching_loss_rows")
 def _rows(prediction: Tensor, latents: Tensor, noise: Tensor | None, seed: int, row_weight: Tensor | None) -> Tensor:
-    run = launch_rows if _triton(prediction, latents, noise, row_weight) else reference_rows
+    run = launch_rows if runs_triton(prediction, latents, noise, row_weight) else reference_rows
     return run(prediction, latents, noise, seed, row_weight)
 
 
@@ -206,7 +202,7 @@ def _(prediction, latents, noise, seed, row_weight):
 def _gradient(
     prediction: Tensor, latents: Tensor, noise: Tensor | None, seed: int, factor: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    run = launch_gradient if _triton(prediction, latents, noise, factor) else reference_gradient
+    run = launch_gradient if runs_triton(prediction, latents, noise, factor) else reference_gradient
     return run(prediction, latents, noise, seed, factor, dtype)
 
 
@@ -217,7 +213,7 @@ def _(prediction, latents, noise, seed, factor, dtype):
 
 @operation("scale_in_place", mutates_args=("gradient",))
 def _scale_in_place(gradient: Tensor, upstream: Tensor) -> None:
-    if _triton(gradient, upstream):
+    if runs_triton(gradient, upstream):
         launch_scale(gradient, upstream)
     else:
         gradient.mul_(upstream)
@@ -298,34 +294,11 @@ _rows.register_autograd(_rows_vjp, setup_context=_rows_setup)
 
 
 def _check(latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int | None) -> None:
-    if latents.dim() != 2:
-        raise ValueError(f"latents: expected [T, C], got {list(latents.shape)}")
-    if timesteps.shape != latents.shape[:1]:
-        raise ValueError(f"timesteps: expected [{latents.shape[0]}], got {list(timesteps.shape)}")
-    if (seed is None) == (noise is None):
-        raise ValueError(f"seed, noise: expected exactly one of them, got {'neither' if seed is None else 'both'}")
-    if noise is not None and noise.shape != latents.shape:
-        raise ValueError(f"noise: expected {list(latents.shape)}, got {list(noise.shape)}")
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-        raise ValueError(f"seed: expected an int, got {type(seed).__name__}")
-    if seed is not None and not 0 <= seed < 2**63:
-        raise ValueError(f"seed: expected 0 <= seed < 2**63, got {seed}")
-    _check_tensors(latents.device, latents=latents, timesteps=timesteps, noise=noise)
-    _check_constant(timesteps=timesteps)
-
-
-def _check_tensors(device: torch.device, **tensors: Tensor | None) -> None:
-    for name, x in tensors.items():
-        if x is not None and not x.dtype.is_floating_point:
-            raise ValueError(f"{name}: expected floating-point numbers, got {x.dtype}")
-        if x is not None and x.device != device:
-            raise ValueError(f"{name}: expected a tensor on {device}, got {x.device}")
-
-
-def _check_constant(**tensors: Tensor | None) -> None:
-    for name, x in tensors.items():
-        if x is not None and x.requires_grad and torch.is_grad_enabled():
-            raise ValueError(f"{name}: expected a tensor without a gradient, for there is none; detach() it")
+    expect(latents.dim() == 2, "latents", "[T, C]", latents.shape)
+    expect_shape("timesteps", timesteps, len(latents))
+    expect_noise(latents, noise, seed)
+    expect_floating(latents.device, latents=latents, timesteps=timesteps, noise=noise)
+    expect_no_gradient(timesteps=timesteps)
 
 
 def flow_interpolate(
@@ -381,17 +354,13 @@ def flow_matching_loss(
         ValueError: a wrong shape, dtype, device, seed or reduction; the message starts with the argument's name.
     """
     _check(latents, timesteps, noise, seed)
-    if prediction.shape != latents.shape:
-        raise ValueError(f"prediction: expected {list(latents.shape)}, got {list(prediction.shape)}")
-    _check_tensors(latents.device, prediction=prediction)
-    if row_weight is not None:
-        if row_weight.shape != timesteps.shape:
-            raise ValueError(f"row_weight: expected {list(timesteps.shape)}, got {list(row_weight.shape)}")
-        row_weight = row_weight if row_weight.dtype.is_floating_point else row_weight.float()
-        _check_tensors(latents.device, row_weight=row_weight)
-        _check_constant(row_weight=row_weight)
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction={reduction!r}: expected 'mean', 'sum' or 'none'")
+    expect_shape("prediction", prediction, *latents.shape)
+    if row_weight is not None and not row_weight.dtype.is_floating_point:
+        row_weight = row_weight.float()
+    expect_shape("row_weight", row_weight, len(latents))
+    expect_floating(latents.device, prediction=prediction, row_weight=row_weight)
+    expect_no_gradient(row_weight=row_weight)
+    expect_reduction(reduction)
     if reduction == "none":
         return _rows(prediction, latents, noise, seed or 0, row_weight)
     # Formed here in the prediction's dtype, unless fp16 could lose it before a loss scale arrives, or others need it.

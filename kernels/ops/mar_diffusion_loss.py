@@ -32,7 +32,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .backend import implementation, operation
+from .arguments import expect, expect_floating, expect_no_gradient, expect_noise, expect_reduction, expect_shape
+from .backend import operation, runs_triton
 from .flow_matching import _scale_in_place
 from .mar_diffusion_kernels import COLUMNS, launch_gradient, launch_loss, launch_noise, launch_rows
 from .noise import normal_noise
@@ -177,11 +178,6 @@ def reference_gradient(
 # Registration
 
 
-def _runs_triton(*tensors: Tensor | None) -> bool:
-    given = [x for x in tensors if x is not None]
-    return implementation(*given) == "triton" and given[0].numel() > 0
-
-
 def _check_steps(timesteps: Tensor) -> None:
     """On the CPU, where looking costs no sync; a GPU makes such a row NaN."""
     if timesteps.device.type == "cpu" and timesteps.numel():
@@ -193,7 +189,7 @@ def _check_steps(timesteps: Tensor) -> None:
 @operation("mar_noise")
 def _noise(latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int, dtype: torch.dtype) -> Tensor:
     _check_steps(timesteps)
-    if _runs_triton(latents, noise):
+    if runs_triton(latents, noise):
         return launch_noise(latents, timesteps, noise, seed, schedule(latents.device), dtype)
     return reference_noise(latents, timesteps, noise, seed, dtype)
 
@@ -215,7 +211,7 @@ def _loss(
     gradient_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
     _check_steps(timesteps)
-    if _runs_triton(prediction, latents, noise, row_weight):
+    if runs_triton(prediction, latents, noise, row_weight):
         table = schedule(prediction.device)
         return launch_loss(prediction, latents, timesteps, noise, seed, table, row_weight, mean, gradient_dtype)
     return reference_loss(prediction, latents, timesteps, noise, seed, row_weight, mean, gradient_dtype)
@@ -233,7 +229,7 @@ def _rows(
     prediction: Tensor, latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int, row_weight: Tensor | None
 ) -> Tensor:
     _check_steps(timesteps)
-    if _runs_triton(prediction, latents, noise, row_weight):
+    if runs_triton(prediction, latents, noise, row_weight):
         return launch_rows(prediction, latents, timesteps, noise, seed, schedule(prediction.device), row_weight)
     return reference_rows(prediction, latents, timesteps, noise, seed, row_weight)
 
@@ -247,7 +243,7 @@ def _(prediction, latents, timesteps, noise, seed, row_weight):
 def _gradient(
     prediction: Tensor, latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int, factor: Tensor
 ) -> Tensor:
-    if _runs_triton(prediction, latents, noise, factor):
+    if runs_triton(prediction, latents, noise, factor):
         return launch_gradient(prediction, latents, timesteps, noise, seed, schedule(prediction.device), factor)
     return reference_gradient(prediction, latents, timesteps, noise, seed, factor)
 
@@ -312,28 +308,14 @@ _rows.register_autograd(_rows_vjp, setup_context=_rows_setup)
 # Public functions
 
 
-def _check(latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int | None, **others: Tensor | None) -> None:
-    if latents.dim() != 2:
-        raise ValueError(f"latents: expected [N, C], got {list(latents.shape)}")
-    if timesteps.shape != latents.shape[:1]:
-        raise ValueError(f"timesteps: expected [{latents.shape[0]}], got {list(timesteps.shape)}")
-    if timesteps.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"timesteps: expected int64, got {timesteps.dtype}")
-    if timesteps.device != latents.device:
-        raise ValueError(f"timesteps: expected a tensor on {latents.device}, got {timesteps.device}")
-    if (seed is None) == (noise is None):
-        raise ValueError(f"seed, noise: expected exactly one of them, got {'neither' if seed is None else 'both'}")
-    if noise is not None and noise.shape != latents.shape:
-        raise ValueError(f"noise: expected {list(latents.shape)}, got {list(noise.shape)}")
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
-        raise ValueError(f"seed: expected an int, 0 <= seed < 2**63, got {seed!r}")
-    for name, x in {"latents": latents, "noise": noise, **others}.items():
-        if x is not None and not x.dtype.is_floating_point:
-            raise ValueError(f"{name}: expected floating-point numbers, got {x.dtype}")
-        if x is not None and x.device != latents.device:
-            raise ValueError(f"{name}: expected a tensor on {latents.device}, got {x.device}")
-        if name != "prediction" and x is not None and x.requires_grad and torch.is_grad_enabled():
-            raise ValueError(f"{name}: expected a tensor without a gradient, for there is none; detach() it")
+def _check(latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int | None) -> None:
+    expect(latents.dim() == 2, "latents", "[N, C]", latents.shape)
+    expect_shape("timesteps", timesteps, len(latents))
+    expect(timesteps.dtype in (torch.int64, torch.int32), "timesteps", "int64", timesteps.dtype)
+    expect(timesteps.device == latents.device, "timesteps", f"a tensor on {latents.device}", timesteps.device)
+    expect_noise(latents, noise, seed)
+    expect_floating(latents.device, latents=latents, noise=noise)
+    expect_no_gradient(latents=latents, noise=noise)
 
 
 def mar_noise(latents: Tensor, timesteps: Tensor, *, seed: int | None = None, noise: Tensor | None = None) -> Tensor:
@@ -386,16 +368,15 @@ def mar_diffusion_loss(
     Raises:
         ValueError: a wrong shape, dtype, device, step, seed or reduction; the message starts with the argument's name.
     """
+    _check(latents, timesteps, noise, seed)
+    rows, channels = latents.shape
+    expect_shape("prediction", prediction, rows, 2 * channels)
     if row_weight is not None and not row_weight.dtype.is_floating_point:
         row_weight = row_weight.float()
-    _check(latents, timesteps, noise, seed, prediction=prediction, row_weight=row_weight)
-    rows, channels = latents.shape
-    if prediction.shape != (rows, 2 * channels):
-        raise ValueError(f"prediction: expected [{rows}, {2 * channels}], got {list(prediction.shape)}")
-    if row_weight is not None and row_weight.shape != (rows,):
-        raise ValueError(f"row_weight: expected [{rows}], got {list(row_weight.shape)}")
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction={reduction!r}: expected 'mean', 'sum' or 'none'")
+    expect_shape("row_weight", row_weight, rows)
+    expect_floating(latents.device, prediction=prediction, row_weight=row_weight)
+    expect_no_gradient(row_weight=row_weight)
+    expect_reduction(reduction)
     arguments = (prediction, latents, timesteps, noise, seed or 0, row_weight)
     if reduction == "none":
         return _rows(*arguments)

@@ -20,15 +20,14 @@ import torch
 from torch import Tensor
 
 from .adaln_modulate import (
-    check_floating,
-    check_row_vector,
     launch_into,
     launch_modulate,
     programs_of,
     reference_modulate,
     reference_modulate_backward,
 )
-from .backend import implementation, operation
+from .arguments import expect, expect_floating, expect_shape
+from .backend import operation, runs_triton
 from .mar_residual_kernels import launch_gate, launch_gate_backward, launch_silu, launch_silu_backward
 
 Forward = tuple[Tensor, Tensor, Tensor]
@@ -170,10 +169,6 @@ def launch_block_backward(
 # Registration
 
 
-def _runs_triton(x: Tensor) -> bool:
-    return implementation(x) == "triton" and x.numel() > 0
-
-
 @operation("mar_residual_block")
 def _block(
     a: Tensor,
@@ -186,7 +181,7 @@ def _block(
     b2: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    run = launch_block if _runs_triton(a) else reference_block
+    run = launch_block if runs_triton(a) else reference_block
     with torch.autocast(a.device.type, enabled=False):
         return run(a, modulation, ln_w, ln_b, w1, b1, w2, b2, eps)
 
@@ -210,7 +205,7 @@ def _block_backward(
     eps: float,
     need: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    run = launch_block_backward if _runs_triton(a) else reference_block_backward
+    run = launch_block_backward if runs_triton(a) else reference_block_backward
     with torch.autocast(a.device.type, enabled=False):
         return run(grad, a, modulation, ln_w, ln_b, w1, w2, pre, up, eps, need)
 
@@ -246,7 +241,7 @@ _block.register_autograd(_block_differentiate, setup_context=_block_save)
 
 @operation("gated_residual")
 def _gate(a: Tensor, gate: Tensor, update: Tensor) -> Tensor:
-    return (launch_gate if _runs_triton(a) else reference_gate)(a, gate, update)
+    return (launch_gate if runs_triton(a) else reference_gate)(a, gate, update)
 
 
 @_gate.register_fake
@@ -258,7 +253,7 @@ def _(a, gate, update):
 def _gate_backward(
     grad: Tensor, gate: Tensor, update: Tensor, need_gate: bool, need_update: bool
 ) -> tuple[Tensor, Tensor]:
-    if not _runs_triton(grad):
+    if not runs_triton(grad):
         wide = torch.promote_types(grad.dtype, torch.float32)
         return (
             (grad.to(wide) * update.to(wide)).to(gate.dtype).contiguous() if need_gate else gate.new_empty(0),
@@ -309,12 +304,10 @@ def gated_residual(hidden_states: Tensor, gate: Tensor, update: Tensor) -> Tenso
     Raises:
         ValueError: a shape, dtype or device that does not fit; the message starts with the argument's name.
     """
-    if hidden_states.dim() < 1:
-        raise ValueError(f"hidden_states: expected [..., W], got {list(hidden_states.shape)}")
-    for name, x in (("hidden_states", hidden_states), ("gate", gate), ("update", update)):
-        check_floating(name, x, hidden_states.device)
-        if x.shape != hidden_states.shape:
-            raise ValueError(f"{name}: expected {list(hidden_states.shape)}, got {list(x.shape)}")
+    expect(hidden_states.dim() > 0, "hidden_states", "[..., W]", hidden_states.shape)
+    expect_floating(hidden_states.device, hidden_states=hidden_states, gate=gate, update=update)
+    expect_shape("gate", gate, *hidden_states.shape)
+    expect_shape("update", update, *hidden_states.shape)
     width = hidden_states.shape[-1]
     flat = (x if x.dim() == 2 else x.reshape(-1, width) for x in (hidden_states, gate, update))
     return _gate(*flat).view(hidden_states.shape)
@@ -348,26 +341,23 @@ def mar_residual_block(
     Raises:
         ValueError: a shape, dtype or device that does not fit; the message starts with the argument's name.
     """
-    if hidden_states.dim() != 2 or not hidden_states.shape[1]:
-        raise ValueError(f"hidden_states: expected [N, W], got {list(hidden_states.shape)}")
+    filled = hidden_states.dim() == 2 and hidden_states.shape[1] > 0
+    expect(filled, "hidden_states", "[N, W]", hidden_states.shape)
     device, (rows, width) = hidden_states.device, hidden_states.shape
-    check_floating("hidden_states", hidden_states, device)
-    if modulation.shape != (rows, 3 * width):
-        raise ValueError(f"modulation: expected [{rows}, {3 * width}], got {list(modulation.shape)}")
-    check_floating("modulation", modulation, device)
-    for name, vector in (("ln_weight", ln_weight), ("ln_bias", ln_bias)):
-        check_row_vector(name, vector, width, device)
-    for name, matrix in (("fc1_weight", fc1_weight), ("fc2_weight", fc2_weight)):
-        if matrix.shape != (width, width):
-            raise ValueError(f"{name}: expected [{width}, {width}], got {list(matrix.shape)}")
-        check_floating(name, matrix, device)
-    for name, vector in (("fc1_bias", fc1_bias), ("fc2_bias", fc2_bias)):
-        check_row_vector(name, vector, width, device)
+    expect_shape("modulation", modulation, rows, 3 * width)
+    expect_shape("ln_weight", ln_weight, width)
+    expect_shape("ln_bias", ln_bias, width)
+    expect_shape("fc1_weight", fc1_weight, width, width)
+    expect_shape("fc1_bias", fc1_bias, width)
+    expect_shape("fc2_weight", fc2_weight, width, width)
+    expect_shape("fc2_bias", fc2_bias, width)
     products = {"fc1_weight": fc1_weight, "fc1_bias": fc1_bias, "fc2_weight": fc2_weight, "fc2_bias": fc2_bias}
+    norm = {"ln_weight": ln_weight, "ln_bias": ln_bias}
+    expect_floating(device, hidden_states=hidden_states, modulation=modulation, **norm, **products)
     if torch.is_autocast_enabled(device.type):
         products = {name: x.to(torch.get_autocast_dtype(device.type)) for name, x in products.items()}
+    dtype = products["fc1_weight"].dtype
     for name, x in products.items():
-        if x.dtype != products["fc1_weight"].dtype:
-            raise ValueError(f"{name}: expected {products['fc1_weight'].dtype} as fc1_weight has, got {x.dtype}")
-    norm = (ln_weight.contiguous(), ln_bias.contiguous())
-    return _block(hidden_states, modulation, *norm, *products.values(), float(eps))[0]
+        expect(x.dtype == dtype, name, f"{dtype} as fc1_weight has", x.dtype)
+    vectors = (x.contiguous() for x in norm.values())
+    return _block(hidden_states, modulation, *vectors, *products.values(), float(eps))[0]

@@ -17,6 +17,7 @@ rotation takes [B, H, T, D] with one table per batch; the eager chain is 52 kern
 import torch
 from torch import Tensor
 
+from .arguments import expect, expect_floating, expect_shape
 from .backend import implementation, operation
 from .qk_norm_rope_kernels import launch_backward, launch_forward
 from .rms_norm import normalise, normalise_backward
@@ -147,25 +148,14 @@ def qk_norm_rope(
     Raises:
         ValueError: a shape, dtype or device that does not fit; the message starts with the argument's name.
     """
-    if q.dim() != 3 or q.shape[-1] % 2 or not q.shape[-1]:
-        raise ValueError(f"q: expected [T, H, D] with even D, got {list(q.shape)}")
-    tokens, dim = q.shape[0], q.shape[-1]
-    if k.dim() != 3 or k.shape[0] != tokens or k.shape[-1] != dim:
-        raise ValueError(f"k: expected [{tokens}, Hkv, {dim}], got {list(k.shape)}")
-    for name, weight in (("q_weight", q_weight), ("k_weight", k_weight)):
-        if weight.shape != (dim,):
-            raise ValueError(f"{name}: expected [{dim}], got {list(weight.shape)}")
-    for name, table in (("cos", cos), ("sin", sin)):
-        if table.shape != (tokens, dim):
-            raise ValueError(f"{name}: expected [{tokens}, {dim}], got {list(table.shape)}")
-    if not q.dtype.is_floating_point or k.dtype != q.dtype:
-        raise ValueError(
-            f"{'k' if q.dtype.is_floating_point else 'q'}: expected the floating dtype of q, got {k.dtype}"
-        )
-    others = {"k": k, "q_weight": q_weight, "k_weight": k_weight, "cos": cos, "sin": sin}
-    for name, x in others.items():
-        if not x.dtype.is_floating_point:
-            raise ValueError(f"{name}: expected a floating dtype, got {x.dtype}")
-        if x.device != q.device:
-            raise ValueError(f"{name}: expected the device of q, {q.device}, got {x.device}")
+    expect(q.dim() == 3 and q.shape[-1] > 0 and q.shape[-1] % 2 == 0, "q", "[T, H, D] with even D", q.shape)
+    tokens, _, dim = q.shape
+    fits = k.dim() == 3 and k.shape[0] == tokens and k.shape[-1] == dim
+    expect(fits, "k", [tokens, "Hkv", dim], k.shape)
+    expect_shape("q_weight", q_weight, dim)
+    expect_shape("k_weight", k_weight, dim)
+    expect_shape("cos", cos, tokens, dim)
+    expect_shape("sin", sin, tokens, dim)
+    expect_floating(q.device, q=q, k=k, q_weight=q_weight, k_weight=k_weight, cos=cos, sin=sin)
+    expect(k.dtype == q.dtype, "k", f"the dtype of q, {q.dtype}", k.dtype)
     return _op(q, k, q_weight, k_weight, cos, sin, float(eps))

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arguments import expect, expect_floating
 from .backend import implementation, operation
 from .template_concat_kernels import Maybe, launch_backward, launch_forward
 
@@ -253,11 +254,6 @@ def _differentiate(ctx, grad):
 _op.register_autograd(_differentiate, setup_context=_save)
 
 
-def _expect(holds: bool, name: str, wanted: str, got: object) -> None:
-    if not holds:
-        raise ValueError(f"{name}: expected {wanted}, got {list(got) if isinstance(got, torch.Size) else got}")
-
-
 def template_concat(
     *,
     token_ids: Maybe = None,
@@ -301,10 +297,10 @@ def template_concat(
             the CPU also an index outside its range, a packed row that occurs twice, latent_cu_seqlens that do not rise
             from 0 to G. On a GPU those would cost a synchronisation and are the caller's duty.
     """
-    _expect((token_ids is None) == (embedding is None), "embedding", "it together with token_ids", "only one")
+    expect((token_ids is None) == (embedding is None), "embedding", "it together with token_ids", "only one")
     sources = {"embedding": embedding, "visual": visual, "latents": latents}
     given = {name: x for name, x in sources.items() if x is not None}
-    _expect(bool(given), "token_ids", "at least one of token_ids, visual and latents", "none")
+    expect(bool(given), "token_ids", "at least one of token_ids, visual and latents", "none")
     first = next(iter(given.values()))
     dim = first.shape[-1]
     tables = {
@@ -314,17 +310,16 @@ def template_concat(
     }
     given |= {name: x for name, x in tables.items() if x is not None}
     for name, x in given.items():
-        _expect(x.dim() == 2 and x.shape[-1] == dim, name, f"[rows, {dim}]", x.shape)
-        _expect(x.dtype.is_floating_point, name, "a floating dtype", x.dtype)
-        _expect(x.device == first.device, name, f"device {first.device}", x.device)
+        expect(x.dim() == 2 and x.shape[-1] == dim, name, ["rows", dim], x.shape)
+    expect_floating(first.device, **given)
     counts = [0 if x is None else x.shape[0] for x in (token_ids, visual, latents)]
     positions = (
         ("visual", visual, visual_position_ids, visual_position_embedding),
         ("latent", latents, latent_position_ids, latent_position_embedding),
     )
     for name, source, ids, table in positions:
-        _expect((ids is None) == (table is None), f"{name}_position_ids", f"it with {name}_position_embedding", "one")
-        _expect(ids is None or source is not None, f"{name}_position_ids", "none without a source", "some")
+        expect((ids is None) == (table is None), f"{name}_position_ids", f"it with {name}_position_embedding", "one")
+        expect(ids is None or source is not None, f"{name}_position_ids", "none without a source", "some")
     indices = {
         "token_ids": (token_ids, counts[0]),
         "visual_position_ids": (visual_position_ids, counts[1]),
@@ -335,30 +330,33 @@ def template_concat(
     }
     for name, (index, count) in indices.items():
         if index is not None:
-            _expect(index.dim() == 1 and index.shape[0] == count, name, f"[{count}]", index.shape)
-            _expect(index.dtype in (torch.int64, torch.int32), name, "int64 or int32", index.dtype)
-            _expect(index.device == first.device, name, f"device {first.device}", index.device)
+            expect(index.dim() == 1 and index.shape[0] == count, name, [count], index.shape)
+            expect(index.dtype in (torch.int64, torch.int32), name, "int64 or int32", index.dtype)
+            expect(index.device == first.device, name, f"a tensor on {first.device}", index.device)
     rows = {"token_rows": token_rows, "visual_rows": visual_rows, "latent_rows": latent_rows}
     if any(index is not None for index in rows.values()):
         for (name, index), source in zip(rows.items(), sources.values(), strict=True):
-            _expect((index is None) == (source is None), name, "rows for every source or for none", "a mixture")
+            expect((index is None) == (source is None), name, "rows for every source or for none", "a mixture")
     if timestep_embedding is not None:
-        _expect(latents is not None, "timestep_embedding", "none without latents", "some")
-        _expect(latent_cu_seqlens is not None, "latent_cu_seqlens", "it together with timestep_embedding", "None")
+        expect(latents is not None, "timestep_embedding", "none without latents", "some")
+        expect(latent_cu_seqlens is not None, "latent_cu_seqlens", "it together with timestep_embedding", "None")
     if latent_cu_seqlens is not None:
         ends = latent_cu_seqlens
-        wanted = "[M + 1]" if timestep_embedding is None else f"[{timestep_embedding.shape[0] + 1}]"
+        wanted = "[M + 1]" if timestep_embedding is None else [timestep_embedding.shape[0] + 1]
         fits = ends.dim() == 1 and ends.shape[0] >= 1
         fits = fits and (timestep_embedding is None or ends.shape[0] == timestep_embedding.shape[0] + 1)
-        _expect(fits and latents is not None, "latent_cu_seqlens", wanted, ends.shape)
-        _expect(ends.dtype in (torch.int64, torch.int32), "latent_cu_seqlens", "int64 or int32", ends.dtype)
-        _expect(ends.device == first.device, "latent_cu_seqlens", f"device {first.device}", ends.device)
-        _expect(ends.shape[0] > 1 or counts[2] == 0, "latent_cu_seqlens", f"0 rising to {counts[2]}", "no pictures")
+        expect(fits and latents is not None, "latent_cu_seqlens", wanted, ends.shape)
+        expect(ends.dtype in (torch.int64, torch.int32), "latent_cu_seqlens", "int64 or int32", ends.dtype)
+        expect(ends.device == first.device, "latent_cu_seqlens", f"a tensor on {first.device}", ends.device)
+        expect(
+            ends.shape[0] > 1 or counts[2] == 0, "latent_cu_seqlens", "0 rising to the rows of latents", "no pictures"
+        )
     total = sum(counts)
-    _expect(length is None or length == total, "length", f"{total}, the rows of all sources", length)
+    if length is not None and length != total:
+        raise ValueError(f"length: expected {total}, the rows of all sources, got {length}")
     if dtype is None:
         dtype = next(x for x in (latents, visual, embedding) if x is not None).dtype
-    _expect(dtype.is_floating_point, "dtype", "a floating dtype", dtype)
+    expect(dtype.is_floating_point, "dtype", "a floating dtype", dtype)
     return _op(
         *(token_ids, embedding, token_rows, visual, visual_rows, visual_position_ids, visual_position_embedding),
         *(latents, latent_rows, latent_position_ids, latent_position_embedding, timestep_embedding, latent_cu_seqlens),

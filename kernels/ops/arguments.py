@@ -1,0 +1,51 @@
+"""Checks of arguments that operations share. Every message starts with the argument's name."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def expect(holds: bool, name: str, wanted: str | Sequence[Any], got: object) -> None:
+    """`wanted` and `got` may be lists of sizes: a text made of them beforehand would have torch.compile specialise."""
+    if not holds:
+        raise ValueError(f"{name}: expected {_text(wanted)}, got {_text(got)}")
+
+
+def _text(x: object) -> str:
+    return f"[{', '.join(map(str, x))}]" if isinstance(x, tuple | list) else str(x)
+
+
+def expect_shape(name: str, x: Tensor | None, *shape: int) -> None:
+    if x is not None:
+        expect(x.shape == shape, name, shape, x.shape)
+
+
+def expect_floating(device: torch.device, **tensors: Tensor | None) -> None:
+    """Floating-point numbers on one device."""
+    for name, x in tensors.items():
+        if x is not None and not x.dtype.is_floating_point:
+            raise ValueError(f"{name}: expected a floating dtype, got {x.dtype}")
+        if x is not None and x.device != device:
+            raise ValueError(f"{name}: expected a tensor on {device}, got {x.device}")
+
+
+def expect_no_gradient(**tensors: Tensor | None) -> None:
+    for name, x in tensors.items():
+        if x is not None and x.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"{name}: expected a tensor without a gradient, for there is none; detach() it")
+
+
+def expect_noise(latents: Tensor, noise: Tensor | None, seed: Any) -> None:
+    """Exactly one of `noise`, of the latents' shape, and `seed`, 0 <= seed < 2^63."""
+    if (seed is None) == (noise is None):
+        raise ValueError(f"seed, noise: expected exactly one of them, got {'neither' if seed is None else 'both'}")
+    expect_shape("noise", noise, *latents.shape)
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
+        raise ValueError(f"seed: expected an int, 0 <= seed < 2**63, got {seed!r}")
+
+
+def expect_reduction(reduction: str) -> None:
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction={reduction!r}: expected 'mean', 'sum' or 'none'")
