@@ -13,9 +13,9 @@ from reca_fast.kernels.flow_matching_kernels import (
     launch_interpolate,
     launch_interpolate_backward,
     launch_loss,
-    launch_scale,
 )
 from reca_fast.kernels.noise import normal_noise
+from reca_fast.kernels.scale_in_place import launch_scale
 
 SEED = 20_250_101
 

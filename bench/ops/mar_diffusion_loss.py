@@ -9,10 +9,10 @@ from torch import Tensor
 
 from bench.ops.case import Gate, Inputs, Minimum, OpBench
 from reca_fast.kernels import mar_diffusion_loss, mar_noise
-from reca_fast.kernels.flow_matching_kernels import launch_scale
 from reca_fast.kernels.mar_diffusion_kernels import launch_gradient, launch_loss, launch_noise
 from reca_fast.kernels.mar_diffusion_loss import schedule
 from reca_fast.kernels.noise import normal_noise
+from reca_fast.kernels.scale_in_place import launch_scale
 
 SEED = 20_250_101
 

@@ -1,10 +1,12 @@
 """Checks of arguments that operations share. Every message starts with the argument's name."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+Reduction = Literal["mean", "sum", "none"]
 
 
 def expect(holds: bool, name: str, wanted: str | Sequence[Any], got: object) -> None:

@@ -17,23 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import LAUNCH, implementation, tl, triton
+from .backend import LAUNCH, implementation, operation, tl, triton
 from .blur_patchify import (
     FIELDS,
     ROWS,
     WARPS,
-    addresses,
-    checked,
     filtered_tile,
     launch_blur_patchify,
     normalised,
-    packed,
-    pairs,
-    plan,
     reference_blur_patchify,
-    token_count,
 )
 from .image_filter import Size
+from .image_plan import addresses, checked, packed, pairs, plan, token_count
 
 
 def reference_blur_patch_embed(
@@ -53,9 +48,6 @@ def reference_blur_patch_embed(
     with torch.autocast(weight.device.type, enabled=False):
         product = F.linear(patches.to(wide), weight.to(wide), bias.to(wide))
     return (product + position_embedding[position_ids].to(wide)).to(weight.dtype)
-
-
-# Kernel
 
 
 @triton.jit
@@ -166,10 +158,7 @@ def launch_blur_patch_embed(
     return out
 
 
-# Operation
-
-
-@torch.library.custom_op("reca_fast::blur_patch_embed", mutates_args=())
+@operation("blur_patch_embed")
 def _blur_patch_embed(
     images: list[Tensor],
     weight: Tensor,
@@ -197,7 +186,7 @@ def _(images, weight, bias, position_embedding, position_ids, sides, patch_size,
     return weight.new_empty((token_count(sides, patch_size), weight.shape[0]))
 
 
-@torch.library.custom_op("reca_fast::blur_patch_embed_backward", mutates_args=())
+@operation("blur_patch_embed_backward")
 def _blur_patch_embed_backward(
     grad: Tensor,
     images: list[Tensor],

@@ -18,12 +18,18 @@ In eager torch this is 37 kernels and 284 MB for 8 x 4096 tokens of 64 channels,
 bf16). Neither Liger nor torch has it.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from .arguments import expect, expect_floating, expect_no_gradient, expect_noise, expect_reduction, expect_shape
+from .arguments import (
+    Reduction,
+    expect,
+    expect_floating,
+    expect_no_gradient,
+    expect_noise,
+    expect_reduction,
+    expect_shape,
+)
 from .backend import operation, runs_triton
 from .flow_matching_kernels import (
     launch_gradient,
@@ -31,12 +37,9 @@ from .flow_matching_kernels import (
     launch_interpolate_backward,
     launch_loss,
     launch_rows,
-    launch_scale,
 )
 from .noise import normal_noise
-
-Reduction = Literal["mean", "sum", "none"]
-
+from .scale_in_place import scale_in_place
 
 # References
 
@@ -211,19 +214,6 @@ def _(prediction, latents, noise, seed, factor, dtype):
     return prediction.new_empty(tuple(prediction.shape), dtype=dtype)
 
 
-@operation("scale_in_place", mutates_args=("gradient",))
-def _scale_in_place(gradient: Tensor, upstream: Tensor) -> None:
-    if runs_triton(gradient, upstream):
-        launch_scale(gradient, upstream)
-    else:
-        gradient.mul_(upstream)
-
-
-@_scale_in_place.register_fake
-def _(gradient, upstream):
-    return None
-
-
 def _error_vjp(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradient of the error, for those of prediction, latents and noise that want one."""
     needs = ctx.needs_input_grad
@@ -270,7 +260,7 @@ def _loss_vjp(ctx, upstream, _):
     elif type(gradient) is not Tensor or gradient.dtype != prediction.dtype:  # traced, or to be cast anyway
         gradient = gradient * upstream
     else:
-        _scale_in_place(gradient, upstream)
+        scale_in_place(gradient, upstream)
     return *_error_vjp(ctx, gradient), None, None, None, None
 
 

@@ -125,16 +125,6 @@ def flow_loss_kernel(
         sum_over_programs(tl.sum(per_token, axis=0), partials, arrived, total, BLOCK_P)
 
 
-@triton.jit
-def scale_in_place_kernel(gradient, upstream, numel, BLOCK: tl.constexpr):
-    factor = tl.load(upstream).to(tl.float32)
-    if factor != 1.0:
-        place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        mask = place < numel
-        scaled = tl.load(gradient + place, mask=mask, other=0.0).to(tl.float32) * factor
-        tl.store(gradient + place, scaled.to(gradient.dtype.element_ty), mask=mask)
-
-
 def _tile(channels: int) -> dict[str, int]:
     """1024 elements per program of 4 warps: 8 per thread."""
     block_c = min(1024, max(4, triton.next_power_of_2(channels)))
@@ -280,9 +270,3 @@ def launch_gradient(
     gradient = prediction.new_empty(tuple(prediction.shape), dtype=dtype)
     _launch_loss(prediction, latents, noise, seed, factor, gradient=gradient)
     return gradient
-
-
-def launch_scale(gradient: Tensor, upstream: Tensor) -> None:
-    scale_in_place_kernel[(triton.cdiv(gradient.numel(), 4096),)](
-        gradient, upstream, gradient.numel(), BLOCK=4096, num_warps=8, **LAUNCH
-    )

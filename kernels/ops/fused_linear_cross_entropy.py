@@ -9,7 +9,7 @@ row left (or weights that add up to 0) the mean is 0 with zero gradients, where 
 not poison a step.
 
 Rows go through in chunks whose logits fit `max_logits_bytes`; with few rows or a `vocab_range` that is one chunk. Per
-chunk: a product, one row kernel that replaces logits by their gradient (cross_entropy_kernels.py), two products. The
+chunk: a product, one row kernel that replaces logits by their gradient, two products (cross_entropy_passes.py). The
 gradients are finished in the forward pass ("mean", "sum") and scaled in backward, in place, by a kernel that returns at
 once when the upstream gradient is 1; a second backward recomputes. "none" forms them in backward, from recomputed
 logits. The weight gradient is summed over chunks in fp32. Its rows outside `vocab_range` are never computed; autograd
@@ -25,226 +25,17 @@ Liger multiplies the ignored rows too, sums the weight gradient in the weight's 
 drops to 16-bit accesses at odd vocabularies; torch's own has no z-loss, no row weights and no range.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from .backend import implementation
-from .cross_entropy_kernels import launch_cross_entropy_rows
-from .flow_matching import _scale_in_place
-from .ragged_matmul import ragged_losses_and_gradients
-from .transfer import to_device
-
-Reduction = Literal["mean", "sum", "none"]
-BLOCK = 2048  # rows of the gradient for hidden states that are formed at once
-
-Needs = tuple[bool, bool, bool]
-"""Which gradients to form: hidden_states, weight, bias."""
+from .arguments import Reduction, expect, expect_floating, expect_reduction, expect_shape
+from .backend import operation
+from .cross_entropy_passes import forward, wide_dtype
+from .scale_in_place import scale_in_place
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-# Reference
-
-
-def reference_cross_entropy_rows(
-    buffer: Tensor,
-    classes: int,
-    bias: Tensor | None,
-    labels: Tensor,
-    scale: Tensor | None,
-    start: int,
-    smoothing: float,
-    z_loss: float,
-) -> Tensor:
-    """Losses of the logits in `buffer` [rows, width >= classes]; with `scale` it becomes their gradient."""
-    logits = buffer[:, :classes].to(_wide(buffer.dtype))
-    if bias is not None:
-        logits = logits + bias[:classes]
-    target = labels - start
-    inside = (target >= 0) & (target < classes)
-    target = torch.where(inside, target, 0)[:, None]
-    lse = logits.logsumexp(-1)
-    loss = lse - (1 - smoothing) * logits.gather(1, target)[:, 0] + z_loss * lse.square()
-    if smoothing:
-        loss = loss - smoothing * logits.mean(-1)
-    if scale is not None:
-        gradient = (logits - lse[:, None]).exp_().mul_(1 + 2 * z_loss * lse[:, None])
-        if smoothing:
-            gradient -= smoothing / classes
-        gradient.scatter_add_(1, target, gradient.new_full(target.shape, smoothing - 1))
-        buffer[:, :classes] = gradient.mul_(torch.where(inside, scale, torch.nan)[:, None])
-    return torch.where(inside, loss, torch.nan)
-
-
-# The passes over chunks
-
-
-def _chunk(rows: int, row_bytes: int, max_bytes: int) -> int:
-    """Rows per chunk: as equal as possible, of whole tiles where that fits."""
-    most = max(1, max_bytes // row_bytes)
-    size = -(-rows // -(-rows // most))
-    return min(most, -(-size // 128) * 128) if size < rows else size
-
-
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b in total's wider dtype."""
-    if total.dtype == a.dtype:
-        total.addmm_(a, b)
-    elif a.is_cuda:
-        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
-    else:
-        b = b.to(total.dtype)
-        for part in range(0, len(a), BLOCK):  # no wide copy of all logits
-            total[part : part + BLOCK].addmm_(a[part : part + BLOCK].to(total.dtype), b)
-
-
-def losses_and_gradients(
-    hidden_states: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    rows: Tensor | None,
-    scale: Tensor,
-    needs: Needs,
-    start: int,
-    smoothing: float,
-    z_loss: float,
-    max_bytes: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Library products around the row pass. weight and bias are those of the range.
-
-    rows: [n], ascending ids of the rows that count, or None for all; labels, scale: [n].
-    Returns losses [n] and the gradients [N, D], [classes, D], [classes]; of size 0 where not needed.
-    """
-    run = launch_cross_entropy_rows if implementation(hidden_states) == "triton" else reference_cross_entropy_rows
-    (total, dim), classes, count = hidden_states.shape, len(weight), len(labels)
-    width = -(-classes // 64) * 64
-    empty, wide = hidden_states.new_empty, _wide(hidden_states.dtype)
-    chunk = _chunk(count, width * hidden_states.element_size(), max_bytes) if count else 0
-    for_hidden = empty(total if needs[0] else 0, dim)
-    several = chunk < count
-    for_weight = empty(classes if needs[1] else 0, dim, dtype=wide if several else weight.dtype)
-    for_bias = hidden_states.new_zeros(classes if needs[2] else 0, dtype=wide)
-    losses = empty(count, dtype=wide)
-    if not count:
-        return losses, for_hidden.zero_(), for_weight.zero_(), for_bias
-    padded = None
-    if bias is not None:
-        padded = bias.new_zeros(width, dtype=wide)
-        padded[:classes] = bias
-    buffer = empty(chunk, width)
-    # From the last chunk to the first: row i of the compact ones comes from row rows[i] >= i, so that gradients written
-    # there never meet the gathered hidden states of chunks still to come.
-    for first in reversed(range(0, count, chunk)):
-        here = slice(first, min(first + chunk, count))
-        size = here.stop - here.start
-        if rows is None:
-            x = hidden_states[here]
-        elif needs[0]:
-            x = torch.index_select(hidden_states, 0, rows[here], out=for_hidden[here])
-        else:
-            x = hidden_states.index_select(0, rows[here])
-        logits = buffer[:size, :classes]
-        torch.mm(x, weight.t(), out=logits)
-        losses[here] = run(
-            buffer[:size], classes, padded, labels[here], scale[here] if any(needs) else None, start, smoothing, z_loss
-        )
-        if needs[2]:
-            for_bias += logits.sum(0, dtype=wide)
-        if needs[1] and here.stop == count:
-            if several and x.dtype != wide:
-                _add_product(for_weight.zero_(), logits.t(), x)
-            else:
-                torch.mm(logits.t(), x, out=for_weight)
-        elif needs[1]:
-            _add_product(for_weight, logits.t(), x)
-        if needs[0] and rows is None:
-            torch.mm(logits, weight, out=for_hidden[here])
-        elif needs[0] and rows is not None:
-            for block in range(0, size, BLOCK):
-                part = slice(block, min(block + BLOCK, size))
-                for_hidden.index_copy_(0, rows[here][part], torch.mm(logits[part], weight))
-    del buffer, logits  # before the weight gradient is cast
-    return losses, for_hidden, for_weight.to(weight.dtype), for_bias
-
-
-def _forward(
-    hidden_states: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    factor: Tensor | None,
-    mean: bool,
-    needs: Needs,
-    start: int,
-    stop: int,
-    ignore_index: int,
-    smoothing: float,
-    z_loss: float,
-    max_bytes: int,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Losses [N] without weights (0 for ignored rows), 1 / (sum of weights) or 1, gradients scaled by `factor` [N] and,
-    unless in fp16, by that.
-    """
-    device, wide, total = hidden_states.device, _wide(hidden_states.dtype), len(labels)
-    valid = labels != ignore_index
-    rows: Tensor | None = None
-    if labels.device.type == "cpu":
-        rows = valid.nonzero()[:, 0]
-        given = labels if len(rows) == total else labels[rows]
-        if len(given) and (int(given.min()) < start or int(given.max()) >= stop):
-            wrong = given[(given < start) | (given >= stop)][0]
-            raise ValueError(
-                f"labels: expected {start} <= label < {stop} or ignore_index={ignore_index}, got {int(wrong)}"
-            )
-        skipped = to_device((~valid).nonzero()[:, 0], device)
-        given, rows = to_device(given, device), None if len(rows) == total else to_device(rows, device)
-        weights = factor if factor is None or rows is None else factor.index_select(0, rows)
-        if weights is None:
-            weights = torch.ones((), dtype=wide, device=device).expand(len(given))
-            inverse = hidden_states.new_full((), 1 / max(1, len(given)) if mean else 1.0, dtype=wide)
-        else:
-            inverse = _inverse(weights.sum()) if mean else hidden_states.new_ones((), dtype=wide)
-    else:
-        given = torch.where(valid, labels, start)
-        weights = valid.to(wide) if factor is None else torch.where(valid, factor, 0)
-        inverse = _inverse(weights.sum()) if mean else hidden_states.new_ones((), dtype=wide)
-    # Divided by thousands of rows, fp16 would lose the gradient before a loss scale arrives.
-    scale = weights if hidden_states.dtype == torch.float16 else weights * inverse
-    settings = start, smoothing, z_loss, max_bytes
-    weight, bias = weight[start:stop], None if bias is None else bias[start:stop]
-    with torch.autocast(device.type, enabled=False):
-        if labels.is_cuda and total and implementation(hidden_states) == "triton":
-            chunk = _chunk(total, -(-len(weight) // 64) * 64 * hidden_states.element_size(), max_bytes)
-            losses, *gradients = ragged_losses_and_gradients(
-                hidden_states, weight, bias, given, valid, scale, needs, start, smoothing, z_loss, chunk
-            )
-            return losses, inverse, gradients
-        compact, *gradients = losses_and_gradients(hidden_states, weight, bias, given, rows, scale, needs, *settings)
-    if rows is None:
-        return (
-            torch.where(valid, compact, 0) if rows is None and labels.device.type != "cpu" else compact,
-            inverse,
-            gradients,
-        )
-    if needs[0] and len(rows):
-        gradients[0].index_fill_(0, skipped, 0)
-    return compact.new_zeros(total).index_copy_(0, rows, compact), inverse, gradients
-
-
-def _inverse(total: Tensor) -> Tensor:
-    return torch.where(total == 0, 0, 1 / total)
-
-
-# Registration
-
-
-@torch.library.custom_op("reca_fast::fused_linear_cross_entropy", mutates_args=())
+@operation("fused_linear_cross_entropy")
 def _loss(
     hidden_states: Tensor,
     weight: Tensor,
@@ -262,7 +53,7 @@ def _loss(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """loss, losses per row without weights, 1 / (sum of weights), gradients for hidden states, weight's range, bias."""
     settings = start, stop, ignore_index, smoothing, z_loss, max_bytes
-    losses, inverse, gradients = _forward(
+    losses, inverse, gradients = forward(
         hidden_states, weight, bias, labels, row_weight, mean, (needs[0], needs[1], needs[2]), *settings
     )
     weighted = losses if row_weight is None else torch.where(losses == 0, 0, losses * row_weight)
@@ -271,7 +62,7 @@ def _loss(
 
 @_loss.register_fake
 def _(hidden_states, weight, bias, labels, row_weight, mean, needs, start, stop, *_):
-    rows, wide = len(hidden_states), _wide(hidden_states.dtype)
+    rows, wide = len(hidden_states), wide_dtype(hidden_states.dtype)
     new = hidden_states.new_empty
     return (
         new((), dtype=wide),
@@ -286,11 +77,11 @@ def _fake_gradients(hidden_states, weight, needs, start, stop):
     return (
         hidden_states.new_empty(rows if needs[0] else 0, dim),
         weight.new_empty(classes if needs[1] else 0, dim),
-        hidden_states.new_empty(classes if needs[2] else 0, dtype=_wide(hidden_states.dtype)),
+        hidden_states.new_empty(classes if needs[2] else 0, dtype=wide_dtype(hidden_states.dtype)),
     )
 
 
-@torch.library.custom_op("reca_fast::fused_linear_cross_entropy_rows", mutates_args=())
+@operation("fused_linear_cross_entropy_rows")
 def _rows(
     hidden_states: Tensor,
     weight: Tensor,
@@ -304,15 +95,15 @@ def _rows(
     max_bytes: int,
 ) -> Tensor:
     settings = start, stop, ignore_index, smoothing, z_loss, max_bytes
-    return _forward(hidden_states, weight, bias, labels, None, False, (False,) * 3, *settings)[0]
+    return forward(hidden_states, weight, bias, labels, None, False, (False,) * 3, *settings)[0]
 
 
 @_rows.register_fake
 def _(hidden_states, *_):
-    return hidden_states.new_empty(len(hidden_states), dtype=_wide(hidden_states.dtype))
+    return hidden_states.new_empty(len(hidden_states), dtype=wide_dtype(hidden_states.dtype))
 
 
-@torch.library.custom_op("reca_fast::fused_linear_cross_entropy_backward", mutates_args=())
+@operation("fused_linear_cross_entropy_backward")
 def _backward(
     hidden_states: Tensor,
     weight: Tensor,
@@ -330,7 +121,7 @@ def _backward(
     """The gradients for d (total) / d (loss of a row) = factor [N]."""
     settings = start, stop, ignore_index, smoothing, z_loss, max_bytes
     wanted = needs[0], needs[1], needs[2]
-    gradients = _forward(hidden_states, weight, bias, labels, factor, False, wanted, *settings)[2]
+    gradients = forward(hidden_states, weight, bias, labels, factor, False, wanted, *settings)[2]
     return gradients[0], gradients[1], gradients[2]
 
 
@@ -410,7 +201,7 @@ def _loss_vjp(ctx, upstream, *_):
             if type(gradient) is not Tensor:  # traced
                 gradients[number] = (gradient * factor).to(gradient.dtype)
             else:
-                _scale_in_place(gradient, factor)
+                scale_in_place(gradient, factor)
     for_row_weight = None
     if ctx.needs_input_grad[4]:
         kept = losses - loss if ctx.mean else losses
@@ -436,9 +227,6 @@ def _rows_vjp(ctx, upstream):
 
 
 _rows.register_autograd(_rows_vjp, setup_context=_rows_setup)
-
-
-# Public function
 
 
 def fused_linear_cross_entropy(
@@ -478,42 +266,31 @@ def fused_linear_cross_entropy(
         ValueError: a wrong shape, dtype, device, range or value; the message starts with the argument's name. Labels
             on a GPU are not read by the host: one out of range makes its loss nan instead.
     """
-    if hidden_states.dim() != 2:
-        raise ValueError(f"hidden_states: expected [N, D], got {list(hidden_states.shape)}")
+    expect(hidden_states.dim() == 2, "hidden_states", "[N, D]", hidden_states.shape)
     rows, dim = hidden_states.shape
-    if weight.dim() != 2 or weight.shape[1] != dim or weight.shape[0] == 0:
-        raise ValueError(f"weight: expected [V, {dim}] with V > 0, got {list(weight.shape)}")
-    vocabulary = weight.shape[0]
-    shapes = {"labels": (labels, rows), "bias": (bias, vocabulary), "row_weight": (row_weight, rows)}
-    for name, (x, size) in shapes.items():
-        if x is not None and tuple(x.shape) != (size,):
-            raise ValueError(f"{name}: expected [{size}], got {list(x.shape)}")
-    if labels.dtype != torch.int64:
-        raise ValueError(f"labels: expected torch.int64, got {labels.dtype}")
-    if row_weight is not None and row_weight.is_complex():
-        raise ValueError(f"row_weight: expected real numbers, got {row_weight.dtype}")
-    device = hidden_states.device
-    for name, x in {"hidden_states": hidden_states, "weight": weight, "bias": bias}.items():
-        if x is not None and not x.dtype.is_floating_point:
-            raise ValueError(f"{name}: expected floating-point numbers, got {x.dtype}")
-    for name, x in {"weight": weight, "bias": bias, "row_weight": row_weight, "labels": labels}.items():
-        if x is not None and x.device != device and not (name == "labels" and x.device.type == "cpu"):
-            raise ValueError(f"{name}: expected a tensor on {device}, got {x.device}")
+    fits = weight.dim() == 2 and weight.shape[1] == dim and weight.shape[0] > 0
+    expect(fits, "weight", ["V > 0", dim], weight.shape)
+    device, vocabulary = hidden_states.device, weight.shape[0]
+    expect_shape("labels", labels, rows)
+    expect_shape("bias", bias, vocabulary)
+    expect_shape("row_weight", row_weight, rows)
+    expect(labels.dtype == torch.int64, "labels", "torch.int64", labels.dtype)
+    expect(labels.device in (device, torch.device("cpu")), "labels", f"a tensor on {device} or cpu", labels.device)
+    expect_floating(device, hidden_states=hidden_states, weight=weight, bias=bias)
+    if row_weight is not None:
+        expect(not row_weight.is_complex(), "row_weight", "real numbers", row_weight.dtype)
+        expect(row_weight.device == device, "row_weight", f"a tensor on {device}", row_weight.device)
     start, stop = (0, vocabulary) if vocab_range is None else _range(vocab_range, vocabulary)
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
-    if not 0 <= z_loss < float("inf"):
-        raise ValueError(f"z_loss: expected a number >= 0, got {z_loss}")
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
-    if max_logits_bytes <= 0:
-        raise ValueError(f"max_logits_bytes: expected a positive number, got {max_logits_bytes}")
+    expect(0 <= label_smoothing <= 1, "label_smoothing", "a number in [0, 1]", label_smoothing)
+    expect(0 <= z_loss < float("inf"), "z_loss", "a number >= 0", z_loss)
+    expect_reduction(reduction)
+    expect(max_logits_bytes > 0, "max_logits_bytes", "a positive number", max_logits_bytes)
     if torch.is_autocast_enabled(device.type) and torch.float64 not in (hidden_states.dtype, weight.dtype):
         dtype = torch.get_autocast_dtype(device.type)
         hidden_states, weight = hidden_states.to(dtype), weight.to(dtype)
-    if weight.dtype != hidden_states.dtype:
-        raise ValueError(f"weight: expected {hidden_states.dtype} like hidden_states, got {weight.dtype}")
-    row_weight = None if row_weight is None else row_weight.to(_wide(hidden_states.dtype))
+    same = weight.dtype == hidden_states.dtype
+    expect(same, "weight", f"{hidden_states.dtype} like hidden_states", weight.dtype)
+    row_weight = None if row_weight is None else row_weight.to(wide_dtype(hidden_states.dtype))
     settings = start, stop, ignore_index, float(label_smoothing), float(z_loss), int(max_logits_bytes)
     if reduction == "none":
         losses = _rows(hidden_states, weight, bias, labels, *settings)

@@ -26,19 +26,25 @@ In eager torch the two are 249 kernels. Neither Liger nor torch has it.
 
 import math
 from functools import cache
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .arguments import expect, expect_floating, expect_no_gradient, expect_noise, expect_reduction, expect_shape
+from .arguments import (
+    Reduction,
+    expect,
+    expect_floating,
+    expect_no_gradient,
+    expect_noise,
+    expect_reduction,
+    expect_shape,
+)
 from .backend import operation, runs_triton
-from .flow_matching import _scale_in_place
 from .mar_diffusion_kernels import COLUMNS, launch_gradient, launch_loss, launch_noise, launch_rows
 from .noise import normal_noise
+from .scale_in_place import scale_in_place
 
-Reduction = Literal["mean", "sum", "none"]
 STEPS = 1000
 BIN = 1 / 255  # half the width of a bin at the first step
 FLOOR = math.log(1e-12)  # of a log-probability there
@@ -285,7 +291,7 @@ def _loss_vjp(ctx, upstream, _):
     elif type(gradient) is not Tensor or gradient.dtype != prediction.dtype:  # traced, or to be cast anyway
         gradient = (gradient * upstream).to(prediction.dtype)
     else:
-        _scale_in_place(gradient, upstream)
+        scale_in_place(gradient, upstream)
     return gradient, *(None,) * 7
 
 

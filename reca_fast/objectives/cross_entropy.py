@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from reca_fast.kernels.fused_linear_cross_entropy import Reduction, fused_linear_cross_entropy
+from reca_fast.kernels import fused_linear_cross_entropy
+from reca_fast.kernels.arguments import Reduction
 
 
 def next_token_loss(hidden_states: Tensor, head: Tensor, labels: Tensor, reduction: Reduction = "none") -> Tensor:

@@ -1,0 +1,208 @@
+"""The passes of fused_linear_cross_entropy over chunks of rows: reference of the row kernel, products, which rows.
+
+What is computed is told in fused_linear_cross_entropy.py.
+"""
+
+import torch
+from torch import Tensor
+
+from .backend import implementation
+from .cross_entropy_kernels import launch_cross_entropy_rows
+from .ragged_matmul import ragged_losses_and_gradients
+from .transfer import to_device
+
+BLOCK = 2048  # rows of the gradient for hidden states that are formed at once
+
+Needs = tuple[bool, bool, bool]
+"""Which gradients to form: hidden_states, weight, bias."""
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def reference_cross_entropy_rows(
+    buffer: Tensor,
+    classes: int,
+    bias: Tensor | None,
+    labels: Tensor,
+    scale: Tensor | None,
+    start: int,
+    smoothing: float,
+    z_loss: float,
+) -> Tensor:
+    """Losses of the logits in `buffer` [rows, width >= classes]; with `scale` it becomes their gradient."""
+    logits = buffer[:, :classes].to(wide_dtype(buffer.dtype))
+    if bias is not None:
+        logits = logits + bias[:classes]
+    target = labels - start
+    inside = (target >= 0) & (target < classes)
+    target = torch.where(inside, target, 0)[:, None]
+    lse = logits.logsumexp(-1)
+    loss = lse - (1 - smoothing) * logits.gather(1, target)[:, 0] + z_loss * lse.square()
+    if smoothing:
+        loss = loss - smoothing * logits.mean(-1)
+    if scale is not None:
+        gradient = (logits - lse[:, None]).exp_().mul_(1 + 2 * z_loss * lse[:, None])
+        if smoothing:
+            gradient -= smoothing / classes
+        gradient.scatter_add_(1, target, gradient.new_full(target.shape, smoothing - 1))
+        buffer[:, :classes] = gradient.mul_(torch.where(inside, scale, torch.nan)[:, None])
+    return torch.where(inside, loss, torch.nan)
+
+
+def _chunk(rows: int, row_bytes: int, max_bytes: int) -> int:
+    """Rows per chunk: as equal as possible, of whole tiles where that fits."""
+    most = max(1, max_bytes // row_bytes)
+    size = -(-rows // -(-rows // most))
+    return min(most, -(-size // 128) * 128) if size < rows else size
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b in total's wider dtype."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    elif a.is_cuda:
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:
+        b = b.to(total.dtype)
+        for part in range(0, len(a), BLOCK):  # no wide copy of all logits
+            total[part : part + BLOCK].addmm_(a[part : part + BLOCK].to(total.dtype), b)
+
+
+def losses_and_gradients(
+    hidden_states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    rows: Tensor | None,
+    scale: Tensor,
+    needs: Needs,
+    start: int,
+    smoothing: float,
+    z_loss: float,
+    max_bytes: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Library products around the row pass. weight and bias are those of the range.
+
+    rows: [n], ascending ids of the rows that count, or None for all; labels, scale: [n].
+    Returns losses [n] and the gradients [N, D], [classes, D], [classes]; of size 0 where not needed.
+    """
+    run = launch_cross_entropy_rows if implementation(hidden_states) == "triton" else reference_cross_entropy_rows
+    (total, dim), classes, count = hidden_states.shape, len(weight), len(labels)
+    width = -(-classes // 64) * 64
+    empty, wide = hidden_states.new_empty, wide_dtype(hidden_states.dtype)
+    chunk = _chunk(count, width * hidden_states.element_size(), max_bytes) if count else 0
+    for_hidden = empty(total if needs[0] else 0, dim)
+    several = chunk < count
+    for_weight = empty(classes if needs[1] else 0, dim, dtype=wide if several else weight.dtype)
+    for_bias = hidden_states.new_zeros(classes if needs[2] else 0, dtype=wide)
+    losses = empty(count, dtype=wide)
+    if not count:
+        return losses, for_hidden.zero_(), for_weight.zero_(), for_bias
+    padded = None
+    if bias is not None:
+        padded = bias.new_zeros(width, dtype=wide)
+        padded[:classes] = bias
+    buffer = empty(chunk, width)
+    # From the last chunk to the first: row i of the compact ones comes from row rows[i] >= i, so that gradients written
+    # there never meet the gathered hidden states of chunks still to come.
+    for first in reversed(range(0, count, chunk)):
+        here = slice(first, min(first + chunk, count))
+        size = here.stop - here.start
+        if rows is None:
+            x = hidden_states[here]
+        elif needs[0]:
+            x = torch.index_select(hidden_states, 0, rows[here], out=for_hidden[here])
+        else:
+            x = hidden_states.index_select(0, rows[here])
+        logits = buffer[:size, :classes]
+        torch.mm(x, weight.t(), out=logits)
+        losses[here] = run(
+            buffer[:size], classes, padded, labels[here], scale[here] if any(needs) else None, start, smoothing, z_loss
+        )
+        if needs[2]:
+            for_bias += logits.sum(0, dtype=wide)
+        if needs[1] and here.stop == count:
+            if several and x.dtype != wide:
+                _add_product(for_weight.zero_(), logits.t(), x)
+            else:
+                torch.mm(logits.t(), x, out=for_weight)
+        elif needs[1]:
+            _add_product(for_weight, logits.t(), x)
+        if needs[0] and rows is None:
+            torch.mm(logits, weight, out=for_hidden[here])
+        elif needs[0] and rows is not None:
+            for block in range(0, size, BLOCK):
+                part = slice(block, min(block + BLOCK, size))
+                for_hidden.index_copy_(0, rows[here][part], torch.mm(logits[part], weight))
+    del buffer, logits  # before the weight gradient is cast
+    return losses, for_hidden, for_weight.to(weight.dtype), for_bias
+
+
+def forward(
+    hidden_states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    factor: Tensor | None,
+    mean: bool,
+    needs: Needs,
+    start: int,
+    stop: int,
+    ignore_index: int,
+    smoothing: float,
+    z_loss: float,
+    max_bytes: int,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Losses [N] without weights (0 for ignored rows), 1 / (sum of weights) or 1, gradients scaled by `factor` [N] and,
+    unless in fp16, by that.
+    """
+    device, wide, total = hidden_states.device, wide_dtype(hidden_states.dtype), len(labels)
+    valid = labels != ignore_index
+    rows: Tensor | None = None
+    if labels.device.type == "cpu":
+        rows = valid.nonzero()[:, 0]
+        given = labels if len(rows) == total else labels[rows]
+        if len(given) and (int(given.min()) < start or int(given.max()) >= stop):
+            wrong = given[(given < start) | (given >= stop)][0]
+            raise ValueError(
+                f"labels: expected {start} <= label < {stop} or ignore_index={ignore_index}, got {int(wrong)}"
+            )
+        skipped = to_device((~valid).nonzero()[:, 0], device)
+        given, rows = to_device(given, device), None if len(rows) == total else to_device(rows, device)
+        weights = factor if factor is None or rows is None else factor.index_select(0, rows)
+        if weights is None:
+            weights = torch.ones((), dtype=wide, device=device).expand(len(given))
+            inverse = hidden_states.new_full((), 1 / max(1, len(given)) if mean else 1.0, dtype=wide)
+        else:
+            inverse = _inverse(weights.sum()) if mean else hidden_states.new_ones((), dtype=wide)
+    else:
+        given = torch.where(valid, labels, start)
+        weights = valid.to(wide) if factor is None else torch.where(valid, factor, 0)
+        inverse = _inverse(weights.sum()) if mean else hidden_states.new_ones((), dtype=wide)
+    # Divided by thousands of rows, fp16 would lose the gradient before a loss scale arrives.
+    scale = weights if hidden_states.dtype == torch.float16 else weights * inverse
+    settings = start, smoothing, z_loss, max_bytes
+    weight, bias = weight[start:stop], None if bias is None else bias[start:stop]
+    with torch.autocast(device.type, enabled=False):
+        if labels.is_cuda and total and implementation(hidden_states) == "triton":
+            chunk = _chunk(total, -(-len(weight) // 64) * 64 * hidden_states.element_size(), max_bytes)
+            losses, *gradients = ragged_losses_and_gradients(
+                hidden_states, weight, bias, given, valid, scale, needs, start, smoothing, z_loss, chunk
+            )
+            return losses, inverse, gradients
+        compact, *gradients = losses_and_gradients(hidden_states, weight, bias, given, rows, scale, needs, *settings)
+    if rows is None:
+        return (
+            torch.where(valid, compact, 0) if rows is None and labels.device.type != "cpu" else compact,
+            inverse,
+            gradients,
+        )
+    if needs[0] and len(rows):
+        gradients[0].index_fill_(0, skipped, 0)
+    return compact.new_zeros(total).index_copy_(0, rows, compact), inverse, gradients
+
+
+def _inverse(total: Tensor) -> Tensor:
+    return torch.where(total == 0, 0, 1 / total)
