@@ -62,7 +62,7 @@ def _loss(
 
 @_loss.register_fake
 def _(hidden_states, weight, bias, labels, row_weight, mean, needs, start, stop, *_):
-    rows, wide = len(hidden_states), wide_dtype(hidden_states.dtype)
+    rows, wide = hidden_states.shape[0], wide_dtype(hidden_states.dtype)
     new = hidden_states.new_empty
     return (
         new((), dtype=wide),
@@ -100,7 +100,7 @@ def _rows(
 
 @_rows.register_fake
 def _(hidden_states, *_):
-    return hidden_states.new_empty(len(hidden_states), dtype=wide_dtype(hidden_states.dtype))
+    return hidden_states.new_empty(hidden_states.shape[0], dtype=wide_dtype(hidden_states.dtype))
 
 
 @operation("fused_linear_cross_entropy_backward")

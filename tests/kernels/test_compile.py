@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from reca_fast import kernels
 
@@ -54,6 +55,10 @@ def norm_and_gate(hidden_states: Tensor, up: Tensor) -> Tensor:
     return kernels.swiglu(kernels.rms_norm(hidden_states, VECTOR), up)
 
 
+def cross_entropy(hidden_states: Tensor, labels: Tensor, row_weight: Tensor) -> Tensor:
+    return kernels.fused_linear_cross_entropy(hidden_states, TABLE, labels, bias=TABLE[:, 0], row_weight=row_weight)
+
+
 def rows(count: int, *shape: int) -> Tensor:
     return torch.randn(count, *(shape or (WIDTH,)), generator=torch.Generator().manual_seed(count))
 
@@ -66,21 +71,19 @@ CASES: list[tuple[Callable[..., Tensor], Callable[[int], tuple[Tensor, ...]]]] =
     (diffusion, lambda n: (rows(n, 2 * WIDTH), rows(n), torch.arange(n))),
     (packing, lambda n: (torch.arange(n), rows(n + 1), rows(n + 2), torch.tensor([0, n, n + 2]), rows(2))),
     (norm_and_gate, lambda n: (rows(n), rows(n))),
+    (cross_entropy, lambda n: (rows(n), torch.arange(n), torch.linspace(0, 1, n))),
 ]
 
 
 @pytest.mark.parametrize(("step", "inputs"), CASES, ids=[step.__name__ for step, _ in CASES])
 def test_two_graphs_for_all_sizes(step, inputs) -> None:
     torch._dynamo.reset()
-    graphs = []
-
-    def keep(graph: torch.fx.GraphModule, _) -> torch.fx.GraphModule:
-        graphs.append(graph)
-        return graph
-
-    compiled = torch.compile(step, fullgraph=True, backend=keep)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(step, fullgraph=True, backend=counter)
     for count in (7, 9, 12, 15):
         tensors = inputs(count)
-        tensors[0].requires_grad_(tensors[0].is_floating_point())
-        assert torch.equal(compiled(*tensors), step(*tensors))
-    assert len(graphs) == 2  # of the first size, and of any
+        trained = next(x for x in tensors if x.is_floating_point()).requires_grad_()
+        results = [run(*tensors) for run in (compiled, step)]
+        gradients = [torch.autograd.grad(result.sum(), trained)[0] for result in results]
+        assert torch.equal(*results) and torch.equal(*gradients)
+    assert counter.frame_count == 2  # of the first size, and of any
