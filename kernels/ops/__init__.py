@@ -4,6 +4,7 @@ reference.
 Nothing here imports the rest of reca_fast.
 """
 
+from . import flop_formulas
 from .adaln_modulate import adaln_modulate
 from .attention import BACKENDS, Varlen, available_backends, choose_backend, varlen_attention
 from .backend import implementation, kernels, use_kernels
@@ -19,6 +20,8 @@ from .rms_norm import rms_norm
 from .swiglu import swiglu
 from .template_concat import template_concat
 from .transfer import to_device
+
+flop_formulas.register()
 
 __all__ = [
     "BACKENDS",
