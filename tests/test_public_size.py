@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from reca_fast.config import LossWeights
 from reca_fast.flow import Sample
@@ -79,3 +80,17 @@ def test_activations_that_one_picture_keeps():
 def test_flops_are_those_counted_from_the_authors_step(batch):
     """Needed arithmetic per picture: 190 TFLOP with a prompt of 40 tokens, within 5 % (no VAE, no recomputation)."""
     assert step_flops(PUBLIC, batch, frozen=True) / 2 == pytest.approx(190e12, rel=0.05)
+
+
+def test_flops_are_those_of_the_step_itself(batch):
+    """As torch counts them while the step runs, less the scores that attention's backward pass computes again."""
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
+        model = Bagel(PUBLIC, freeze_und=True)
+        model.fill_tables("cpu")
+        noise, timesteps = torch.randn(len(batch.gen_rows), PUBLIC.patch_latent_dim), torch.rand(2)
+        with FlopCounterMode(display=False) as counter:
+            model(batch, noise, timesteps).velocity.sum().backward()
+    counts = counter.get_flop_counts()["Global"]
+    again = counts[torch.ops.reca_fast.varlen_attention_cpu_backward] / 5
+    needed = counter.get_total_flops() - again
+    assert step_flops(PUBLIC, batch, frozen=True) == pytest.approx(needed, rel=0.002)

@@ -11,6 +11,7 @@ from math import prod
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import register_flop_formula
 
 
@@ -56,7 +57,8 @@ def _pairs(cu_q: Tensor, cu_k: Tensor, queries: int, keys: int, causal: bool) ->
     if isinstance(cu_q, FakeTensor) or cu_q.is_meta:
         segments = [(queries, keys)]
     else:
-        segments = list(zip(cu_q.diff().tolist(), cu_k.diff().tolist(), strict=True))
+        with _disable_current_modes():  # real offsets have values also where everything else is fake
+            segments = list(zip(cu_q.diff().tolist(), cu_k.diff().tolist(), strict=True))
     return sum(n * m - (n * (n - 1) // 2 if causal else 0) for n, m in segments)
 
 
