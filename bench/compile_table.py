@@ -10,7 +10,7 @@ from rich.table import Table
 
 from bench.aot import TARGETS, compiling, read
 from bench.environment import ROOT, environment
-from bench.ops import NAMES, load
+from bench.ops import KERNELS, load
 
 OUT = ROOT / "bench" / "results" / "compiled.json"
 
@@ -18,7 +18,7 @@ OUT = ROOT / "bench" / "results" / "compiled.json"
 def main() -> None:
     """Compile, print, write."""
     rows = []
-    for name in NAMES:
+    for name in KERNELS:
         bench = load(name)
         for target in TARGETS:
             with compiling(target) as hits:

@@ -1,5 +1,6 @@
 """Where a measurement was taken: written beside every result, to tell which figures may be compared."""
 
+import importlib.metadata
 import os
 import platform
 import subprocess
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+PACKAGES = ("triton", "liger-kernel", "cut-cross-entropy", "quack-kernels", "flash-attn", "xformers", "transformers")
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -19,6 +21,7 @@ def environment() -> dict[str, Any]:
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "cuda": torch.version.cuda,
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
@@ -26,6 +29,13 @@ def environment() -> dict[str, Any]:
         "commit": git("rev-parse", "HEAD"),
         "dirty": None if changes is None else bool(changes),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def cpu_model() -> str:

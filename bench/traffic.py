@@ -45,6 +45,7 @@ class Traffic:
     matmul_bytes: int = 0
     flops: float = 0.0  # of matrix products, in torch and in kernels
     kernels: list[str] = field(default_factory=list)
+    interpreted: int = 0  # launches of Triton kernels among them
 
     @property
     def bytes(self) -> int:
@@ -151,6 +152,7 @@ def _count_kernels(traffic: Traffic) -> Iterator[None]:
     def counted_execute(self, *args, **kwargs):
         traffic.launches += 1
         traffic.kernels.append(self.fn.__name__)
+        traffic.interpreted += 1
         touched.clear()
         # The interpreter copies arguments to and fro; those copies are not part of the kernel.
         with torch.utils._python_dispatch._disable_current_modes():

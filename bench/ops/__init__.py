@@ -12,3 +12,7 @@ def load(name: str) -> OpBench:
     """The benchmark of the operation `name`, one of NAMES."""
     bench: OpBench = import_module(f"bench.ops.{name}").BENCH
     return bench
+
+
+KERNELS = tuple(name for name in NAMES if load(name).compile is not None)
+"""Those of NAMES that have kernels of ours."""

@@ -45,7 +45,8 @@ class OpBench:
     ours: Step  # whatever implementation `use_kernels` selects
     eager: Step  # the sequence that the authors' code runs
     minimum: Callable[[Mapping[str, int], torch.dtype], Minimum]
-    compile: Callable[[], None]  # every launch with production strides and alignment, on CPU tensors
+    # Every launch with production strides and alignment, on CPU tensors; None where the kernels are a library's.
+    compile: Callable[[], None] | None
     gates: Mapping[str, Gate]  # kernel name -> gate
     peers: Mapping[str, Step] = field(default_factory=dict)  # e.g. "liger": only those that can be imported
     goal: str = ""  # the project's goal for this operation, in words

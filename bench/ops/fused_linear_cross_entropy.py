@@ -79,7 +79,7 @@ def _torch(inputs: Inputs) -> list[Tensor]:
     return gradients(F.linear_cross_entropy(inputs["hidden_states"], weight, labels), inputs)
 
 
-def _cce(function: Step, inputs: Inputs) -> list[Tensor]:
+def _plain(function: Step, inputs: Inputs) -> list[Tensor]:
     weight, labels = _ranged(inputs)
     return gradients(function(inputs["hidden_states"], weight, labels), inputs)  # type: ignore[arg-type, call-arg]
 
@@ -95,7 +95,11 @@ def peers() -> dict[str, Step]:
     with suppress(ImportError):
         from cut_cross_entropy import linear_cross_entropy
 
-        found["cce"] = partial(_cce, linear_cross_entropy)
+        found["cce"] = partial(_plain, linear_cross_entropy)
+    with suppress(ImportError):  # quack-kernels: Hopper and newer, vocabularies that 128 divides
+        from quack.linear_cross_entropy import chunked_linear_cross_entropy
+
+        found["quack"] = partial(_plain, chunked_linear_cross_entropy)
     return found
 
 

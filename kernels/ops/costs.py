@@ -23,6 +23,17 @@ def qk_norm_rope(*, tokens: int, heads: int, kv_heads: int, head_dim: int, items
     return Cost(numbers * 5 * itemsize + 2 * tokens * head_dim * 4)
 
 
+def attention(
+    *, pictures: int, queries: int, keys: int, heads: int, kv_heads: int, head_dim: int, itemsize: int = 2
+) -> Cost:
+    """Every query sees every key of its picture. Forward: q, k, v in, the result out, two products. Backward: those
+    four and the gradient in, three gradients out, five products, since the scores are formed again.
+    """
+    rows, shared = queries * heads * head_dim, keys * kv_heads * head_dim
+    numbers = pictures * ((2 * rows + 2 * shared) + (4 * rows + 4 * shared))
+    return Cost(itemsize * numbers, 7 * 2.0 * pictures * queries * keys * heads * head_dim)
+
+
 def flow_matching(*, tokens: int, channels: int, itemsize: int = 2) -> Cost:
     """`flow_interpolate` (fp32 latents and timesteps in, x_t out) and `flow_matching_loss` (fp32 latents and the
     prediction in, its gradient out), noise from a seed.

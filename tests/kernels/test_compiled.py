@@ -9,11 +9,11 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from bench.aot import TARGETS, TENSOR_CORE, compiling, read
-from bench.ops import NAMES, load
+from bench.ops import KERNELS, load
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: f"sm_{target}")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", KERNELS)
 def test_gates(name: str, target: int) -> None:
     bench = load(name)
     with compiling(target) as hits:

@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from bench.ops import NAMES, load
+from bench.ops import KERNELS, load
 from bench.traffic import counting
 from reca_fast.kernels.backend import kernels, tl, triton
 
@@ -40,7 +40,7 @@ def test_torch_counts_inputs_and_outputs_and_no_views() -> None:
     assert traffic.bytes_written == rows + 4 + 4 + rows
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", KERNELS)
 def test_goals(name: str) -> None:
     bench = load(name)
     inputs = bench.inputs(bench.shapes["small"], torch.bfloat16, torch.device("cpu"), torch.Generator().manual_seed(0))

@@ -1,0 +1,215 @@
+"""One operation in the hands of everyone who can do it: do they agree, what do they move, how long do they take."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.gpus import Gpu, predicted_seconds
+from bench.ops.case import Inputs, OpBench, Step
+from bench.timing import interleaved
+from bench.traffic import Traffic, counting
+from reca_fast.kernels.backend import INSTALLED, kernels
+
+TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 4e-2}
+"""Largest difference from the authors' sequence, as a share of each result's root mean square."""
+
+OURS = ("eager", "reference", "ours")  # what must run everywhere; a peer may not
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What one operation is measured at."""
+
+    label: str
+    timed: Mapping[str, int]  # by the GPU, or by the prediction
+    counted: Mapping[str, int]  # in the interpreter: as wide, with fewer rows
+    on_cpu: Mapping[str, int]
+
+
+def choose_shapes(bench: OpBench, wanted: list[str]) -> Shapes:
+    """The shape called `wanted`, or the real one with the sizes that `wanted` lists as key=value.
+
+    Sizes that the small shape has in common with the real one change in both. Those that it scales down, such as rows,
+    stay as they are there unless the wanted size is smaller still: what is counted is a multiple of the minimum, which
+    they hardly change, and the interpreter is slow.
+
+    Raises ValueError with one sentence for an unknown name or key, or a size that is no positive integer.
+    """
+    real, small = bench.shapes["real"], bench.shapes["small"]
+    if not wanted:
+        return Shapes("real", real, small, bench.shapes.get("cpu", small))
+    if len(wanted) == 1 and "=" not in wanted[0]:
+        if wanted[0] not in bench.shapes:
+            raise ValueError(f"{bench.name} has no shape {wanted[0]!r}; it has {', '.join(bench.shapes)}")
+        timed = bench.shapes[wanted[0]]
+        counted = {key: min(small[key], timed[key]) if small[key] != real[key] else timed[key] for key in timed}
+        return Shapes(wanted[0], timed, counted, bench.shapes.get("cpu", counted))
+    sizes = {}
+    for item in wanted:
+        key, _, value = item.partition("=")
+        if key not in real:
+            raise ValueError(f"{bench.name} has no size {key!r}; it has {', '.join(real)}")
+        if not value.isdecimal() or int(value) == 0:
+            raise ValueError(f"--shape {item}: expected {key}=N with a positive integer N")
+        sizes[key] = int(value)
+    scaled = {key: min(size, small[key]) if small[key] != real[key] else size for key, size in sizes.items()}
+    counted = {**small, **scaled}
+    return Shapes(" ".join(wanted), {**real, **sizes}, counted, {**bench.shapes.get("cpu", small), **scaled})
+
+
+def under(mode: str, step: Step) -> Step:
+    """`step` with the kernels setting `mode` in force."""
+
+    def run(inputs: Inputs) -> list[Tensor]:
+        with kernels(mode):
+            return step(inputs)
+
+    return run
+
+
+def providers(bench: OpBench, gpu: bool) -> dict[str, Step]:
+    """Name -> forward and backward; "ours" is the Triton kernels, "reference" our plain torch."""
+    ways = {"eager": bench.eager}
+    if bench.compile is None:  # no kernels of ours: a library's
+        ways["ours"] = bench.ours
+    else:
+        ways["reference"] = under("reference", bench.ours)
+        if INSTALLED:
+            ways["ours"] = under("triton", bench.ours)
+    ways |= bench.peers
+    if gpu:
+        ways["torch.compile"] = torch.compile(bench.eager)
+    return ways
+
+
+def fresh(bench: OpBench, shape: Mapping[str, int], dtype: torch.dtype, device: torch.device) -> Inputs:
+    return bench.inputs(shape, dtype, device, torch.Generator(device).manual_seed(0))
+
+
+def disagreement(got: list[Tensor], expected: list[Tensor]) -> float:
+    """Largest error over all results, each relative to its own size (root mean square)."""
+    worst = 0.0
+    for ours, theirs in zip(got, expected, strict=True):
+        size = theirs.double().square().mean().sqrt().clamp(min=1e-12)
+        error = (ours.double() - theirs.double()).square().mean().sqrt() / size
+        worst = max(worst, error.item() if torch.isfinite(error) else float("inf"))
+    return worst
+
+
+def count(bench: OpBench, step: Step, shape: Mapping[str, int], ours: bool) -> Row:
+    """Traffic of one implementation, as multiples of the minimum.
+
+    In bf16; in fp16 for a peer that computes in bf16 without upcasting, which the interpreter refuses.
+    """
+    try:
+        traffic = _traffic(bench, step, shape, torch.bfloat16)
+    except Exception:
+        if ours:
+            raise
+        traffic = _traffic(bench, step, shape, torch.float16)
+    least = bench.minimum(shape, torch.bfloat16)
+    return {
+        "launches": traffic.launches,
+        "matmuls": traffic.matmuls,
+        "bytes": traffic.bytes,
+        "bytes_over_minimum": traffic.bytes / least.bytes,
+        "unique_over_minimum": traffic.unique_bytes / least.bytes,
+        "flops_over_minimum": traffic.flops / least.flops if least.flops else None,
+    }
+
+
+def _traffic(bench: OpBench, step: Step, shape: Mapping[str, int], dtype: torch.dtype) -> Traffic:
+    inputs = fresh(bench, shape, dtype, torch.device("cpu"))
+    with counting() as traffic:
+        step(inputs)
+    return traffic
+
+
+def compiled(bench: OpBench, target: int) -> list[Row]:
+    """What the assembler made of each kernel of `bench` on sm_`target`."""
+    from bench.aot import compiling, read
+
+    if bench.compile is None:
+        return []
+    with compiling(target) as hits:
+        bench.compile()
+    seen: dict[int, Row] = {}
+    for name, kernel in hits:
+        seen.setdefault(id(kernel), read(name, kernel, target).row())
+    return list(seen.values())
+
+
+def _cannot(error: Exception) -> Row:
+    """A row's end for a peer that needs what is not here, in whatever way it says so."""
+    said = str(error).strip().splitlines() or [""]
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return {"gate": None, "skipped": f"{kind}{said[0][:160]}"}
+
+
+def measure_without_gpu(bench: OpBench, shapes: Shapes, gpu: Gpu) -> Iterator[Row]:
+    """One row per implementation: gate, CPU time, traffic, predicted time."""
+    cpu, expected, ways, timed = torch.device("cpu"), None, {}, {}
+    for name, step in providers(bench, gpu=False).items():
+        row: Row = {"op": bench.name, "provider": name, "shape": shapes.label, "sizes": dict(shapes.timed)}
+        ways[name] = row
+        try:
+            # bf16 on this CPU is emulated and every implementation rounds elsewhere: agreement is checked in fp32.
+            with counting() as traffic:
+                got = step(fresh(bench, shapes.counted, torch.float32, cpu))
+            expected = got if expected is None else expected
+            row["error"] = disagreement(got, expected)
+            row["gate"] = row["error"] <= TOLERANCE[torch.float32]
+            if row["gate"] and bench.compile is not None:
+                row |= count(bench, step, shapes.counted, ours=name in OURS)
+        except Exception as error:
+            if name in OURS:
+                raise
+            row |= _cannot(error)
+            continue
+        if not traffic.interpreted:  # what the interpreter takes says nothing
+            inputs = fresh(bench, shapes.on_cpu, torch.float32, cpu)
+            timed[name] = lambda step=step, inputs=inputs: step(inputs)
+    for name, timing in interleaved(timed, cpu).items():
+        ways[name]["cpu_ms"] = asdict(timing)
+    least = bench.minimum(shapes.timed, torch.bfloat16)
+    for row in ways.values():
+        if "bytes_over_minimum" in row:
+            flops, moved = (row["flops_over_minimum"] or 0) * least.flops, row["unique_over_minimum"] * least.bytes
+            seconds = predicted_seconds(gpu, moved, flops, row["launches"])
+            row |= {"gpu": gpu.name, "predicted_ms": seconds * 1e3, "real_bytes": moved, "real_minimum": least.bytes}
+        yield row
+
+
+def measure_on_gpu(bench: OpBench, shapes: Shapes, gpu: Gpu, device: torch.device) -> Iterator[Row]:
+    """One row per implementation: gate, GPU time with cold caches, share of the measured peak, peak memory."""
+    dtype = torch.bfloat16
+    ways, timed, expected = {}, {}, None
+    inputs = fresh(bench, shapes.timed, dtype, device)
+    for name, step in providers(bench, gpu=True).items():
+        row: Row = {"op": bench.name, "provider": name, "shape": shapes.label, "sizes": dict(shapes.timed)}
+        row["gpu"] = gpu.name
+        ways[name] = row
+        try:
+            got = step(inputs)
+            expected = got if expected is None else expected
+            row["error"] = disagreement(got, expected)
+            row["gate"] = row["error"] <= TOLERANCE[dtype]
+            del got
+        except Exception as error:
+            if name in OURS:
+                raise
+            row |= _cannot(error)
+            continue
+        if row["gate"]:
+            timed[name] = lambda step=step: step(inputs)
+    least = bench.minimum(shapes.timed, dtype)
+    bound = predicted_seconds(gpu, least.bytes, least.flops, 0)
+    for name, timing in interleaved(timed, device).items():
+        ways[name] |= {"gpu_ms": asdict(timing), "share_of_peak": bound * 1e3 / timing.p50}
+        ways[name] |= {"real_bytes": least.bytes, "real_minimum": least.bytes}
+    yield from ways.values()

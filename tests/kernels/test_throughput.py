@@ -1,0 +1,117 @@
+"""bench/throughput.py: shapes from the command line, who is timed, what a newcomer reads."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from bench import throughput
+from bench.environment import ROOT
+from bench.gpus import GPUS
+from bench.measure import choose_shapes, measure_without_gpu
+from bench.ops import NAMES, load
+from bench.ops.attention import flex_forward
+from reca_fast.kernels import varlen_attention
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+QK = load("qk_norm_rope")
+
+
+def test_sizes_go_where_they_belong() -> None:
+    """Heads are the same in both shapes and change in both; of rows the interpreter needs few."""
+    shapes = choose_shapes(QK, ["tokens=8192", "heads=16"])
+    assert shapes.label == "tokens=8192 heads=16"
+    assert shapes.timed == {**QK.shapes["real"], "tokens": 8192, "heads": 16}
+    assert shapes.counted == {**QK.shapes["small"], "heads": 16}
+    assert choose_shapes(QK, ["tokens=8"]).counted["tokens"] == 8
+
+
+def test_shapes_by_name() -> None:
+    bench = load("fused_linear_cross_entropy")
+    assert choose_shapes(bench, []).timed is bench.shapes["real"]
+    codes = choose_shapes(bench, ["codes"])
+    assert codes.timed is bench.shapes["codes"] and codes.counted["in_range"] == 1
+    assert codes.counted["rows"] == bench.shapes["small"]["rows"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_shape_counts_at_interpretable_sizes(name: str) -> None:
+    bench = load(name)
+    for shape in bench.shapes:
+        counted = choose_shapes(bench, [shape]).counted
+        assert all(counted[key] <= max(bench.shapes["small"][key], 1) for key in counted)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--shape", "tokens=5"], "name it with --op"),
+        (["--op", "qk_norm_rope", "--shape", "huge"], "qk_norm_rope has no shape 'huge'; it has real, small"),
+        (["--op", "qk_norm_rope", "--shape", "rows=5"], "no size 'rows'; it has tokens, heads, kv_heads, head_dim"),
+        (["--op", "qk_norm_rope", "--shape", "heads=0"], "expected heads=N with a positive integer N"),
+        (["--op", "rotary"], "invalid choice: 'rotary'"),
+        (["--compare", "nowhere"], "nowhere is not a commit of this checkout"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_get_one_sentence(arguments: list[str], sentence: str, run) -> None:
+    code, _, error = run(*arguments)
+    assert code == 2 and sentence in error.splitlines()[-1]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """The command in this process: its exit code and what it printed."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["throughput.py", *map(str, arguments)])
+        try:
+            code = throughput.main()
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_a_run_without_a_gpu(tmp_path, run) -> None:
+    out = tmp_path / "rows.jsonl"
+    code, said, _ = run("--op", "flow_matching", "--shape", "tokens=512", "--out", out)
+    assert code == 0
+    assert "PREDICTED" in said and "how many times less ours takes" in said
+    rows = {row["provider"]: row for row in map(json.loads, out.read_text().splitlines())}
+    assert rows["ours"]["shape"] == "tokens=512" and rows["ours"]["sizes"]["tokens"] == 512
+    assert "cpu_ms" in rows["eager"] and "cpu_ms" not in rows["ours"]  # interpreted: its time would mean nothing
+    assert rows["ours"]["environment"]["packages"]["triton"]
+    assert out.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_runs_from_anywhere(tmp_path) -> None:
+    command = [sys.executable, ROOT / "bench" / "throughput.py", "--list"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and all(name in done.stdout for name in NAMES)
+
+
+def test_attention_times_what_runs_and_says_what_does_not() -> None:
+    rows = {row["provider"]: row for row in measure_without_gpu(*small("attention"), GPUS["h100"])}
+    assert rows["ours"]["gate"] and rows["sdpa"]["gate"] and rows["ours"]["cpu_ms"]["p50"] > 0
+    assert "needs an NVIDIA GPU" in rows["torch"]["skipped"]
+    assert "flash" in rows["flash_attn"]["skipped"] and "CPU" in rows["flex_attention"]["skipped"]
+
+
+def small(name: str):
+    bench = load(name)
+    return bench, choose_shapes(bench, ["small"])
+
+
+def test_flex_attention_is_called_as_it_should_be() -> None:
+    """Forward only, which is what it can do on a CPU."""
+    bench, shapes = small("attention")
+    *tensors, segments = bench.inputs(shapes.counted, torch.float32, torch.device("cpu"), torch.Generator()).values()
+    q, k, v = (x.detach() for x in tensors)
+    expected = varlen_attention(q, k, v, segments, backend="sdpa")
+    torch.testing.assert_close(flex_forward(q, k, v, segments), expected, rtol=1e-4, atol=1e-5)
