@@ -63,7 +63,8 @@ def _measured(row: Row, base: Row) -> list[str]:
     t, eager = row["gpu_ms"], base.get("gpu_ms")
     times = f"{eager['p50'] / t['p50']:.2f}" if eager else "-"
     spread, share = f"{t['p20']:.3f}-{t['p80']:.3f}", f"{row['share_of_peak']:.0%}"
-    return [f"{t['p50']:.3f}", spread, times, share, f"{t['peak_bytes'] / 1e6:.0f}"]
+    peak = "-" if t["peak_bytes"] is None else f"{t['peak_bytes'] / 1e6:.0f}"
+    return [f"{t['p50']:.3f}", spread, times, share, peak]
 
 
 def _counted(row: Row) -> list[str]:

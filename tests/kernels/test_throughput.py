@@ -3,19 +3,24 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
+from rich.console import Console
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from bench import throughput
+from bench import measure, throughput
 from bench.environment import ROOT
 from bench.gpus import GPUS
-from bench.measure import choose_shapes, measure_without_gpu
+from bench.measure import choose_shapes, measure_on_gpu, measure_without_gpu
 from bench.ops import NAMES, load
 from bench.ops.attention import flex_forward
+from bench.report import draw, show, summary
+from bench.timing import interleaved
 from reca_fast.kernels import varlen_attention
+from reca_fast.kernels.interpreter import interpreting
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QK = load("qk_norm_rope")
@@ -106,6 +111,23 @@ def test_attention_times_what_runs_and_says_what_does_not() -> None:
 def small(name: str):
     bench = load(name)
     return bench, choose_shapes(bench, ["small"])
+
+
+@pytest.mark.parametrize("name", ["qk_norm_rope", "fused_linear_cross_entropy", "attention"])
+def test_what_a_gpu_would_run(name: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The measurement on a GPU, its table and its picture, with a CPU and interpreted kernels in the GPU's place."""
+    monkeypatch.setattr(torch, "compile", lambda step: step)
+    monkeypatch.setattr(measure, "interleaved", partial(interleaved, budget=0, least=1))
+    (bench, shapes), console = small(name), Console(width=150, record=True)
+    with interpreting():
+        rows = list(measure_on_gpu(bench, shapes, GPUS["h100"], torch.device("cpu")))
+    by = {row["provider"]: row for row in rows}
+    assert all(by[provider]["gate"] for provider in ("eager", "ours", "torch.compile")), by
+    assert by["ours"]["gpu_ms"]["p20"] <= by["ours"]["gpu_ms"]["p80"] and by["ours"]["share_of_peak"] > 0
+    show(console, bench, rows, [], GPUS["h100"])
+    summary(console, rows)
+    draw(rows, GPUS["h100"], tmp_path / "picture.png")
+    assert "share of peak" in console.export_text() and (tmp_path / "picture.png").exists()
 
 
 def test_flex_attention_is_called_as_it_should_be() -> None:
