@@ -224,9 +224,8 @@ def _error_vjp(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Ten
     )
 
 
-def _recompute(ctx, factor: Tensor) -> Tensor:
+def _recompute(ctx, prediction: Tensor, latents: Tensor, noise: Tensor | None, factor: Tensor) -> Tensor:
     """The gradient of the error for d loss / d (loss of a token) = factor [T]."""
-    prediction, latents, noise, _ = ctx.saved_tensors
     dtype = prediction.dtype if ctx.needs_input_grad[:3] == (True, False, False) else factor.dtype
     run = reference_gradient if torch.is_grad_enabled() else _gradient  # create_graph=True: differentiate again
     return run(prediction, latents, noise, ctx.seed, factor, dtype)
@@ -250,13 +249,13 @@ def _loss_setup(ctx, inputs, output):
 def _loss_vjp(ctx, upstream, _):
     if upstream is None:
         return (None,) * 7
-    prediction, _, _, row_weight = ctx.saved_tensors
+    prediction, latents, noise, row_weight = ctx.saved_tensors  # once: checkpointing gives each out one time
     gradient, ctx.gradient = ctx.gradient, None
     if gradient is None or torch.is_grad_enabled():  # handed out by an earlier backward pass, or to be differentiated
         factor = upstream.expand(len(prediction)) if row_weight is None else upstream * row_weight
         if ctx.mean:
             factor = factor / (len(prediction) if row_weight is None else row_weight.sum(dtype=upstream.dtype))
-        gradient = _recompute(ctx, factor)
+        gradient = _recompute(ctx, prediction, latents, noise, factor)
     elif type(gradient) is not Tensor or gradient.dtype != prediction.dtype:  # traced, or to be cast anyway
         gradient = gradient * upstream
     else:
@@ -272,8 +271,9 @@ def _rows_setup(ctx, inputs, output):
 
 
 def _rows_vjp(ctx, upstream):
-    row_weight = ctx.saved_tensors[3]
-    gradient = _recompute(ctx, upstream if row_weight is None else upstream * row_weight)
+    prediction, latents, noise, row_weight = ctx.saved_tensors
+    factor = upstream if row_weight is None else upstream * row_weight
+    gradient = _recompute(ctx, prediction, latents, noise, factor)
     return *_error_vjp(ctx, gradient), None, None
 
 

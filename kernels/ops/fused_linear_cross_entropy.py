@@ -25,6 +25,8 @@ Liger multiplies the ignored rows too, sums the weight gradient in the weight's 
 drops to 16-bit accesses at odd vocabularies; torch's own has no z-loss, no row weights and no range.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
@@ -130,9 +132,7 @@ def _(hidden_states, weight, bias, labels, factor, needs, start, stop, *_):
     return _fake_gradients(hidden_states, weight, needs, start, stop)
 
 
-def _recompute(ctx, factor: Tensor) -> list[Tensor | None]:
-    hidden_states, weight, bias, labels = ctx.saved_tensors[:4]
-    return list(_backward(hidden_states, weight, bias, labels, factor, ctx.needs, *ctx.settings))
+# Saved tensors are unpacked once per backward pass: checkpointing forms them again and gives each out one time.
 
 
 def _add_in_place(weight: Tensor, start: int, gradient: Tensor) -> bool:
@@ -153,21 +153,24 @@ def _add_in_place(weight: Tensor, start: int, gradient: Tensor) -> bool:
     return True
 
 
-def _finish(ctx, gradients: list) -> list[Tensor | None]:
+def _spread(gradient: Tensor, like: Tensor, start: int) -> Tensor:
+    """Dense, zero outside the range."""
+    out = torch.zeros_like(like, memory_format=torch.contiguous_format)
+    out[start : start + len(gradient)] = gradient
+    return out
+
+
+def _finish(ctx, weight: Tensor, bias: Tensor, gradients: Sequence[Tensor]) -> list[Tensor | None]:
     """As autograd wants them: dense over the vocabulary, None where nobody asked."""
-    _, weight, bias = ctx.saved_tensors[:3]
     start, stop = ctx.settings[:2]
-    out = list(gradients)
+    out: list[Tensor | None] = list(gradients)
     if ctx.needs[1] and stop - start < len(weight) and _add_in_place(weight, start, gradients[1]):
         out[1] = None
     elif ctx.needs[1] and stop - start < len(weight):
-        out[1] = torch.zeros_like(weight, memory_format=torch.contiguous_format)
-        out[1][start:stop] = gradients[1]
+        out[1] = _spread(gradients[1], weight, start)
     if ctx.needs[2]:
-        out[2] = gradients[2].to(bias.dtype)
-        if stop - start < len(bias):
-            out[2] = torch.zeros_like(bias)
-            out[2][start:stop] = gradients[2]
+        whole = stop - start == len(bias)
+        out[2] = gradients[2].to(bias.dtype) if whole else _spread(gradients[2], bias, start)
     return [x if need else None for x, need in zip(out, ctx.needs, strict=True)]
 
 
@@ -187,11 +190,11 @@ def _loss_vjp(ctx, upstream, *_):
         return (None,) * 13
     if torch.is_grad_enabled():
         raise RuntimeError("fused_linear_cross_entropy has no second derivative (create_graph=True)")
-    _, _, _, _, row_weight, loss, losses, inverse = ctx.saved_tensors
+    hidden_states, weight, bias, labels, row_weight, loss, losses, inverse = ctx.saved_tensors
     gradients, ctx.gradients = ctx.gradients, None
     if gradients is None:  # handed out by an earlier backward pass
         factor = (upstream * inverse).expand(len(losses)) if row_weight is None else upstream * inverse * row_weight
-        gradients = _recompute(ctx, factor)
+        gradients = _backward(hidden_states, weight, bias, labels, factor, ctx.needs, *ctx.settings)
     else:
         half = gradients[0].dtype == torch.float16
         for number, gradient in enumerate(gradients):
@@ -205,9 +208,9 @@ def _loss_vjp(ctx, upstream, *_):
     for_row_weight = None
     if ctx.needs_input_grad[4]:
         kept = losses - loss if ctx.mean else losses
-        ignored = ctx.saved_tensors[3].to(losses.device, non_blocking=True) == ctx.settings[2]
+        ignored = labels.to(losses.device, non_blocking=True) == ctx.settings[2]
         for_row_weight = (torch.where(ignored, 0, kept) * (inverse * upstream)).to(row_weight.dtype)
-    for_hidden, for_weight, for_bias = _finish(ctx, gradients)
+    for_hidden, for_weight, for_bias = _finish(ctx, weight, bias, gradients)
     return for_hidden, for_weight, for_bias, None, for_row_weight, *(None,) * 8
 
 
@@ -223,7 +226,9 @@ def _rows_vjp(ctx, upstream):
     if torch.is_grad_enabled():
         raise RuntimeError("fused_linear_cross_entropy has no second derivative (create_graph=True)")
     ctx.needs = list(ctx.needs_input_grad[:3])
-    return *_finish(ctx, _recompute(ctx, upstream)), *(None,) * 7
+    hidden_states, weight, bias, labels = ctx.saved_tensors
+    gradients = _backward(hidden_states, weight, bias, labels, upstream, ctx.needs, *ctx.settings)
+    return *_finish(ctx, weight, bias, gradients), *(None,) * 7
 
 
 _rows.register_autograd(_rows_vjp, setup_context=_rows_setup)

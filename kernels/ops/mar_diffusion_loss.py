@@ -264,11 +264,6 @@ def _remember(ctx, prediction, latents, timesteps, noise, seed, row_weight) -> N
     ctx.seed = seed
 
 
-def _recompute(ctx, factor: Tensor) -> Tensor:
-    prediction, latents, timesteps, noise, _ = ctx.saved_tensors
-    return _gradient(prediction, latents, timesteps, noise, ctx.seed, factor)
-
-
 def _loss_setup(ctx, inputs, output):
     *arguments, ctx.mean, _ = inputs
     ctx.mark_non_differentiable(output[1])
@@ -281,13 +276,13 @@ def _loss_setup(ctx, inputs, output):
 def _loss_vjp(ctx, upstream, _):
     if upstream is None or not ctx.needs_input_grad[0]:
         return (None,) * 8
-    prediction, *_, row_weight = ctx.saved_tensors
+    prediction, latents, timesteps, noise, row_weight = ctx.saved_tensors  # once: checkpointing gives each out one time
     gradient, ctx.gradient = ctx.gradient, None
     if gradient is None:  # handed out by an earlier backward pass
         factor = upstream.expand(len(prediction)) if row_weight is None else upstream * row_weight
         if ctx.mean:
             factor = factor / (len(prediction) if row_weight is None else row_weight.sum(dtype=upstream.dtype))
-        gradient = _recompute(ctx, factor)
+        gradient = _gradient(prediction, latents, timesteps, noise, ctx.seed, factor)
     elif type(gradient) is not Tensor or gradient.dtype != prediction.dtype:  # traced, or to be cast anyway
         gradient = (gradient * upstream).to(prediction.dtype)
     else:
@@ -303,9 +298,12 @@ def _rows_setup(ctx, inputs, output):
 
 
 def _rows_vjp(ctx, upstream):
-    row_weight = ctx.saved_tensors[4]
-    factor = upstream if row_weight is None else upstream * row_weight
-    return _recompute(ctx, factor) if ctx.needs_input_grad[0] else None, *(None,) * 5
+    prediction, latents, timesteps, noise, row_weight = ctx.saved_tensors
+    gradient = None
+    if ctx.needs_input_grad[0]:
+        factor = upstream if row_weight is None else upstream * row_weight
+        gradient = _gradient(prediction, latents, timesteps, noise, ctx.seed, factor)
+    return gradient, *(None,) * 5
 
 
 _rows.register_autograd(_rows_vjp, setup_context=_rows_setup)

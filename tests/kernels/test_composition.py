@@ -1,11 +1,13 @@
-"""torch.compile traces each operation whole, and once more when the number of rows changes: then no more."""
+"""Each operation under what users wrap around it: torch.compile, activation checkpointing, a second backward pass."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
 
 from reca_fast import kernels
 
@@ -59,6 +61,21 @@ def cross_entropy(hidden_states: Tensor, labels: Tensor, row_weight: Tensor) -> 
     return kernels.fused_linear_cross_entropy(hidden_states, TABLE, labels, bias=TABLE[:, 0], row_weight=row_weight)
 
 
+def every_loss(hidden_states: Tensor, labels: Tensor, row_weight: Tensor) -> Tensor:
+    return kernels.fused_linear_cross_entropy(hidden_states, TABLE, labels, row_weight=row_weight, reduction="none")
+
+
+def every_error(prediction: Tensor, latents: Tensor, timesteps: Tensor) -> Tensor:
+    losses = kernels.flow_matching_loss(prediction, latents, timesteps, noise=latents, reduction="none")
+    wide = torch.cat((prediction, prediction), dim=1)
+    return losses + kernels.mar_diffusion_loss(wide, latents, timesteps.long(), noise=latents, reduction="none")
+
+
+def attention(q: Tensor, k: Tensor) -> Tensor:
+    ends = torch.tensor([0, 3, len(q)], dtype=torch.int32)
+    return kernels.varlen_attention(q, k, k, kernels.Varlen(ends, ends, 9, 9, True))
+
+
 def rows(count: int, *shape: int) -> Tensor:
     return torch.randn(count, *(shape or (WIDTH,)), generator=torch.Generator().manual_seed(count))
 
@@ -72,11 +89,18 @@ CASES: list[tuple[Callable[..., Tensor], Callable[[int], tuple[Tensor, ...]]]] =
     (packing, lambda n: (torch.arange(n), rows(n + 1), rows(n + 2), torch.tensor([0, n, n + 2]), rows(2))),
     (norm_and_gate, lambda n: (rows(n), rows(n))),
     (cross_entropy, lambda n: (rows(n), torch.arange(n), torch.linspace(0, 1, n))),
+    (every_loss, lambda n: (rows(n), torch.arange(n), torch.linspace(0, 1, n))),
+    (every_error, lambda n: (rows(n), rows(n), torch.linspace(0, 1, n))),
+    (attention, lambda n: (rows(n, 4, WIDTH), rows(n, 2, WIDTH))),
 ]
 
 
-@pytest.mark.parametrize(("step", "inputs"), CASES, ids=[step.__name__ for step, _ in CASES])
-def test_two_graphs_for_all_sizes(step, inputs) -> None:
+STEPS = pytest.mark.parametrize(("step", "inputs"), CASES, ids=[step.__name__ for step, _ in CASES])
+
+
+@STEPS
+def test_compile_traces_it_whole_and_twice_at_most(step, inputs) -> None:
+    """Once for the first number of rows and once for any."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(step, fullgraph=True, backend=counter)
@@ -84,6 +108,30 @@ def test_two_graphs_for_all_sizes(step, inputs) -> None:
         tensors = inputs(count)
         trained = next(x for x in tensors if x.is_floating_point()).requires_grad_()
         results = [run(*tensors) for run in (compiled, step)]
-        gradients = [torch.autograd.grad(result.sum(), trained)[0] for result in results]
-        assert torch.equal(*results) and torch.equal(*gradients)
-    assert counter.frame_count == 2  # of the first size, and of any
+        both = [torch.autograd.grad(result.sum(), trained)[0] for result in results]
+        assert torch.equal(*results) and torch.equal(*both)
+    assert counter.frame_count == 2
+
+
+@STEPS
+def test_checkpointing(step, inputs) -> None:
+    """The forward pass runs again in the backward pass, and gives every saved tensor out once."""
+    plain, again = (gradients(run, inputs(9)) for run in (step, partial(checkpoint, step, use_reentrant=False)))
+    assert torch.equal(plain, again)
+
+
+@STEPS
+def test_two_backward_passes(step, inputs) -> None:
+    """The second, with twice the upstream gradient, adds twice as much."""
+    tensors = inputs(9)
+    trained = next(x for x in tensors if x.is_floating_point()).requires_grad_()
+    result = step(*tensors).sum()
+    (once,) = torch.autograd.grad(result, trained, retain_graph=True)
+    result.backward(retain_graph=True)
+    result.backward(torch.tensor(2.0))
+    torch.testing.assert_close(trained.grad, 3 * once)
+
+
+def gradients(step: Callable[..., Tensor], tensors: tuple[Tensor, ...]) -> Tensor:
+    trained = next(x for x in tensors if x.is_floating_point()).requires_grad_()
+    return torch.autograd.grad(step(*tensors).sum(), trained)[0]
