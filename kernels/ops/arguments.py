@@ -25,8 +25,11 @@ def expect_shape(name: str, x: Tensor | None, *shape: int) -> None:
 
 
 def expect_floating(device: torch.device, **tensors: Tensor | None) -> None:
-    """Floating-point numbers on one device."""
+    """Floating-point numbers on one device, in plain tensors."""
     for name, x in tensors.items():
+        if hasattr(x, "full_tensor"):
+            way = f"use it in the forward pass of its FSDP module, where it is whole, or pass {name}.full_tensor()"
+            raise ValueError(f"{name}: expected a plain tensor, got a DTensor; {way}")
         if x is not None and not x.dtype.is_floating_point:
             raise ValueError(f"{name}: expected a floating dtype, got {x.dtype}")
         if x is not None and x.device != device:

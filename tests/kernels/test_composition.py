@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 from reca_fast import kernels
@@ -135,3 +137,15 @@ def test_two_backward_passes(step, inputs) -> None:
 def gradients(step: Callable[..., Tensor], tensors: tuple[Tensor, ...]) -> Tensor:
     trained = next(x for x in tensors if x.is_floating_point()).requires_grad_()
     return torch.autograd.grad(step(*tensors).sum(), trained)[0]
+
+
+def test_sharded_weights_are_refused_by_name(tmp_path) -> None:
+    """An FSDP2 weight outside its module's forward pass, where torch would only say that tensors are mixed."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        sharded = distribute_tensor(TABLE, init_device_mesh("cpu", (1,)), [Shard(0)])
+        with pytest.raises(ValueError, match=r"^weight: expected a plain tensor, got a DTensor; .*weight.full_tensor"):
+            kernels.fused_linear_cross_entropy(rows(5), sharded, torch.arange(5))
+    finally:
+        torch.distributed.destroy_process_group()
