@@ -27,9 +27,15 @@ LAUNCH_SECONDS = 4e-6
 """What one more kernel costs the host in an eager program: an assumption of the predictions, not a measurement."""
 
 
-def predicted_seconds(gpu: Gpu, bytes_moved: float, flops: float, launches: int) -> float:
-    """A lower bound from the roofline: memory or arithmetic or launching, whichever takes longest."""
-    return max(bytes_moved / gpu.bandwidth, flops / gpu.flops, launches * LAUNCH_SECONDS)
+def predicted_seconds(gpu: Gpu, bytes_moved: float, flops: float, launches: int) -> tuple[float, str]:
+    """A lower bound from the roofline and what sets it: "memory", "products" or "launches", whichever takes longest."""
+    parts = {
+        "memory": bytes_moved / gpu.bandwidth,
+        "products": flops / gpu.flops,
+        "launches": launches * LAUNCH_SECONDS,
+    }
+    slowest = max(parts, key=lambda name: parts[name])
+    return parts[slowest], slowest
 
 
 def measured_peaks(device: torch.device) -> Gpu:

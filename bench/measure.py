@@ -146,6 +146,8 @@ def compiled(bench: OpBench, target: int) -> list[Row]:
 
 def _cannot(error: Exception) -> Row:
     """A row's end for a peer that needs what is not here, in whatever way it says so."""
+    if type(error).__name__ == "InterpreterError":
+        return {"gate": None, "skipped": "needs a GPU; Triton's interpreter cannot run its kernels"}
     said = str(error).strip().splitlines() or [""]
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
     return {"gate": None, "skipped": f"{kind}{said[0][:160]}"}
@@ -180,8 +182,9 @@ def measure_without_gpu(bench: OpBench, shapes: Shapes, gpu: Gpu) -> Iterator[Ro
     for row in ways.values():
         if "bytes_over_minimum" in row:
             flops, moved = (row["flops_over_minimum"] or 0) * least.flops, row["unique_over_minimum"] * least.bytes
-            seconds = predicted_seconds(gpu, moved, flops, row["launches"])
-            row |= {"gpu": gpu.name, "predicted_ms": seconds * 1e3, "real_bytes": moved, "real_minimum": least.bytes}
+            seconds, limit = predicted_seconds(gpu, moved, flops, row["launches"])
+            row |= {"gpu": gpu.name, "predicted_ms": seconds * 1e3, "limited_by": limit}
+            row |= {"real_bytes": moved, "real_minimum": least.bytes}
         yield row
 
 
@@ -208,7 +211,7 @@ def measure_on_gpu(bench: OpBench, shapes: Shapes, gpu: Gpu, device: torch.devic
         if row["gate"]:
             timed[name] = lambda step=step: step(inputs)
     least = bench.minimum(shapes.timed, dtype)
-    bound = predicted_seconds(gpu, least.bytes, least.flops, 0)
+    bound, _ = predicted_seconds(gpu, least.bytes, least.flops, 0)
     for name, timing in interleaved(timed, device).items():
         ways[name] |= {"gpu_ms": asdict(timing), "share_of_peak": bound * 1e3 / timing.p50}
         ways[name] |= {"real_bytes": least.bytes, "real_minimum": least.bytes}

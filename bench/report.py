@@ -77,32 +77,33 @@ def _counted(row: Row) -> list[str]:
 
 
 def summary(console: Console, rows: list[Row]) -> None:
-    """One line per operation: ours against the authors' sequence and against the best of the others."""
+    """One line per operation: the authors' sequence and the best of the others over ours, and why."""
     measured = any("gpu_ms" in row for row in rows)
-    table = Table(title="in short: how many times less ours takes", title_justify="left", title_style="bold")
-    columns = ["operation", "time than eager", "best other", "time than it"]
-    if not measured:
-        columns = ["operation", "launches than eager", "bytes than eager", "predicted time than eager"]
-        columns += ["best other", "predicted time than it"]
-    for column in columns:
-        table.add_column(column, justify="right" if "than" in column else "left")
+    time = "time" if measured else "predicted time"
+    table = Table(title="in short: how many times what ours needs", title_justify="left", title_style="bold")
+    table.add_column("operation", no_wrap=True)
+    columns = [f"eager {time}"] if measured else ["eager launches", "bytes", "FLOPs", time, "limited by", "ours by"]
+    for column in [*columns, "best other", f"its {time}"]:
+        left = column in ("limited by", "ours by", "best other")
+        table.add_column(column, justify="left" if left else "right")
     for op in dict.fromkeys(row["op"] for row in rows):
         by = {row["provider"]: row for row in rows if row["op"] == op and _time(row)}
         if not {"eager", "ours"} <= by.keys():
             continue
         eager, ours = by["eager"], by["ours"]
         others = [row for name, row in by.items() if name not in ("eager", "ours", "reference")]
-        best = min(others, key=_time, default=None)
-        cells = [op]
+        best, cells = min(others, key=_time, default=None), [op]
         if not measured:
-            bytes_ = eager["bytes_over_minimum"] / ours["bytes_over_minimum"]
-            cells += [f"{eager['launches'] / ours['launches']:.1f}", f"{bytes_:.1f}"]
+            for key in ("launches", "bytes_over_minimum", "flops_over_minimum"):
+                cells.append(f"{eager[key] / ours[key]:.1f}" if eager[key] and ours[key] else "-")
         cells.append(f"{_time(eager) / _time(ours):.1f}")
+        if not measured:
+            cells += [eager["limited_by"], ours["limited_by"]]
         cells += [best["provider"], f"{_time(best) / _time(ours):.1f}"] if best else ["-", "-"]
         table.add_row(*cells)
     if table.row_count:
         console.print(table)
-        console.print()
+        console.print("docs/kernels.md says for each operation what has to move and where the rest comes from.\n")
 
 
 def _time(row: Row) -> float:

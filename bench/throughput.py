@@ -79,7 +79,7 @@ def whole_step(console: Console) -> list[Row]:
         table.add_row(labels[name], f"{seconds:.2f}", f"{peak:.0f}", f"{figures['loss']:.5f}")
         rows.append({"op": "step", "provider": name, "cpu_ms": {"p50": seconds * 1e3}, "peak_bytes": peak * 2**20})
     console.print(table)
-    console.print("one run each: `python bench/bagel_step.py` repeats and interleaves them", style="dim")
+    console.print("one run each: `python bench/bagel_step.py` repeats and interleaves them\n", style="dim")
     return rows
 
 

@@ -87,7 +87,7 @@ def test_a_run_without_a_gpu(tmp_path, run) -> None:
     out = tmp_path / "rows.jsonl"
     code, said, _ = run("--op", "flow_matching", "--shape", "tokens=512", "--out", out)
     assert code == 0
-    assert "PREDICTED" in said and "how many times less ours takes" in said
+    assert "PREDICTED" in said and "how many times what ours needs" in said
     rows = {row["provider"]: row for row in map(json.loads, out.read_text().splitlines())}
     assert rows["ours"]["shape"] == "tokens=512" and rows["ours"]["sizes"]["tokens"] == 512
     assert "cpu_ms" in rows["eager"] and "cpu_ms" not in rows["ours"]  # interpreted: its time would mean nothing
@@ -130,6 +130,7 @@ def test_what_a_gpu_would_run(name: str, tmp_path, monkeypatch: pytest.MonkeyPat
     assert "share of peak" in console.export_text() and (tmp_path / "picture.png").exists()
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_is_called_as_it_should_be() -> None:
     """Forward only, which is what it can do on a CPU."""
     bench, shapes = small("attention")
