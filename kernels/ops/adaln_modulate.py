@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .arguments import expect, expect_floating, expect_shape
 from .backend import LAUNCH, operation, runs_triton, tl, triton
+from .strides import rows_dense, stride_of
 
 FORWARD_ROWS = 8  # of a program: weight and bias are read once for them
 ROWS_OF_PROGRAM = 32  # backward: fixed, so that the sums do not depend on the GPU
@@ -210,11 +211,6 @@ def _tile(width: int) -> dict[str, int]:
     return {"W": width, "COLUMNS": columns, "ROWS": rows, "num_warps": min(32, max(1, rows * columns // 256))}
 
 
-def rows_dense(x: Tensor) -> Tensor:
-    """x itself when the numbers of a row lie side by side, e.g. a chunk of a wider matrix."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def programs_of(rows: int) -> int:
     """Programs of a backward kernel, i.e. partial sums."""
     return int(triton.cdiv(rows, ROWS_OF_PROGRAM))
@@ -253,10 +249,10 @@ def launch_into(
 ) -> None:
     """The backward kernel with outputs of the caller's: `for_shift`, `for_scale` may be chunks of one buffer."""
     grad, x, scale = map(rows_dense, (grad, x, scale))
-    residual, shift = (None if t is None else rows_dense(t) for t in (residual, shift))
+    residual, shift = rows_dense(residual), rows_dense(shift)
     tile = _tile(x.shape[1])
     tile["STEPS"] = ROWS_OF_PROGRAM // tile["ROWS"]
-    strides = (0 if t is None else t.stride(0) for t in (residual, shift, for_shift, for_scale, partials))
+    strides = (stride_of(t) for t in (residual, shift, for_shift, for_scale, partials))
     adaln_modulate_backward[(programs_of(len(x)),)](
         *(grad, x, scale, weight, bias, residual, shift, for_x, for_shift, for_scale, forward_out, partials),
         *(len(x), grad.stride(0), x.stride(0), scale.stride(0), *strides, eps),

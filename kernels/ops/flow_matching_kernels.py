@@ -9,6 +9,7 @@ from torch import Tensor
 from .backend import LAUNCH, tl, triton
 from .last_program import counters, sum_over_programs
 from .noise import normal_tile
+from .strides import rows_dense, stride_of
 
 
 @triton.jit
@@ -125,27 +126,19 @@ def flow_loss_kernel(
         sum_over_programs(tl.sum(per_token, axis=0), partials, arrived, total, BLOCK_P)
 
 
-def _tile(channels: int) -> dict[str, int]:
+def tile_of(channels: int) -> dict[str, int]:
     """1024 elements per program of 4 warps: 8 per thread."""
     block_c = min(1024, max(4, triton.next_power_of_2(channels)))
     return {"C": channels, "BLOCK_T": 1024 // block_c, "BLOCK_C": block_c, "num_warps": 4}
 
 
-def _rows_dense(x: Tensor | None) -> Tensor | None:
-    return x if x is None or x.stride(-1) == 1 else x.contiguous()
-
-
-def _stride(x: Tensor | None) -> int:
-    return 0 if x is None else x.stride(0)
-
-
 def launch_interpolate(
     latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int, dtype: torch.dtype
 ) -> Tensor:
-    latents, noise = _rows_dense(latents), _rows_dense(noise)  # type: ignore[assignment]
+    latents, noise = rows_dense(latents), rows_dense(noise)
     tokens, channels = latents.shape
     out = latents.new_empty((tokens, channels), dtype=dtype)
-    tile = _tile(channels)
+    tile = tile_of(channels)
     flow_interpolate_kernel[(triton.cdiv(tokens, tile["BLOCK_T"]),)](
         latents,
         timesteps,
@@ -154,7 +147,7 @@ def launch_interpolate(
         tokens,
         latents.stride(0),
         timesteps.stride(0),
-        _stride(noise),
+        stride_of(noise),
         seed,
         SEEDED=noise is None,
         **tile,
@@ -166,13 +159,13 @@ def launch_interpolate(
 def launch_interpolate_backward(
     upstream: Tensor, timesteps: Tensor, latents_dtype: torch.dtype | None, noise_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
-    upstream = _rows_dense(upstream)  # type: ignore[assignment]
+    upstream = rows_dense(upstream)
     tokens, channels = upstream.shape
     for_latents, for_noise = (
         None if dtype is None else upstream.new_empty((tokens, channels), dtype=dtype)
         for dtype in (latents_dtype, noise_dtype)
     )
-    tile = _tile(channels)
+    tile = tile_of(channels)
     flow_interpolate_backward_kernel[(triton.cdiv(tokens, tile["BLOCK_T"]),)](
         upstream,
         timesteps,
@@ -201,9 +194,9 @@ def _launch_loss(
     total: Tensor | None = None,
     gradient: Tensor | None = None,
 ) -> None:
-    prediction, latents, noise = map(_rows_dense, (prediction, latents, noise))  # type: ignore[assignment]
+    prediction, latents, noise = rows_dense(prediction), rows_dense(latents), rows_dense(noise)
     tokens, channels = prediction.shape
-    tile = _tile(channels)
+    tile = tile_of(channels)
     programs = triton.cdiv(tokens, tile["BLOCK_T"])
     flow_loss_kernel[(programs,)](
         prediction,
@@ -220,8 +213,8 @@ def _launch_loss(
         scale,
         prediction.stride(0),
         latents.stride(0),
-        _stride(noise),
-        _stride(row_weight),
+        stride_of(noise),
+        stride_of(row_weight),
         seed,
         SEEDED=noise is None,
         BLOCK_P=128,

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from .backend import LAUNCH, tl, triton
-from .flow_matching_kernels import _rows_dense, _stride, _tile
+from .flow_matching_kernels import tile_of
 from .last_program import counters, sum_over_programs
 from .noise import normal_tile
+from .strides import rows_dense, stride_of
 
 COLUMNS = 8  # of the schedule table; what they hold is said in mar_diffusion_loss.py
 
@@ -175,13 +176,13 @@ def mar_loss_kernel(
 def launch_noise(
     latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int, table: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    latents, noise = _rows_dense(latents), _rows_dense(noise)  # type: ignore[assignment]
+    latents, noise = rows_dense(latents), rows_dense(noise)
     rows, channels = latents.shape
     out = latents.new_empty((rows, channels), dtype=dtype)
-    tile = _tile(channels)
+    tile = tile_of(channels)
     mar_noise_kernel[(triton.cdiv(rows, tile["BLOCK_T"]),)](
         *(latents, timesteps, noise, table, out, rows),
-        *(latents.stride(0), timesteps.stride(0), _stride(noise), seed),
+        *(latents.stride(0), timesteps.stride(0), stride_of(noise), seed),
         SEEDED=noise is None,
         STEPS=len(table),
         COLUMNS=COLUMNS,
@@ -206,16 +207,16 @@ def _launch(
     total: Tensor | None = None,
     gradient: Tensor | None = None,
 ) -> None:
-    prediction, latents, noise = map(_rows_dense, (prediction, latents, noise))  # type: ignore[assignment]
+    prediction, latents, noise = rows_dense(prediction), rows_dense(latents), rows_dense(noise)
     rows, channels = latents.shape
-    tile = _tile(channels)
+    tile = tile_of(channels)
     programs = triton.cdiv(rows, tile["BLOCK_T"])
     mar_loss_kernel[(programs,)](
         *(prediction, latents, noise, timesteps, table, row_weight, divisor, losses),
         None if total is None else total.new_empty(programs),
         None if total is None else counters(prediction.device),
-        *(total, gradient, rows, scale, prediction.stride(0), latents.stride(0), _stride(noise)),
-        *(timesteps.stride(0), _stride(row_weight), seed),
+        *(total, gradient, rows, scale, prediction.stride(0), latents.stride(0), stride_of(noise)),
+        *(timesteps.stride(0), stride_of(row_weight), seed),
         SEEDED=noise is None,
         BLOCK_P=128,
         STEPS=len(table),

@@ -7,8 +7,9 @@ modulation's do, so that the partial sums of all of them fit one buffer.
 import torch
 from torch import Tensor
 
-from .adaln_modulate import ROWS_OF_PROGRAM, rows_dense
+from .adaln_modulate import ROWS_OF_PROGRAM
 from .backend import LAUNCH, tl, triton
+from .strides import rows_dense, stride_of
 
 BLOCK = 512  # columns of a program
 TILE = 2  # rows at a time: 8 numbers per thread of 4 warps
@@ -144,7 +145,7 @@ def launch_gate_backward(
     partials: Tensor | None = None,
 ) -> None:
     grad, gate, update = map(rows_dense, (grad, gate, update))
-    strides = (0 if x is None else x.stride(0) for x in (for_gate, partials))
+    strides = (stride_of(x) for x in (for_gate, partials))
     gated_residual_backward[_grid(grad, STEPS)](
         *(grad, gate, update, for_gate, for_update, partials, len(grad)),
         *(grad.stride(0), gate.stride(0), update.stride(0), *strides),
@@ -166,7 +167,7 @@ def launch_silu_backward(
     grad: Tensor, x: Tensor, for_x: Tensor, forward_out: Tensor | None, partials: Tensor | None
 ) -> None:
     silu_backward[_grid(x, STEPS)](
-        *(grad, x, for_x, forward_out, partials, len(x), 0 if partials is None else partials.stride(0)),
+        *(grad, x, for_x, forward_out, partials, len(x), stride_of(partials)),
         W=x.shape[1],
         BLOCK=BLOCK,
         TILE=TILE,

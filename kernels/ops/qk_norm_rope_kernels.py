@@ -5,6 +5,7 @@ from torch import Tensor
 
 from .backend import LAUNCH, tl, triton
 from .last_program import counters, groups_of, sum_rows_over_programs
+from .strides import rows_dense
 
 # A program takes a few tokens and all (or a quarter of) their heads, one head at a time: the tables stay in registers.
 # Both halves of a head sit in one thread, so the rotation needs no exchange between threads.
@@ -217,11 +218,6 @@ GROUPS = 4  # forward, with few tokens: programs that share a token's heads
 TOKENS = 16  # backward: tokens of one program, all their heads
 
 
-def _rows(x: Tensor) -> Tensor:
-    """x itself when the numbers of a head lie side by side."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def _sizes(q: Tensor) -> dict[str, int]:
     """A tile of 8 numbers of either half per thread."""
     half = q.shape[-1] // 2
@@ -232,7 +228,7 @@ def _sizes(q: Tensor) -> dict[str, int]:
 def launch_forward(
     q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    q, k, cos, sin = (_rows(x) for x in (q, k, cos, sin))
+    q, k, cos, sin = (rows_dense(x) for x in (q, k, cos, sin))
     q_out, k_out = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k))
     if len(q):
         sizes = _sizes(q)
@@ -259,7 +255,7 @@ def launch_backward(
     eps: float,
     need_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_q, grad_k, q, k, cos, sin = (_rows(x) for x in (grad_q, grad_k, q, k, cos, sin))
+    grad_q, grad_k, q, k, cos, sin = (rows_dense(x) for x in (grad_q, grad_k, q, k, cos, sin))
     dq, dk = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k))
     size = q.shape[-1] if need_weights else 0
     if not len(q):
