@@ -9,7 +9,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m reca_fast.demo
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check reca_fast kernels bench tests setup.py

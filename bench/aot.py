@@ -6,11 +6,13 @@ Registers, spills, widths and tensor-core opcodes are necessary for speed, not s
 """
 
 import math
+import os
 import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -125,6 +127,15 @@ def compiling(target: int) -> Iterator[list[Any]]:
         driver._active = None
 
 
+def assembled(compile_all: Callable[[], None], target: int) -> list[Compiled]:
+    """Every kernel that `compile_all` launches, once per specialisation; the disassemblers run side by side."""
+    with compiling(target) as hits:
+        compile_all()
+    unique = {id(kernel): (name, kernel) for name, kernel in hits}.values()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda hit: read(*hit, target), unique))
+
+
 _OPCODE = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)")
 _WIDTHS = (("256", 256), ("ENL2", 256), ("128", 128), ("64", 64), ("U16", 16), ("S16", 16), ("U8", 8), ("S8", 8))
 _MMA = ("HMMA", "IMMA", "HGMMA", "UTCHMMA")
@@ -143,7 +154,7 @@ def read(name: str, kernel: Any, target: int) -> Compiled:
         ptx.write_text(kernel.asm["ptx"])
         usage = _tool("cuobjdump", "--dump-resource-usage", cubin)[0]
         registers = int(re.search(r"REG:(\d+)", usage)[1])  # type: ignore[index]
-        opcodes = _OPCODE.findall(_tool("nvdisasm", "-c", cubin)[0])
+        opcodes = _OPCODE.findall(_tool("nvdisasm", "-c", "-ndf", cubin)[0])
         assembler = "ptxas" if target < 90 else "ptxas-blackwell"
         architecture = f"sm_{target}{'a' if target >= 90 else ''}"
         said = _tool(

@@ -8,7 +8,7 @@ import json
 from rich.console import Console
 from rich.table import Table
 
-from bench.aot import TARGETS, compiling, read
+from bench.aot import TARGETS, assembled
 from bench.environment import ROOT, environment
 from bench.ops import KERNELS, load
 
@@ -21,10 +21,7 @@ def main() -> None:
     for name in KERNELS:
         bench = load(name)
         for target in TARGETS:
-            with compiling(target) as hits:
-                bench.compile()
-            unique = {id(kernel): (kernel_name, kernel) for kernel_name, kernel in hits}
-            rows += [{"op": name, **read(*hit, target).row()} for hit in unique.values()]
+            rows += [{"op": name, **made.row()} for made in assembled(bench.compile, target)]
     table = Table(title="kernels as compiled, none of them run")
     columns = ("op", "kernel", "target", "warps", "registers", "spill_bytes", "shared_bytes", "occupancy")
     for column in (*columns, "loads", "stores", "tensor_core", "instructions"):

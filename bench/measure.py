@@ -132,16 +132,9 @@ def _traffic(bench: OpBench, step: Step, shape: Mapping[str, int], dtype: torch.
 
 def compiled(bench: OpBench, target: int) -> list[Row]:
     """What the assembler made of each kernel of `bench` on sm_`target`."""
-    from bench.aot import compiling, read
+    from bench.aot import assembled
 
-    if bench.compile is None:
-        return []
-    with compiling(target) as hits:
-        bench.compile()
-    seen: dict[int, Row] = {}
-    for name, kernel in hits:
-        seen.setdefault(id(kernel), read(name, kernel, target).row())
-    return list(seen.values())
+    return [] if bench.compile is None else [made.row() for made in assembled(bench.compile, target)]
 
 
 def _cannot(error: Exception) -> Row:

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from bench.aot import TARGETS, TENSOR_CORE, compiling, read
+from bench.aot import TARGETS, TENSOR_CORE, assembled
 from bench.ops import KERNELS, load
 
 
@@ -16,12 +16,10 @@ from bench.ops import KERNELS, load
 @pytest.mark.parametrize("name", KERNELS)
 def test_gates(name: str, target: int) -> None:
     bench = load(name)
-    with compiling(target) as hits:
-        bench.compile()
-    unique = {id(kernel): (kernel_name, kernel) for kernel_name, kernel in hits}.values()
-    assert {kernel_name for kernel_name, _ in unique} == bench.gates.keys(), "a gate for every kernel, and no other"
-    for kernel_name, kernel in unique:
-        made, gate = read(kernel_name, kernel, target), bench.gates[kernel_name]
+    kernels = assembled(bench.compile, target)
+    assert {made.kernel for made in kernels} == bench.gates.keys(), "a gate for every kernel, and no other"
+    for made in kernels:
+        gate = bench.gates[made.kernel]
         assert made.spill_bytes == 0, made
         assert made.registers <= gate.max_registers, made
         assert made.occupancy >= gate.min_occupancy, made
