@@ -16,7 +16,7 @@ and its backward writes a gradient that two more kernels read; the eager chain u
 import torch
 from torch import Tensor
 
-from .arguments import expect, expect_floating, expect_shape
+from .arguments import expect, expect_floating, expect_number, expect_shape, expect_tensors
 from .backend import LAUNCH, operation, runs_triton, tl, triton
 from .strides import rows_dense, stride_of
 
@@ -368,6 +368,8 @@ def adaln_modulate(
     Raises:
         ValueError: a shape, dtype or device that does not fit; the message starts with the argument's name.
     """
+    expect_tensors(hidden_states=hidden_states, shift=shift, scale=scale)
+    expect_number("eps", eps)
     filled = hidden_states.dim() > 0 and hidden_states.shape[-1] > 0
     expect(filled, "hidden_states", "[..., W]", hidden_states.shape)
     width = hidden_states.shape[-1]

@@ -24,16 +24,38 @@ def expect_shape(name: str, x: Tensor | None, *shape: int) -> None:
         expect(x.shape == shape, name, shape, x.shape)
 
 
+FLOATING = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+def expect_tensors(**tensors: object) -> None:
+    for name, x in tensors.items():
+        expect(isinstance(x, Tensor), name, "a tensor", type(x).__name__)
+
+
+def expect_number(name: str, value: object, low: float = 0.0, high: float = float("inf")) -> None:
+    """low <= value <= high, and finite."""
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    wanted = f"a number >= {low:g}" if high == float("inf") else f"a number in [{low:g}, {high:g}]"
+    expect(known and low <= value <= high and value != float("inf"), name, wanted, repr(value))  # type: ignore[operator]
+
+
 def expect_floating(device: torch.device, **tensors: Tensor | None) -> None:
-    """Floating-point numbers on one device, in plain tensors."""
+    """Floating-point numbers of 16, 32 or 64 bits on one device, in plain tensors."""
     for name, x in tensors.items():
         if hasattr(x, "full_tensor"):
             way = f"use it in the forward pass of its FSDP module, where it is whole, or pass {name}.full_tensor()"
             raise ValueError(f"{name}: expected a plain tensor, got a DTensor; {way}")
-        if x is not None and not x.dtype.is_floating_point:
-            raise ValueError(f"{name}: expected a floating dtype, got {x.dtype}")
+        if x is not None and x.dtype not in FLOATING:
+            raise ValueError(f"{name}: expected bfloat16, float16, float32 or float64, got {x.dtype}")
         if x is not None and x.device != device:
             raise ValueError(f"{name}: expected a tensor on {device}, got {x.device}")
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """In which autocast runs matrix products on `device`; None where it is off, or unknown as on meta tensors."""
+    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)
 
 
 def expect_no_gradient(**tensors: Tensor | None) -> None:

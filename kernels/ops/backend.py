@@ -31,7 +31,7 @@ class _Absent:
         return self
 
     def __call__(self, function: Any = None, **_: Any) -> Any:
-        return function
+        return self if function is None else function  # `@triton.jit(...)` is called once more
 
 
 triton: Any

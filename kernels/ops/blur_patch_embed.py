@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .arguments import autocast_dtype
 from .backend import LAUNCH, implementation, operation, tl, triton
 from .blur_patchify import (
     FIELDS,
@@ -291,8 +292,7 @@ def blur_patch_embed(
     for name, tensor in named.items() | ({"images": images[0]}.items() if len(images) else set()):
         if tensor.device != weight.device:
             raise ValueError(f"{name}: expected the device {weight.device}, got {tensor.device}")
-    if torch.is_autocast_enabled(weight.device.type):
-        dtype = torch.get_autocast_dtype(weight.device.type)
+    if (dtype := autocast_dtype(weight.device)) is not None:
         weight, bias = weight.to(dtype), bias.to(dtype)
     if len(images) == 0:
         return weight.new_empty((0, width)) + 0 * (weight.sum() + bias.sum() + position_embedding.sum())

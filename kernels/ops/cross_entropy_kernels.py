@@ -23,9 +23,9 @@ def _logits(logits_ptr, bias_ptr, columns, width, classes):
 
 
 @triton.jit
-def _gradient(x, columns, width, classes, lse, target, scale, per_probability, on_target, on_each):
+def _gradient(x, columns, width, classes, top, log_total, target, scale, per_probability, on_target, on_each):
     """scale * d loss / d logits; zero in the padding, whose x is -inf."""
-    gradient = tl.exp(x - lse) * per_probability - on_each
+    gradient = tl.exp((x - top) - log_total) * per_probability - on_each
     gradient = tl.where(columns == target, gradient - on_target, gradient)
     return tl.where(columns < classes, gradient * scale, 0.0)
 
@@ -67,11 +67,11 @@ def cross_entropy_rows_kernel(
         top = tl.max(x)
         total = tl.sum(tl.exp(x - top))
         if SMOOTHING:
-            sum_of_logits = tl.sum(tl.where(columns < classes, x, 0.0))
+            above_target = tl.sum(tl.where(columns < classes, x - at_target, 0.0))
     else:
         top = tl.full([], -float("inf"), tl.float32)
         total = tl.full([], 0.0, tl.float32)
-        sum_of_logits = tl.full([], 0.0, tl.float32)
+        above_target = tl.full([], 0.0, tl.float32)
         for begin in range(0, width, BLOCK):
             x = _logits(row_ptr, bias_ptr, begin + columns, width, classes)
             higher = tl.maximum(top, tl.max(x))
@@ -79,13 +79,13 @@ def cross_entropy_rows_kernel(
             total = total * tl.exp(top - safe) + tl.sum(tl.exp(x - safe))
             top = higher
             if SMOOTHING:
-                sum_of_logits += tl.sum(tl.where(begin + columns < classes, x, 0.0))
-    lse = top + tl.log(total)
-    loss = lse + z_loss * lse * lse
+                above_target += tl.sum(tl.where(begin + columns < classes, x - at_target, 0.0))
+    # Differences first: logsumexp alone would be rounded to the magnitude of the logits.
+    log_total = tl.log(total)
+    lse = top + log_total
+    loss = log_total + (top - at_target) + z_loss * lse * lse
     if SMOOTHING:
-        loss -= (1.0 - smoothing) * at_target + smoothing / classes * sum_of_logits
-    else:
-        loss -= at_target
+        loss -= smoothing / classes * above_target
     tl.store(losses_ptr + row, loss)
     if scale_ptr is not None:
         scale = tl.load(scale_ptr + row * scale_stride).to(tl.float32)
@@ -94,13 +94,25 @@ def cross_entropy_rows_kernel(
         on_target = 1.0 - smoothing
         on_each = smoothing / classes
         if ON_CHIP:
-            gradient = _gradient(x, columns, width, classes, lse, target, scale, per_probability, on_target, on_each)
+            gradient = _gradient(
+                x, columns, width, classes, top, log_total, target, scale, per_probability, on_target, on_each
+            )
             tl.store(row_ptr + columns, gradient.to(logits_ptr.dtype.element_ty), mask=columns < width)
         else:
             for begin in range(0, width, BLOCK):
                 x = _logits(row_ptr, bias_ptr, begin + columns, width, classes)
                 gradient = _gradient(
-                    x, begin + columns, width, classes, lse, target, scale, per_probability, on_target, on_each
+                    x,
+                    begin + columns,
+                    width,
+                    classes,
+                    top,
+                    log_total,
+                    target,
+                    scale,
+                    per_probability,
+                    on_target,
+                    on_each,
                 )
                 stored = gradient.to(logits_ptr.dtype.element_ty)
                 tl.store(row_ptr + begin + columns, stored, mask=begin + columns < width)
@@ -130,7 +142,7 @@ def launch_cross_entropy_rows(
     cross_entropy_rows_kernel[(rows,)](
         buffer,
         bias,
-        labels,
+        labels.contiguous(),
         scale,
         count,
         losses,

@@ -3,12 +3,15 @@
 What is computed is told in fused_linear_cross_entropy.py.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from .backend import implementation
 from .cross_entropy_kernels import launch_cross_entropy_rows
 from .ragged_matmul import ragged_losses_and_gradients
+from .reductions import one_over
 from .transfer import to_device
 
 BLOCK = 2048  # rows of the gradient for hidden states that are formed at once
@@ -19,6 +22,21 @@ Needs = tuple[bool, bool, bool]
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def weight_gradient_dtype(hidden_states: Tensor, weight: Tensor) -> torch.dtype:
+    """The weight's own, which under autocast is wider than that of the products; fp32 for fp16: see `forward`."""
+    return torch.float32 if hidden_states.dtype == torch.float16 else weight.dtype
+
+
+class Passes(NamedTuple):
+    """What `forward` makes."""
+
+    total: Tensor  # [] weighted sum of the losses, times `inverse`
+    losses: Tensor  # [N] without weights, 0 for ignored rows
+    inverse: Tensor  # [] 1 / (sum of weights), or 1
+    pending: Tensor  # [] what fp16 gradients have yet to be multiplied by; others are finished: [0]
+    gradients: list[Tensor]  # of hidden states, of the range of weight and of bias
 
 
 def reference_cross_entropy_rows(
@@ -38,12 +56,16 @@ def reference_cross_entropy_rows(
     target = labels - start
     inside = (target >= 0) & (target < classes)
     target = torch.where(inside, target, 0)[:, None]
-    lse = logits.logsumexp(-1)
-    loss = lse - (1 - smoothing) * logits.gather(1, target)[:, 0] + z_loss * lse.square()
+    # Differences first: logsumexp alone would be rounded to the magnitude of the logits.
+    top = logits.amax(-1)
+    logits = logits.sub_(top[:, None])
+    log_total = logits.logsumexp(-1)
+    lse = top + log_total
+    loss = log_total - (1 - smoothing) * logits.gather(1, target)[:, 0] + z_loss * lse.square()
     if smoothing:
         loss = loss - smoothing * logits.mean(-1)
     if scale is not None:
-        gradient = (logits - lse[:, None]).exp_().mul_(1 + 2 * z_loss * lse[:, None])
+        gradient = logits.sub_(log_total[:, None]).exp_().mul_(1 + 2 * z_loss * lse[:, None])
         if smoothing:
             gradient -= smoothing / classes
         gradient.scatter_add_(1, target, gradient.new_full(target.shape, smoothing - 1))
@@ -78,6 +100,7 @@ def losses_and_gradients(
     rows: Tensor | None,
     scale: Tensor,
     needs: Needs,
+    weight_dtype: torch.dtype,
     start: int,
     smoothing: float,
     z_loss: float,
@@ -94,12 +117,13 @@ def losses_and_gradients(
     empty, wide = hidden_states.new_empty, wide_dtype(hidden_states.dtype)
     chunk = _chunk(count, width * hidden_states.element_size(), max_bytes) if count else 0
     for_hidden = empty(total if needs[0] else 0, dim)
-    several = chunk < count
-    for_weight = empty(classes if needs[1] else 0, dim, dtype=wide if several else weight.dtype)
+    # Several chunks add up in a wide dtype, and so does one whose sum leaves in a wider dtype than the products'.
+    add_up = chunk < count or weight_dtype != weight.dtype
+    for_weight = empty(classes if needs[1] else 0, dim, dtype=wide if add_up else weight_dtype)
     for_bias = hidden_states.new_zeros(classes if needs[2] else 0, dtype=wide)
     losses = empty(count, dtype=wide)
     if not count:
-        return losses, for_hidden.zero_(), for_weight.zero_(), for_bias
+        return losses, for_hidden.zero_(), for_weight.zero_().to(weight_dtype), for_bias
     padded = None
     if bias is not None:
         padded = bias.new_zeros(width, dtype=wide)
@@ -124,7 +148,7 @@ def losses_and_gradients(
         if needs[2]:
             for_bias += logits.sum(0, dtype=wide)
         if needs[1] and here.stop == count:
-            if several and x.dtype != wide:
+            if for_weight.dtype != x.dtype:
                 _add_product(for_weight.zero_(), logits.t(), x)
             else:
                 torch.mm(logits.t(), x, out=for_weight)
@@ -137,7 +161,7 @@ def losses_and_gradients(
                 part = slice(block, min(block + BLOCK, size))
                 for_hidden.index_copy_(0, rows[here][part], torch.mm(logits[part], weight))
     del buffer, logits  # before the weight gradient is cast
-    return losses, for_hidden, for_weight.to(weight.dtype), for_bias
+    return losses, for_hidden, for_weight.to(weight_dtype), for_bias
 
 
 def forward(
@@ -154,14 +178,18 @@ def forward(
     smoothing: float,
     z_loss: float,
     max_bytes: int,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Losses [N] without weights (0 for ignored rows), 1 / (sum of weights) or 1, gradients scaled by `factor` [N] and,
-    unless in fp16, by that.
+) -> Passes:
+    """Losses, and gradients scaled by `factor` [N] and, for a mean, by one over its sum.
+
+    In fp16 that would lose them before a loss scale arrives (divided by thousands of rows) or overflow (a sum over
+    rows, large weights): rows are scaled by their share of the largest weight instead, the weight's gradient stays in
+    fp32, and the rest of the factor is `pending`.
     """
     device, wide, total = hidden_states.device, wide_dtype(hidden_states.dtype), len(labels)
     valid = labels != ignore_index
+    on_host = labels.device.type == "cpu"
     rows: Tensor | None = None
-    if labels.device.type == "cpu":
+    if on_host:
         rows = valid.nonzero()[:, 0]
         given = labels if len(rows) == total else labels[rows]
         if len(given) and (int(given.min()) < start or int(given.max()) >= stop):
@@ -176,33 +204,35 @@ def forward(
             weights = torch.ones((), dtype=wide, device=device).expand(len(given))
             inverse = hidden_states.new_full((), 1 / max(1, len(given)) if mean else 1.0, dtype=wide)
         else:
-            inverse = _inverse(weights.sum()) if mean else hidden_states.new_ones((), dtype=wide)
+            inverse = one_over(weights.sum()) if mean else hidden_states.new_ones((), dtype=wide)
     else:
         given = torch.where(valid, labels, start)
         weights = valid.to(wide) if factor is None else torch.where(valid, factor, 0)
-        inverse = _inverse(weights.sum()) if mean else hidden_states.new_ones((), dtype=wide)
-    # Divided by thousands of rows, fp16 would lose the gradient before a loss scale arrives.
-    scale = weights if hidden_states.dtype == torch.float16 else weights * inverse
-    settings = start, smoothing, z_loss, max_bytes
-    weight, bias = weight[start:stop], None if bias is None else bias[start:stop]
+        inverse = one_over(weights.sum()) if mean else hidden_states.new_ones((), dtype=wide)
+    pending = inverse.new_empty(0)
+    if hidden_states.dtype != torch.float16:
+        scale = weights * inverse
+    else:
+        top = weights.abs().amax() if len(weights) else torch.zeros_like(inverse)
+        scale, pending = weights * one_over(top), top * inverse
+    weight_dtype, settings = weight_gradient_dtype(hidden_states, weight), (start, smoothing, z_loss, max_bytes)
+    # Sliced before it is cast: under autocast, a range must not cost a copy of the whole weight.
+    weight, bias = weight[start:stop].to(hidden_states.dtype), None if bias is None else bias[start:stop]
     with torch.autocast(device.type, enabled=False):
         if labels.is_cuda and total and implementation(hidden_states) == "triton":
             chunk = _chunk(total, -(-len(weight) // 64) * 64 * hidden_states.element_size(), max_bytes)
             losses, *gradients = ragged_losses_and_gradients(
-                hidden_states, weight, bias, given, valid, scale, needs, start, smoothing, z_loss, chunk
+                hidden_states, weight, bias, given, valid, scale, needs, weight_dtype, start, smoothing, z_loss, chunk
             )
-            return losses, inverse, gradients
-        compact, *gradients = losses_and_gradients(hidden_states, weight, bias, given, rows, scale, needs, *settings)
-    if rows is None:
-        return (
-            torch.where(valid, compact, 0) if rows is None and labels.device.type != "cpu" else compact,
-            inverse,
-            gradients,
-        )
-    if needs[0] and len(rows):
-        gradients[0].index_fill_(0, skipped, 0)
-    return compact.new_zeros(total).index_copy_(0, rows, compact), inverse, gradients
-
-
-def _inverse(total: Tensor) -> Tensor:
-    return torch.where(total == 0, 0, 1 / total)
+        else:
+            losses, *gradients = losses_and_gradients(
+                hidden_states, weight, bias, given, rows, scale, needs, weight_dtype, *settings
+            )
+            if not on_host:
+                losses = torch.where(valid, losses, 0)
+    result = (losses if factor is None else losses * weights).sum() * inverse
+    if rows is not None:
+        losses = losses.new_zeros(total).index_copy_(0, rows, losses)
+        if needs[0] and len(rows):
+            gradients[0].index_fill_(0, skipped, 0)
+    return Passes(result, losses, inverse, pending, gradients)

@@ -23,12 +23,14 @@ from torch import Tensor
 
 from .arguments import (
     Reduction,
+    autocast_dtype,
     expect,
     expect_floating,
     expect_no_gradient,
     expect_noise,
     expect_reduction,
     expect_shape,
+    expect_tensors,
 )
 from .backend import operation, runs_triton
 from .flow_matching_kernels import (
@@ -39,6 +41,7 @@ from .flow_matching_kernels import (
     launch_rows,
 )
 from .noise import normal_noise
+from .reductions import checked_row_weight, one_over, row_factors, weighted
 from .scale_in_place import scale_in_place
 
 # References
@@ -86,30 +89,26 @@ def reference_loss(
 ) -> tuple[Tensor, Tensor]:
     error = reference_error(prediction, latents, noise, seed)
     per_token = error.square().mean(-1)
-    if row_weight is None:
-        loss = per_token.mean() if mean else per_token.sum()
-        factor = torch.full_like(per_token, 1 / max(1, len(per_token)) if mean else 1.0)
-    else:
-        weight = row_weight.to(error.dtype)
-        total = weight.sum() if mean else 1.0
-        loss, factor = (per_token * weight).sum() / total, weight / total
+    weight = torch.ones_like(per_token) if row_weight is None else row_weight.to(error.dtype)
+    share = one_over(weight.sum()) if mean else 1.0
+    loss = weighted(per_token, weight).sum() * share
     if gradient_dtype is None:
         return loss, prediction.new_empty(0)
-    return loss, (error * (factor * 2 / error.shape[1])[:, None]).to(gradient_dtype).contiguous()
+    return loss, weighted(error, (weight * share * 2 / error.shape[1])[:, None]).to(gradient_dtype).contiguous()
 
 
 def reference_rows(
     prediction: Tensor, latents: Tensor, noise: Tensor | None, seed: int, row_weight: Tensor | None
 ) -> Tensor:
     per_token = reference_error(prediction, latents, noise, seed).square().mean(-1)
-    return per_token if row_weight is None else per_token * row_weight.to(per_token.dtype)
+    return per_token if row_weight is None else weighted(per_token, row_weight.to(per_token.dtype))
 
 
 def reference_gradient(
     prediction: Tensor, latents: Tensor, noise: Tensor | None, seed: int, factor: Tensor, dtype: torch.dtype
 ) -> Tensor:
     error = reference_error(prediction, latents, noise, seed)
-    return (error * (factor.to(error.dtype) * 2 / error.shape[1])[:, None]).to(dtype).contiguous()
+    return weighted(error, (factor.to(error.dtype) * 2 / error.shape[1])[:, None]).to(dtype).contiguous()
 
 
 def _common(*dtypes: torch.dtype) -> torch.dtype:
@@ -252,10 +251,7 @@ def _loss_vjp(ctx, upstream, _):
     prediction, latents, noise, row_weight = ctx.saved_tensors  # once: checkpointing gives each out one time
     gradient, ctx.gradient = ctx.gradient, None
     if gradient is None or torch.is_grad_enabled():  # handed out by an earlier backward pass, or to be differentiated
-        factor = upstream.expand(len(prediction)) if row_weight is None else upstream * row_weight
-        if ctx.mean:
-            factor = factor / (len(prediction) if row_weight is None else row_weight.sum(dtype=upstream.dtype))
-        gradient = _recompute(ctx, prediction, latents, noise, factor)
+        gradient = _recompute(ctx, prediction, latents, noise, row_factors(upstream, row_weight, prediction, ctx.mean))
     elif type(gradient) is not Tensor or gradient.dtype != prediction.dtype:  # traced, or to be cast anyway
         gradient = gradient * upstream
     else:
@@ -272,7 +268,7 @@ def _rows_setup(ctx, inputs, output):
 
 def _rows_vjp(ctx, upstream):
     prediction, latents, noise, row_weight = ctx.saved_tensors
-    factor = upstream if row_weight is None else upstream * row_weight
+    factor = upstream if row_weight is None else upstream * row_weight.to(upstream.dtype)
     gradient = _recompute(ctx, prediction, latents, noise, factor)
     return *_error_vjp(ctx, gradient), None, None
 
@@ -284,6 +280,7 @@ _rows.register_autograd(_rows_vjp, setup_context=_rows_setup)
 
 
 def _check(latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int | None) -> None:
+    expect_tensors(latents=latents, timesteps=timesteps)
     expect(latents.dim() == 2, "latents", "[T, C]", latents.shape)
     expect_shape("timesteps", timesteps, len(latents))
     expect_noise(latents, noise, seed)
@@ -311,9 +308,8 @@ def flow_interpolate(
     """
     _check(latents, timesteps, noise, seed)
     dtype = _common(*(x.dtype for x in (latents, timesteps, noise) if x is not None))
-    kind = latents.device.type
-    if dtype == torch.float32 and torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
+    if dtype == torch.float32:
+        dtype = autocast_dtype(latents.device) or dtype
     return _interpolate(latents, timesteps, noise, seed or 0, dtype)
 
 
@@ -334,8 +330,8 @@ def flow_matching_loss(
         timesteps: [T], checked only: the velocity of a straight path does not depend on t.
         seed: that of `flow_interpolate`; or
         noise: [T, C]. Exactly one of the two.
-        row_weight: [T], any real dtype, or None for ones; it gets no gradient.
-        reduction: "none" = w·l [T], "sum" = sum of w·l, "mean" = sum of w·l / sum of w.
+        row_weight: [T], any real dtype, or None for ones; it gets no gradient. Tokens of weight 0 contribute nothing.
+        reduction: "none" = w·l [T], "sum" = sum of w·l, "mean" = sum of w·l / sum of w, or 0 if that sum is 0.
 
     Returns:
         fp32, or fp64 for fp64 inputs. Gradients for prediction, latents and noise.
@@ -343,12 +339,11 @@ def flow_matching_loss(
     Raises:
         ValueError: a wrong shape, dtype, device, seed or reduction; the message starts with the argument's name.
     """
+    expect_tensors(prediction=prediction)
     _check(latents, timesteps, noise, seed)
     expect_shape("prediction", prediction, *latents.shape)
-    if row_weight is not None and not row_weight.dtype.is_floating_point:
-        row_weight = row_weight.float()
-    expect_shape("row_weight", row_weight, len(latents))
-    expect_floating(latents.device, prediction=prediction, row_weight=row_weight)
+    row_weight = checked_row_weight(row_weight, len(latents), latents.device)
+    expect_floating(latents.device, prediction=prediction)
     expect_no_gradient(row_weight=row_weight)
     expect_reduction(reduction)
     if reduction == "none":

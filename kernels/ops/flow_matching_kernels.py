@@ -12,7 +12,8 @@ from .noise import normal_tile
 from .strides import rows_dense, stride_of
 
 
-@triton.jit
+# A seed that 16 divides, or 1, must not be a kernel of its own, compiled in the middle of a run.
+@triton.jit(do_not_specialize=["seed"])
 def flow_interpolate_kernel(
     latents,
     timesteps,
@@ -71,7 +72,7 @@ def flow_interpolate_backward_kernel(
             tl.store(for_noise + row * C + channel, (t * g).to(for_noise.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed"])
 def flow_loss_kernel(
     prediction,
     latents,
@@ -100,14 +101,18 @@ def flow_loss_kernel(
     row = rows.to(tl.int64)[:, None]
     inside = rows < tokens
     factor = tl.full((BLOCK_T,), 1.0 / C, tl.float32) * scale
+    counts = inside
     if row_weight is not None:
-        factor *= tl.load(row_weight + rows.to(tl.int64) * weight_stride, mask=inside, other=0.0).to(tl.float32)
+        weight = tl.load(row_weight + rows.to(tl.int64) * weight_stride, mask=inside, other=0.0).to(tl.float32)
+        counts = weight != 0.0
+        factor *= weight
     if divisor is not None:
-        factor /= tl.load(divisor)
+        total_weight = tl.load(divisor)
+        factor = tl.where(total_weight != 0.0, factor / total_weight, 0.0)
     squares = tl.zeros((BLOCK_T,), tl.float32)
     for start in range(0, C, BLOCK_C):
         channel = (start + tl.arange(0, BLOCK_C))[None, :]
-        mask = inside[:, None] & (channel < C)
+        mask = counts[:, None] & (channel < C)
         if SEEDED:
             eps = normal_tile(seed, rows, start, BLOCK_T, BLOCK_C)
         else:
@@ -117,9 +122,10 @@ def flow_loss_kernel(
         error = tl.where(mask, p - (eps - x), 0.0)
         if gradient is not None:
             g = error * (2.0 * factor)[:, None]
-            tl.store(gradient + row * C + channel, g.to(gradient.dtype.element_ty), mask=mask)
+            inner = inside[:, None] & (channel < C)
+            tl.store(gradient + row * C + channel, g.to(gradient.dtype.element_ty), mask=inner)
         squares += tl.sum(error * error, axis=1)
-    per_token = tl.where(inside, squares * factor, 0.0)
+    per_token = tl.where(counts, squares * factor, 0.0)
     if losses is not None:
         tl.store(losses + rows, per_token, mask=inside)
     if partials is not None:

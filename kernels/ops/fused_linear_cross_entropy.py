@@ -31,9 +31,19 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from .arguments import Reduction, expect, expect_floating, expect_reduction, expect_shape
+from .arguments import (
+    Reduction,
+    autocast_dtype,
+    expect,
+    expect_floating,
+    expect_number,
+    expect_reduction,
+    expect_shape,
+    expect_tensors,
+)
 from .backend import operation
-from .cross_entropy_passes import forward, wide_dtype
+from .cross_entropy_passes import forward, weight_gradient_dtype, wide_dtype
+from .reductions import checked_row_weight
 from .scale_in_place import scale_in_place
 
 
@@ -52,14 +62,13 @@ def _loss(
     smoothing: float,
     z_loss: float,
     max_bytes: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """loss, losses per row without weights, 1 / (sum of weights), gradients for hidden states, weight's range, bias."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`Passes`, in a row."""
     settings = start, stop, ignore_index, smoothing, z_loss, max_bytes
-    losses, inverse, gradients = forward(
-        hidden_states, weight, bias, labels, row_weight, mean, (needs[0], needs[1], needs[2]), *settings
-    )
-    weighted = losses if row_weight is None else torch.where(losses == 0, 0, losses * row_weight)
-    return weighted.sum() * inverse, losses, inverse, gradients[0], gradients[1], gradients[2]
+    wanted = needs[0], needs[1], needs[2]
+    made = forward(hidden_states, weight, bias, labels, row_weight, mean, wanted, *settings)
+    for_hidden, for_weight, for_bias = made.gradients
+    return made.total, made.losses, made.inverse, made.pending, for_hidden, for_weight, for_bias
 
 
 @_loss.register_fake
@@ -70,6 +79,7 @@ def _(hidden_states, weight, bias, labels, row_weight, mean, needs, start, stop,
         new((), dtype=wide),
         new(rows, dtype=wide),
         new((), dtype=wide),
+        new(() if hidden_states.dtype == torch.float16 else 0, dtype=wide),
         *_fake_gradients(hidden_states, weight, needs, start, stop),
     )
 
@@ -78,7 +88,7 @@ def _fake_gradients(hidden_states, weight, needs, start, stop):
     (rows, dim), classes = hidden_states.shape, stop - start
     return (
         hidden_states.new_empty(rows if needs[0] else 0, dim),
-        weight.new_empty(classes if needs[1] else 0, dim),
+        weight.new_empty(classes if needs[1] else 0, dim, dtype=weight_gradient_dtype(hidden_states, weight)),
         hidden_states.new_empty(classes if needs[2] else 0, dtype=wide_dtype(hidden_states.dtype)),
     )
 
@@ -97,7 +107,7 @@ def _rows(
     max_bytes: int,
 ) -> Tensor:
     settings = start, stop, ignore_index, smoothing, z_loss, max_bytes
-    return forward(hidden_states, weight, bias, labels, None, False, (False,) * 3, *settings)[0]
+    return forward(hidden_states, weight, bias, labels, None, False, (False,) * 3, *settings).losses
 
 
 @_rows.register_fake
@@ -123,8 +133,11 @@ def _backward(
     """The gradients for d (total) / d (loss of a row) = factor [N]."""
     settings = start, stop, ignore_index, smoothing, z_loss, max_bytes
     wanted = needs[0], needs[1], needs[2]
-    gradients = forward(hidden_states, weight, bias, labels, factor, False, wanted, *settings)[2]
-    return gradients[0], gradients[1], gradients[2]
+    made = forward(hidden_states, weight, bias, labels, factor, False, wanted, *settings)
+    if hidden_states.dtype == torch.float16:
+        for gradient in made.gradients:
+            scale_in_place(gradient, made.pending)
+    return made.gradients[0], made.gradients[1], made.gradients[2]
 
 
 @_backward.register_fake
@@ -164,10 +177,11 @@ def _finish(ctx, weight: Tensor, bias: Tensor, gradients: Sequence[Tensor]) -> l
     """As autograd wants them: dense over the vocabulary, None where nobody asked."""
     start, stop = ctx.settings[:2]
     out: list[Tensor | None] = list(gradients)
-    if ctx.needs[1] and stop - start < len(weight) and _add_in_place(weight, start, gradients[1]):
-        out[1] = None
-    elif ctx.needs[1] and stop - start < len(weight):
-        out[1] = _spread(gradients[1], weight, start)
+    if ctx.needs[1] and stop - start < len(weight):
+        added = _add_in_place(weight, start, gradients[1])
+        out[1] = None if added else _spread(gradients[1], weight, start)
+    elif ctx.needs[1]:
+        out[1] = gradients[1].to(weight.dtype)
     if ctx.needs[2]:
         whole = stop - start == len(bias)
         out[2] = gradients[2].to(bias.dtype) if whole else _spread(gradients[2], bias, start)
@@ -176,10 +190,10 @@ def _finish(ctx, weight: Tensor, bias: Tensor, gradients: Sequence[Tensor]) -> l
 
 def _loss_setup(ctx, inputs, output):
     hidden_states, weight, bias, labels, row_weight, ctx.mean, needs, *settings = inputs
-    loss, losses, inverse, *gradients = output
-    ctx.mark_non_differentiable(losses, inverse, *gradients)
+    loss, losses, inverse, pending, *gradients = output
+    ctx.mark_non_differentiable(losses, inverse, pending, *gradients)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(hidden_states, weight, bias, labels, row_weight, loss, losses, inverse)
+    ctx.save_for_backward(hidden_states, weight, bias, labels, row_weight, loss, losses, inverse, pending)
     ctx.needs, ctx.settings = needs, settings
     # Not among the saved tensors: those must not be written to. Detached: an output in ctx would keep itself alive.
     ctx.gradients = [x.detach() for x in gradients]
@@ -190,15 +204,14 @@ def _loss_vjp(ctx, upstream, *_):
         return (None,) * 13
     if torch.is_grad_enabled():
         raise RuntimeError("fused_linear_cross_entropy has no second derivative (create_graph=True)")
-    hidden_states, weight, bias, labels, row_weight, loss, losses, inverse = ctx.saved_tensors
+    hidden_states, weight, bias, labels, row_weight, loss, losses, inverse, pending = ctx.saved_tensors
     gradients, ctx.gradients = ctx.gradients, None
     if gradients is None:  # handed out by an earlier backward pass
         factor = (upstream * inverse).expand(len(losses)) if row_weight is None else upstream * inverse * row_weight
         gradients = _backward(hidden_states, weight, bias, labels, factor, ctx.needs, *ctx.settings)
     else:
-        half = gradients[0].dtype == torch.float16
+        factor = upstream * pending if hidden_states.dtype == torch.float16 else upstream
         for number, gradient in enumerate(gradients):
-            factor = upstream * inverse if half else upstream
             if not ctx.needs[number]:
                 continue
             if type(gradient) is not Tensor:  # traced
@@ -252,7 +265,8 @@ def fused_linear_cross_entropy(
 
     Args:
         hidden_states: [N, D], any strides.
-        weight: [V, D], same dtype and device. Under autocast both are cast to autocast's dtype.
+        weight: [V, D], same dtype and device. Under autocast the products run in autocast's dtype, and the weight's
+            gradient leaves them in that of the weight.
         labels: [N] int64, ids of the whole vocabulary, on the CPU or beside hidden_states.
         bias: [V], any floating-point dtype.
         row_weight: [N], any real dtype, or None for ones.
@@ -271,6 +285,7 @@ def fused_linear_cross_entropy(
         ValueError: a wrong shape, dtype, device, range or value; the message starts with the argument's name. Labels
             on a GPU are not read by the host: one out of range makes its loss nan instead.
     """
+    expect_tensors(hidden_states=hidden_states, weight=weight, labels=labels)
     expect(hidden_states.dim() == 2, "hidden_states", "[N, D]", hidden_states.shape)
     rows, dim = hidden_states.shape
     fits = weight.dim() == 2 and weight.shape[1] == dim and weight.shape[0] > 0
@@ -278,28 +293,30 @@ def fused_linear_cross_entropy(
     device, vocabulary = hidden_states.device, weight.shape[0]
     expect_shape("labels", labels, rows)
     expect_shape("bias", bias, vocabulary)
-    expect_shape("row_weight", row_weight, rows)
+    row_weight = checked_row_weight(row_weight, rows, device)
     expect(labels.dtype == torch.int64, "labels", "torch.int64", labels.dtype)
     expect(labels.device in (device, torch.device("cpu")), "labels", f"a tensor on {device} or cpu", labels.device)
     expect_floating(device, hidden_states=hidden_states, weight=weight, bias=bias)
-    if row_weight is not None:
-        expect(not row_weight.is_complex(), "row_weight", "real numbers", row_weight.dtype)
-        expect(row_weight.device == device, "row_weight", f"a tensor on {device}", row_weight.device)
     start, stop = (0, vocabulary) if vocab_range is None else _range(vocab_range, vocabulary)
-    expect(0 <= label_smoothing <= 1, "label_smoothing", "a number in [0, 1]", label_smoothing)
-    expect(0 <= z_loss < float("inf"), "z_loss", "a number >= 0", z_loss)
+    expect_number("label_smoothing", label_smoothing, 0, 1)
+    expect_number("z_loss", z_loss)
     expect_reduction(reduction)
-    expect(max_logits_bytes > 0, "max_logits_bytes", "a positive number", max_logits_bytes)
-    if torch.is_autocast_enabled(device.type) and torch.float64 not in (hidden_states.dtype, weight.dtype):
-        dtype = torch.get_autocast_dtype(device.type)
-        hidden_states, weight = hidden_states.to(dtype), weight.to(dtype)
-    same = weight.dtype == hidden_states.dtype
-    expect(same, "weight", f"{hidden_states.dtype} like hidden_states", weight.dtype)
+    expect_number("max_logits_bytes", max_logits_bytes, 1)
+    whole = isinstance(ignore_index, int) and -(2**63) <= ignore_index < 2**63
+    expect(whole, "ignore_index", "an int of 64 bits", repr(ignore_index))
+    dtype = autocast_dtype(device)
+    if dtype is not None and torch.float64 not in (hidden_states.dtype, weight.dtype):
+        hidden_states = hidden_states.to(dtype)
+    else:
+        same = weight.dtype == hidden_states.dtype
+        expect(same, "weight", f"{hidden_states.dtype} like hidden_states", weight.dtype)
     row_weight = None if row_weight is None else row_weight.to(wide_dtype(hidden_states.dtype))
     settings = start, stop, ignore_index, float(label_smoothing), float(z_loss), int(max_logits_bytes)
     if reduction == "none":
         losses = _rows(hidden_states, weight, bias, labels, *settings)
-        return losses if row_weight is None else torch.where(losses == 0, 0, losses * row_weight)
+        if row_weight is None:
+            return losses
+        return torch.where(labels.to(device, non_blocking=True) == ignore_index, 0, losses * row_weight)
     grad = torch.is_grad_enabled()
     needs = [grad and x is not None and x.requires_grad for x in (hidden_states, weight, bias)]
     return _loss(hidden_states, weight, bias, labels, row_weight, reduction == "mean", needs, *settings)[0]
@@ -307,7 +324,11 @@ def fused_linear_cross_entropy(
 
 def _range(vocab_range: tuple[int, int], vocabulary: int) -> tuple[int, int]:
     expected = f"vocab_range: expected (start, stop) with 0 <= start < stop <= {vocabulary}, got {vocab_range}"
-    if len(vocab_range) != 2 or not all(isinstance(x, int) for x in vocab_range):
+    if (
+        not isinstance(vocab_range, Sequence)
+        or len(vocab_range) != 2
+        or not all(isinstance(x, int) for x in vocab_range)
+    ):
         raise ValueError(expected)
     start, stop = vocab_range
     if not 0 <= start < stop <= vocabulary:

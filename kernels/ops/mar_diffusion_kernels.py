@@ -15,7 +15,7 @@ from .strides import rows_dense, stride_of
 COLUMNS = 8  # of the schedule table; what they hold is said in mar_diffusion_loss.py
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed"])
 def mar_noise_kernel(
     latents,
     timesteps,
@@ -90,7 +90,7 @@ def _first_step(error, u, x, half_range, low, distance):
     return -tl.maximum(logarithm, floor), tl.where(logarithm > floor, -derivative, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed"])
 def mar_loss_kernel(
     prediction,
     latents,
@@ -130,7 +130,8 @@ def mar_loss_kernel(
         counts = weight != 0.0
         factor *= weight
     if divisor is not None:
-        factor /= tl.load(divisor)
+        total_weight = tl.load(divisor)
+        factor = tl.where(total_weight != 0.0, factor / total_weight, 0.0)
     t = tl.load(timesteps + rows.to(tl.int64) * timesteps_stride, mask=inside, other=1)
     known = (t >= 0) & (t < STEPS)
     half_range = tl.load(table + t * COLUMNS + 2, mask=known, other=float("nan"))[:, None]

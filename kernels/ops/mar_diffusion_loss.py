@@ -33,16 +33,19 @@ from torch import Tensor
 
 from .arguments import (
     Reduction,
+    autocast_dtype,
     expect,
     expect_floating,
     expect_no_gradient,
     expect_noise,
     expect_reduction,
     expect_shape,
+    expect_tensors,
 )
 from .backend import operation, runs_triton
 from .mar_diffusion_kernels import COLUMNS, launch_gradient, launch_loss, launch_noise, launch_rows
 from .noise import normal_noise
+from .reductions import checked_row_weight, one_over, row_factors, weighted
 from .scale_in_place import scale_in_place
 
 STEPS = 1000
@@ -143,11 +146,6 @@ def reference_terms(
     return (error.square() + vb).mean(-1), torch.cat((-2 * error, d_nu), dim=1) / channels
 
 
-def _weighted(terms: Tensor, weight: Tensor) -> Tensor:
-    """terms * weight, and zero where the weight is, even if the term is not a number."""
-    return torch.where(weight != 0, terms * weight, 0)
-
-
 def reference_loss(
     prediction: Tensor,
     latents: Tensor,
@@ -160,25 +158,25 @@ def reference_loss(
 ) -> tuple[Tensor, Tensor]:
     terms, gradient = reference_terms(prediction, latents, timesteps, noise, seed)
     weight = torch.ones_like(terms) if row_weight is None else row_weight.to(terms.dtype)
-    factor = weight / weight.sum() if mean else weight
-    loss = _weighted(terms, weight).sum() / (weight.sum() if mean else 1)
+    share = one_over(weight.sum()) if mean else 1.0
+    loss = weighted(terms, weight).sum() * share
     if gradient_dtype is None:
         return loss, prediction.new_empty(0)
-    return loss, _weighted(gradient, factor.unsqueeze(-1)).to(gradient_dtype)
+    return loss, weighted(gradient, (weight * share).unsqueeze(-1)).to(gradient_dtype)
 
 
 def reference_rows(
     prediction: Tensor, latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int, row_weight: Tensor | None
 ) -> Tensor:
     terms, _ = reference_terms(prediction, latents, timesteps, noise, seed)
-    return terms if row_weight is None else _weighted(terms, row_weight.to(terms.dtype))
+    return terms if row_weight is None else weighted(terms, row_weight.to(terms.dtype))
 
 
 def reference_gradient(
     prediction: Tensor, latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int, factor: Tensor
 ) -> Tensor:
     _, gradient = reference_terms(prediction, latents, timesteps, noise, seed)
-    return _weighted(gradient, factor.to(gradient.dtype).unsqueeze(-1)).to(prediction.dtype)
+    return weighted(gradient, factor.to(gradient.dtype).unsqueeze(-1)).to(prediction.dtype)
 
 
 # Registration
@@ -264,6 +262,11 @@ def _remember(ctx, prediction, latents, timesteps, noise, seed, row_weight) -> N
     ctx.seed = seed
 
 
+def _expect_first_derivative() -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError("mar_diffusion_loss has no second derivative (create_graph=True)")
+
+
 def _loss_setup(ctx, inputs, output):
     *arguments, ctx.mean, _ = inputs
     ctx.mark_non_differentiable(output[1])
@@ -276,12 +279,11 @@ def _loss_setup(ctx, inputs, output):
 def _loss_vjp(ctx, upstream, _):
     if upstream is None or not ctx.needs_input_grad[0]:
         return (None,) * 8
+    _expect_first_derivative()
     prediction, latents, timesteps, noise, row_weight = ctx.saved_tensors  # once: checkpointing gives each out one time
     gradient, ctx.gradient = ctx.gradient, None
     if gradient is None:  # handed out by an earlier backward pass
-        factor = upstream.expand(len(prediction)) if row_weight is None else upstream * row_weight
-        if ctx.mean:
-            factor = factor / (len(prediction) if row_weight is None else row_weight.sum(dtype=upstream.dtype))
+        factor = row_factors(upstream, row_weight, prediction, ctx.mean)
         gradient = _gradient(prediction, latents, timesteps, noise, ctx.seed, factor)
     elif type(gradient) is not Tensor or gradient.dtype != prediction.dtype:  # traced, or to be cast anyway
         gradient = (gradient * upstream).to(prediction.dtype)
@@ -301,7 +303,8 @@ def _rows_vjp(ctx, upstream):
     prediction, latents, timesteps, noise, row_weight = ctx.saved_tensors
     gradient = None
     if ctx.needs_input_grad[0]:
-        factor = upstream if row_weight is None else upstream * row_weight
+        _expect_first_derivative()
+        factor = upstream if row_weight is None else upstream * row_weight.to(upstream.dtype)
         gradient = _gradient(prediction, latents, timesteps, noise, ctx.seed, factor)
     return gradient, *(None,) * 5
 
@@ -313,6 +316,7 @@ _rows.register_autograd(_rows_vjp, setup_context=_rows_setup)
 
 
 def _check(latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int | None) -> None:
+    expect_tensors(latents=latents, timesteps=timesteps)
     expect(latents.dim() == 2, "latents", "[N, C]", latents.shape)
     expect_shape("timesteps", timesteps, len(latents))
     expect(timesteps.dtype in (torch.int64, torch.int32), "timesteps", "int64", timesteps.dtype)
@@ -339,9 +343,9 @@ def mar_noise(latents: Tensor, timesteps: Tensor, *, seed: int | None = None, no
         ValueError: a wrong shape, dtype, device, step or seed; the message starts with the argument's name.
     """
     _check(latents, timesteps, noise, seed)
-    dtype, kind = _wide(latents, noise), latents.device.type
-    if dtype == torch.float32 and torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
+    dtype = _wide(latents, noise)
+    if dtype == torch.float32:
+        dtype = autocast_dtype(latents.device) or dtype
     return _noise(latents, timesteps, noise, seed or 0, dtype)
 
 
@@ -364,7 +368,7 @@ def mar_diffusion_loss(
         seed: that of `mar_noise`; or
         noise: [N, C]. Exactly one of the two.
         row_weight: [N], any real dtype, or None for ones; it gets no gradient. Rows of weight 0 contribute nothing.
-        reduction: "none" = w·l [N], "sum" = sum of w·l, "mean" = sum of w·l / sum of w.
+        reduction: "none" = w·l [N], "sum" = sum of w·l, "mean" = sum of w·l / sum of w, or 0 if that sum is 0.
 
     Returns:
         fp32, or fp64 for fp64 inputs. Gradient for prediction.
@@ -372,13 +376,12 @@ def mar_diffusion_loss(
     Raises:
         ValueError: a wrong shape, dtype, device, step, seed or reduction; the message starts with the argument's name.
     """
+    expect_tensors(prediction=prediction)
     _check(latents, timesteps, noise, seed)
     rows, channels = latents.shape
     expect_shape("prediction", prediction, rows, 2 * channels)
-    if row_weight is not None and not row_weight.dtype.is_floating_point:
-        row_weight = row_weight.float()
-    expect_shape("row_weight", row_weight, rows)
-    expect_floating(latents.device, prediction=prediction, row_weight=row_weight)
+    row_weight = checked_row_weight(row_weight, rows, latents.device)
+    expect_floating(latents.device, prediction=prediction)
     expect_no_gradient(row_weight=row_weight)
     expect_reduction(reduction)
     arguments = (prediction, latents, timesteps, noise, seed or 0, row_weight)

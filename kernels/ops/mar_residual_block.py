@@ -26,7 +26,7 @@ from .adaln_modulate import (
     reference_modulate,
     reference_modulate_backward,
 )
-from .arguments import expect, expect_floating, expect_shape
+from .arguments import autocast_dtype, expect, expect_floating, expect_number, expect_shape, expect_tensors
 from .backend import operation, runs_triton
 from .mar_residual_kernels import launch_gate, launch_gate_backward, launch_silu, launch_silu_backward
 
@@ -304,7 +304,9 @@ def gated_residual(hidden_states: Tensor, gate: Tensor, update: Tensor) -> Tenso
     Raises:
         ValueError: a shape, dtype or device that does not fit; the message starts with the argument's name.
     """
-    expect(hidden_states.dim() > 0, "hidden_states", "[..., W]", hidden_states.shape)
+    expect_tensors(hidden_states=hidden_states, gate=gate, update=update)
+    filled = hidden_states.dim() > 0 and hidden_states.shape[-1] > 0
+    expect(filled, "hidden_states", "[..., W]", hidden_states.shape)
     expect_floating(hidden_states.device, hidden_states=hidden_states, gate=gate, update=update)
     expect_shape("gate", gate, *hidden_states.shape)
     expect_shape("update", update, *hidden_states.shape)
@@ -341,6 +343,10 @@ def mar_residual_block(
     Raises:
         ValueError: a shape, dtype or device that does not fit; the message starts with the argument's name.
     """
+    products = {"fc1_weight": fc1_weight, "fc1_bias": fc1_bias, "fc2_weight": fc2_weight, "fc2_bias": fc2_bias}
+    norm = {"ln_weight": ln_weight, "ln_bias": ln_bias}
+    expect_tensors(hidden_states=hidden_states, modulation=modulation, **norm, **products)
+    expect_number("eps", eps)
     filled = hidden_states.dim() == 2 and hidden_states.shape[1] > 0
     expect(filled, "hidden_states", "[N, W]", hidden_states.shape)
     device, (rows, width) = hidden_states.device, hidden_states.shape
@@ -351,13 +357,12 @@ def mar_residual_block(
     expect_shape("fc1_bias", fc1_bias, width)
     expect_shape("fc2_weight", fc2_weight, width, width)
     expect_shape("fc2_bias", fc2_bias, width)
-    products = {"fc1_weight": fc1_weight, "fc1_bias": fc1_bias, "fc2_weight": fc2_weight, "fc2_bias": fc2_bias}
-    norm = {"ln_weight": ln_weight, "ln_bias": ln_bias}
     expect_floating(device, hidden_states=hidden_states, modulation=modulation, **norm, **products)
-    if torch.is_autocast_enabled(device.type):
-        products = {name: x.to(torch.get_autocast_dtype(device.type)) for name, x in products.items()}
-    dtype = products["fc1_weight"].dtype
+    if (dtype := autocast_dtype(device)) is not None:
+        products = {name: x.to(dtype) for name, x in products.items()}
+    dtypes = [x.dtype for x in products.values()]
+    usual = max(dtypes, key=dtypes.count)  # the odd one out is the mistake
     for name, x in products.items():
-        expect(x.dtype == dtype, name, f"{dtype} as fc1_weight has", x.dtype)
+        expect(x.dtype == usual, name, f"{usual} as the others have", x.dtype)
     vectors = (x.contiguous() for x in norm.values())
     return _block(hidden_states, modulation, *vectors, *products.values(), float(eps))[0]

@@ -17,7 +17,14 @@ rotation takes [B, H, T, D] with one table per batch; the eager chain is 52 kern
 import torch
 from torch import Tensor
 
-from .arguments import expect, expect_floating, expect_shape
+from .arguments import (
+    expect,
+    expect_floating,
+    expect_no_gradient,
+    expect_number,
+    expect_shape,
+    expect_tensors,
+)
 from .backend import implementation, operation
 from .qk_norm_rope_kernels import launch_backward, launch_forward
 from .rms_norm import normalise, normalise_backward
@@ -148,6 +155,8 @@ def qk_norm_rope(
     Raises:
         ValueError: a shape, dtype or device that does not fit; the message starts with the argument's name.
     """
+    expect_tensors(q=q, k=k, q_weight=q_weight, k_weight=k_weight, cos=cos, sin=sin)
+    expect_number("eps", eps)
     expect(q.dim() == 3 and q.shape[-1] > 0 and q.shape[-1] % 2 == 0, "q", "[T, H, D] with even D", q.shape)
     tokens, _, dim = q.shape
     fits = k.dim() == 3 and k.shape[0] == tokens and k.shape[-1] == dim
@@ -157,5 +166,6 @@ def qk_norm_rope(
     expect_shape("cos", cos, tokens, dim)
     expect_shape("sin", sin, tokens, dim)
     expect_floating(q.device, q=q, k=k, q_weight=q_weight, k_weight=k_weight, cos=cos, sin=sin)
+    expect_no_gradient(cos=cos, sin=sin)
     expect(k.dtype == q.dtype, "k", f"the dtype of q, {q.dtype}", k.dtype)
     return _op(q, k, q_weight, k_weight, cos, sin, float(eps))

@@ -216,6 +216,7 @@ def ragged_losses_and_gradients(
     valid: Tensor,
     scale: Tensor,
     needs: tuple[bool, bool, bool],
+    weight_dtype: torch.dtype,
     start: int,
     smoothing: float,
     z_loss: float,
@@ -229,8 +230,7 @@ def ragged_losses_and_gradients(
     order, count = valid_first(valid)
     labels, scale = labels[order], scale[order]
     for_hidden = new(rows if needs[0] else 0, dim).zero_()
-    several = chunk < rows
-    for_weight = new(classes if needs[1] else 0, dim, dtype=torch.float32 if several else weight.dtype)
+    for_weight = new(classes if needs[1] else 0, dim, dtype=torch.float32 if chunk < rows else weight_dtype)
     for_bias = new(classes if needs[2] else 0, dtype=torch.float32).zero_()
     losses = new(rows, dtype=torch.float32)
     padded = None
@@ -262,5 +262,6 @@ def ragged_losses_and_gradients(
             launch_gathered_outer(logits, x, for_weight, order, count, first, first > 0)
         if needs[0]:
             launch_scattered_product(logits, weight, for_hidden, order, count, first)
+    del buffer, logits  # before the weight gradient is cast
     losses = torch.empty_like(losses).scatter_(0, order, losses)
-    return torch.where(valid, losses, 0), for_hidden, for_weight.to(weight.dtype), for_bias
+    return torch.where(valid, losses, 0), for_hidden, for_weight.to(weight_dtype), for_bias

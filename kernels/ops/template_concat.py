@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arguments import expect, expect_floating
+from .arguments import FLOATING, expect, expect_floating, expect_tensors
 from .backend import implementation, operation
 from .template_concat_kernels import Maybe, launch_backward, launch_forward
 
@@ -232,12 +232,14 @@ def _differentiate(ctx, grad):
     need, starts = ctx.needs_input_grad, ctx.starts
     grads = [None] * 15
     needs = [need[_VISUAL], need[_LATENTS], need[_TIMES]]
+    if needs[1] and latent_rows is None and starts[1] == 0 and grad.dtype == ctx.dtypes[1]:
+        grads[_LATENTS], needs[1] = grad, False  # latents alone: their gradient is the whole of it
     if any(needs):
         rows = visual_rows, latent_rows, latent_cu_seqlens
         for place, x, wanted in zip(
             (_VISUAL, _LATENTS, _TIMES), _backward_op(grad, *rows, starts, needs, *ctx.dtypes), needs, strict=True
         ):
-            grads[place] = x if wanted else None
+            grads[place] = x if wanted else grads[place]
     tables = (
         (_EMBEDDING, token_ids, token_rows, 0, starts[0]),
         (_VISUAL_TABLE, visual_ids, visual_rows, starts[0], starts[1]),
@@ -301,8 +303,9 @@ def template_concat(
     sources = {"embedding": embedding, "visual": visual, "latents": latents}
     given = {name: x for name, x in sources.items() if x is not None}
     expect(bool(given), "token_ids", "at least one of token_ids, visual and latents", "none")
+    expect_tensors(**given)
     first = next(iter(given.values()))
-    dim = first.shape[-1]
+    dim = first.shape[-1] if first.dim() else 0
     tables = {
         "visual_position_embedding": visual_position_embedding,
         "latent_position_embedding": latent_position_embedding,
@@ -356,7 +359,7 @@ def template_concat(
         raise ValueError(f"length: expected {total}, the rows of all sources, got {length}")
     if dtype is None:
         dtype = next(x for x in (latents, visual, embedding) if x is not None).dtype
-    expect(dtype.is_floating_point, "dtype", "a floating dtype", dtype)
+    expect(dtype in FLOATING, "dtype", "torch.bfloat16, float16, float32 or float64", dtype)
     return _op(
         *(token_ids, embedding, token_rows, visual, visual_rows, visual_position_ids, visual_position_embedding),
         *(latents, latent_rows, latent_position_ids, latent_position_embedding, timestep_embedding, latent_cu_seqlens),

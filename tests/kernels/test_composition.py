@@ -115,6 +115,18 @@ def test_compile_traces_it_whole_and_twice_at_most(step, inputs) -> None:
     assert counter.frame_count == 2
 
 
+@pytest.mark.parametrize(("step", "inputs"), CASES[:-1], ids=[step.__name__ for step, _ in CASES[:-1]])  # no attention
+def test_shapes_on_the_meta_device(step, inputs, monkeypatch) -> None:
+    """Where nothing is computed and autocast is unknown."""
+    tensors = inputs(9)
+    shape = step(*tensors).shape
+    for name in ("TABLE", "SQUARE", "VECTOR"):
+        monkeypatch.setitem(globals(), name, globals()[name].to("meta"))
+    with torch.device("meta"):
+        result = step(*(x.to("meta") for x in tensors))
+    assert result.is_meta and result.shape == shape
+
+
 @STEPS
 def test_checkpointing(step, inputs) -> None:
     """The forward pass runs again in the backward pass, and gives every saved tensor out once."""

@@ -4,6 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._library.custom_ops import OPDEFS
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from reca_fast.kernels.backend import kernels
 from reca_fast.kernels.fused_linear_cross_entropy import _loss, _rows, fused_linear_cross_entropy
@@ -132,6 +135,60 @@ def test_extreme_logits(request, way) -> None:
         torch.testing.assert_close(x.double(), exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
 
 
+@pytest.mark.parametrize("way", ["reference", "triton"])
+@pytest.mark.parametrize("high", [1e3, 1e4, 1e5])
+def test_small_differences_of_large_logits(request, way, high) -> None:
+    """fp32 has 6e-8 of 1e4 left: the loss must be formed from differences of logits, not from their logsumexp."""
+    if way == "triton":
+        request.getfixturevalue("triton_kernels")
+    logits = torch.tensor([[high, high - 6.0]])
+    tensors, settings = [torch.eye(1), logits.t(), None, torch.ones(1)], {"smoothing": 0.1, "z": 0.0, "classes": None}
+    for how in ("mean", "none"):
+        got = run(ours, tensors, torch.tensor([0]), settings, how, 2**28)
+        truth = run(plain, tensors, torch.tensor([0]), settings, how, 0, torch.float64)
+        for x, exact in zip(got[::2], truth[::2], strict=True):  # the loss and the weight's gradient
+            torch.testing.assert_close(x.double(), exact, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("way", ["reference", "triton"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("weight_of_rows", [1e-9, 1.0, 1e5])
+def test_fp16_neither_loses_nor_overflows(request, way, weight_of_rows, reduction) -> None:
+    """A mean does not depend on the size of the weights, and sums over many rows may be beyond 65504 on the way."""
+    if way == "triton":
+        request.getfixturevalue("triton_kernels")
+    rows = 3000 if way == "reference" else 40
+    hidden = torch.full((rows, 16), 60.0 if way == "reference" else 2e3, dtype=torch.float16)
+    tensors = [hidden, torch.zeros(8, 16, dtype=torch.float16), None, torch.full((rows,), weight_of_rows)]
+    settings = {"smoothing": 0.0, "z": 0.0, "classes": None}
+    labels, scale = torch.zeros(rows, dtype=torch.int64), 1.0 if reduction == "mean" else 1 / (rows * weight_of_rows)
+
+    def scaled(function):
+        return lambda *args: function(*args) * scale
+
+    for passes in (1, 2):  # formed in the forward pass; formed again
+        leaves = [x if x is None else x.detach().requires_grad_() for x in tensors[:3]]
+        loss = scaled(ours)([*leaves, tensors[3]], labels, settings, reduction, 2**28)
+        for _ in range(passes):
+            got = torch.autograd.grad(loss, [leaves[0], leaves[1]], retain_graph=True)
+        exact = [x if x is None else x.detach().double().requires_grad_() for x in tensors[:3]]
+        truth = torch.autograd.grad(
+            scaled(plain)([*exact, tensors[3].double()], labels, settings, reduction), [exact[0], exact[1]]
+        )
+        for x, right in zip(got, truth, strict=True):
+            torch.testing.assert_close(x.double(), right, rtol=4e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("way", ["reference", "triton"])
+def test_labels_may_be_views(request, way) -> None:
+    if way == "triton":
+        request.getfixturevalue("triton_kernels")
+    hidden, weight = torch.randn(4, 8), torch.randn(11, 8)
+    for labels in (torch.arange(8)[::2], torch.tensor(3).expand(4), torch.arange(16).view(4, 4)[:, 1] % 11):
+        want = fused_linear_cross_entropy(hidden, weight, labels.contiguous())
+        assert torch.equal(fused_linear_cross_entropy(hidden, weight, labels), want)
+
+
 @REDUCTIONS
 @pytest.mark.parametrize("rows", [0, 3], ids=["no rows", "all ignored"])
 def test_without_a_row_that_counts_everything_is_zero(rows, reduction) -> None:
@@ -176,6 +233,34 @@ def test_autocast() -> None:
     assert loss.dtype == torch.float32
     assert torch.equal(loss, fused_linear_cross_entropy(hidden.bfloat16(), weight.bfloat16(), labels))
     assert torch.autograd.grad(loss, weight)[0].dtype == torch.float32
+
+
+class _Largest(TorchDispatchMode):
+    """Numbers in the largest tensor that anything inside made."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "reca_fast":
+            with self:
+                return OPDEFS[func._schema.name]._init_fn(*args)
+        out = func(*args, **kwargs or {})
+        if not func.is_view:
+            self.numel = max([self.numel, *(x.numel() for x in tree_leaves(out) if isinstance(x, Tensor))])
+        return out
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["", "autocast"])
+def test_a_range_never_makes_anything_of_the_weights_size(autocast) -> None:
+    """Once weight.grad is there: not the cast of the weight, not its gradient."""
+    hidden, weight = torch.randn(5, 16), torch.randn(500, 16, requires_grad=True)
+    weight.grad = torch.zeros_like(weight)
+    with _Largest() as made:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = fused_linear_cross_entropy(hidden, weight, torch.arange(5) + 7, vocab_range=(7, 27))
+        loss.backward()
+    assert made.numel <= 64 * 16
+    assert weight.grad[7:27].any() and not weight.grad[27:].any() and not weight.grad[:7].any()
 
 
 @REDUCTIONS
@@ -229,6 +314,15 @@ BAD = {
     "negative z-loss": ("z_loss", bad(z_loss=-1.0)),
     "unknown reduction": ("reduction", bad(reduction="total")),
     "no room": ("max_logits_bytes", bad(max_logits_bytes=0)),
+    "endless room": ("max_logits_bytes", bad(max_logits_bytes=float("inf"))),
+    "a slice for a range": ("vocab_range", bad(vocab_range=slice(0, 9))),
+    "a number for a range": ("vocab_range", bad(vocab_range=9)),
+    "no smoothing": ("label_smoothing", bad(label_smoothing=None)),
+    "an endless z-loss": ("z_loss", bad(z_loss=float("inf"))),
+    "nothing to ignore": ("ignore_index", bad(ignore_index=None)),
+    "too much to ignore": ("ignore_index", bad(ignore_index=2**70)),
+    "no labels": ("labels", bad(labels=None)),
+    "hidden states of 8 bits": ("hidden_states", bad(hidden_states=torch.ones(5, 4).to(torch.float8_e4m3fn))),
 }
 
 
@@ -255,6 +349,7 @@ def test_products_over_rows_that_only_the_device_counts(triton_kernels, within_b
         valid,
         scale,
         (True, True, bias is not None),
+        dtype,
         start,
         settings["smoothing"],
         settings["z"],

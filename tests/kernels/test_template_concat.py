@@ -165,6 +165,16 @@ def test_only_what_needs_a_gradient(wanted, triton_results) -> None:
         assert torch.equal(x, expected[name]), name
 
 
+def test_the_gradient_of_latents_alone_is_not_copied(triton_results) -> None:
+    a = {"latents": torch.randn(6, 8, requires_grad=True), "timestep_embedding": torch.randn(2, 8, requires_grad=True)}
+    upstream = torch.randn(6, 8)
+    got = torch.autograd.grad(
+        template_concat(**a, latent_cu_seqlens=torch.tensor([0, 2, 6])), list(a.values()), upstream
+    )
+    assert got[0].data_ptr() == upstream.data_ptr()
+    torch.testing.assert_close(got[1], torch.stack((upstream[:2].sum(0), upstream[2:].sum(0))))
+
+
 def drop_largest_row(x: Tensor) -> Tensor:
     rows = x.clone()
     rows[rows.norm(dim=1).argmax()] = 0
@@ -236,6 +246,9 @@ BAD = {
     "latent_cu_seqlens falling": {"latent_cu_seqlens": torch.tensor([0, 10, 6, 19])},
     "length": {"length": 30},
     "dtype": {"dtype": torch.int64},
+    "dtype of 8 bits": {"dtype": torch.float8_e4m3fn},
+    "visual of no dimension": {"visual": torch.zeros(())},
+    "visual as a list": {"visual": [0.0]},
     "visual elsewhere": {"visual": torch.zeros(7, 24, device="meta")},
 }
 

@@ -118,8 +118,10 @@ class Bagel(nn.Module):
         time = self.time_embedder(timesteps)
         if trace is not None:
             trace["timestep_embed"] = time.index_select(0, batch.image_index)
+        if not torch.is_autocast_enabled(x_t.device.type):  # which casts by itself, and has made x_t narrow already
+            x_t = x_t.to(self.vae2llm.weight.dtype)
         return template_concat(
-            latents=self.vae2llm(x_t.to(self.vae2llm.weight.dtype)),
+            latents=self.vae2llm(x_t),
             latent_position_ids=batch.latent_position_ids,
             latent_position_embedding=self.latent_pos_embed,
             timestep_embedding=time,
