@@ -6,15 +6,16 @@ Registers, spills, widths and tensor-core opcodes are necessary for speed, not s
 """
 
 import math
-import os
 import re
+import struct
 import subprocess
 import tempfile
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
+
+from bench.ops.case import VARIANT
 
 TARGETS = (80, 89, 90, 100)
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -43,6 +46,7 @@ class Compiled:
     """One kernel as the assembler sees it; access widths are bits per thread -> number of instructions."""
 
     kernel: str
+    variant: str  # see bench.ops.case.variant
     target: int
     warps: int
     registers: int
@@ -107,7 +111,7 @@ class _Driver:
 
 @contextmanager
 def compiling(target: int) -> Iterator[list[Any]]:
-    """Inside, launches compile for sm_`target` and do not run; yields (name, kernel) in launch order."""
+    """Inside, launches compile for sm_`target` and do not run; yields (name, kernel, variant) in launch order."""
     hits: list[Any] = []
     run = JITFunction.run
     driver.set_active(_Driver(target))
@@ -116,7 +120,7 @@ def compiling(target: int) -> Iterator[list[Any]]:
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
         if hasattr(kernel, "result"):
             kernel = kernel.result()
-        hits.append((self.fn.__name__, kernel))
+        hits.append((self.fn.__name__, kernel, VARIANT.get()))
         return kernel
 
     JITFunction.run = compile_only
@@ -128,15 +132,16 @@ def compiling(target: int) -> Iterator[list[Any]]:
 
 
 def assembled(compile_all: Callable[[], None], target: int) -> list[Compiled]:
-    """Every kernel that `compile_all` launches, once per specialisation; the disassemblers run side by side."""
+    """Every kernel that `compile_all` launches, once per specialisation.
+
+    One that several variants launch counts for the first of them.
+    """
     with compiling(target) as hits:
         compile_all()
-    unique = {id(kernel): (name, kernel) for name, kernel in hits}.values()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda hit: read(*hit, target), unique))
+    return read(list({id(hit[1]): hit for hit in reversed(hits)}.values()), target)
 
 
-_OPCODE = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)")
+_OPCODE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)")
 _WIDTHS = (("256", 256), ("ENL2", 256), ("128", 128), ("64", 64), ("U16", 16), ("S16", 16), ("U8", 8), ("S8", 8))
 _MMA = ("HMMA", "IMMA", "HGMMA", "UTCHMMA")
 
@@ -146,21 +151,49 @@ def _width(opcode: str) -> int:
     return next((bits for key, bits in _WIDTHS if key in parts), 32)
 
 
-def read(name: str, kernel: Any, target: int) -> Compiled:
-    """What a compiled kernel needs: cuobjdump for registers, nvdisasm for opcodes, ptxas -v again for spills."""
+def read(hits: list[Any], target: int) -> list[Compiled]:
+    """What compiled kernels need, given as `compiling` yields them."""
+    codes = [_code(kernel.asm["cubin"]) for _, kernel, _ in hits]
+    return [_read(*hit, opcodes, target) for hit, opcodes in zip(hits, _disassembled(codes, target), strict=True)]
+
+
+def _code(cubin: bytes) -> bytes:
+    """The instructions in an ELF file: its section .text.<kernel>."""
+    (table,) = struct.unpack_from("<Q", cubin, 40)
+    size, count, names = struct.unpack_from("<3H", cubin, 58)
+    sections = [struct.unpack_from("<2I4Q", cubin, table + number * size) for number in range(count)]
+    texts = [x for x in sections if cubin.startswith(b".text.", sections[names][4] + x[0])]
+    return b"".join(cubin[start : start + length] for *_, start, length in texts)
+
+
+def _disassembled(codes: list[bytes], target: int) -> list[list[str]]:
+    """Opcodes of each kernel. All go through one nvdisasm, which needs longer to start than to read them."""
+    ends = list(accumulate(map(len, codes)))
+    found: list[list[str]] = [[] for _ in codes]
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"".join(codes))
+        file.flush()
+        architecture = f"SM{target}{'a' if target >= 90 else ''}"
+        listing = _tool("nvdisasm", "--binary", architecture, "-ndf", file.name)[0]
+    for address, opcode in _OPCODE.findall(listing):
+        found[bisect_right(ends, int(address, 16))].append(opcode)
+    return found
+
+
+def _read(name: str, kernel: Any, variant: str, opcodes: list[str], target: int) -> Compiled:
+    """cuobjdump for registers, ptxas -v again if it spilled."""
     with tempfile.TemporaryDirectory() as folder:
         cubin, ptx = Path(folder, "k.cubin"), Path(folder, "k.ptx")
         cubin.write_bytes(kernel.asm["cubin"])
         ptx.write_text(kernel.asm["ptx"])
         usage = _tool("cuobjdump", "--dump-resource-usage", cubin)[0]
         registers = int(re.search(r"REG:(\d+)", usage)[1])  # type: ignore[index]
-        opcodes = _OPCODE.findall(_tool("nvdisasm", "-c", "-ndf", cubin)[0])
-        assembler = "ptxas" if target < 90 else "ptxas-blackwell"
-        architecture = f"sm_{target}{'a' if target >= 90 else ''}"
-        said = _tool(
-            assembler, "-v", "--regAllocOptLevel=2", f"--gpu-name={architecture}", ptx, "-o", Path(folder, "out")
-        )[1]
-    spills = int(re.search(r"(\d+) bytes spill stores", said)[1])  # type: ignore[index]
+        spills = 0
+        if "STACK:0 " not in usage:  # what is spilled needs a place
+            assembler = "ptxas" if target < 90 else "ptxas-blackwell"
+            architecture = f"--gpu-name=sm_{target}{'a' if target >= 90 else ''}"
+            said = _tool(assembler, "-v", "--regAllocOptLevel=2", architecture, ptx, "-o", Path(folder, "out"))[1]
+            spills = int(re.search(r"(\d+) bytes spill stores", said)[1])  # type: ignore[index]
     widths: dict[str, Counter[int]] = {"LDG": Counter(), "STG": Counter(), "LDGSTS": Counter()}
     for opcode in opcodes:
         if (base := opcode.split(".")[0]) in widths:
@@ -169,6 +202,7 @@ def read(name: str, kernel: Any, target: int) -> Compiled:
     warps, shared = kernel.metadata.num_warps, kernel.metadata.shared
     return Compiled(
         kernel=name,
+        variant=variant,
         target=target,
         warps=warps,
         registers=registers,

@@ -23,7 +23,7 @@ def main() -> None:
         for target in TARGETS:
             rows += [{"op": name, **made.row()} for made in assembled(bench.compile, target)]
     table = Table(title="kernels as compiled, none of them run")
-    columns = ("op", "kernel", "target", "warps", "registers", "spill_bytes", "shared_bytes", "occupancy")
+    columns = ("op", "kernel", "variant", "target", "warps", "registers", "spill_bytes", "shared_bytes", "occupancy")
     for column in (*columns, "loads", "stores", "tensor_core", "instructions"):
         table.add_column(column)
     for row in rows:

@@ -131,10 +131,19 @@ def _traffic(bench: OpBench, step: Step, shape: Mapping[str, int], dtype: torch.
 
 
 def compiled(bench: OpBench, target: int) -> list[Row]:
-    """What the assembler made of each kernel of `bench` on sm_`target`."""
+    """What the assembler made, on sm_`target`, of the kernels that ours launches in bf16; all that others may launch is
+    compiled in `tests/kernels/test_compiled.py`.
+    """
+    if bench.compile is None:
+        return []
+    import triton
+
     from bench.aot import assembled
 
-    return [] if bench.compile is None else [made.row() for made in assembled(bench.compile, target)]
+    inputs = fresh(bench, bench.shapes["small"], torch.bfloat16, torch.device("cpu"))
+    with triton.knobs.runtime.scope():  # CPU tensors are taken as in the interpreter; nothing runs on them
+        triton.knobs.runtime.interpret = True
+        return [made.row() for made in assembled(lambda: under("triton", bench.ours)(inputs), target)]
 
 
 def _cannot(error: Exception) -> Row:

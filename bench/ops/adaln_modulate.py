@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bench.ops.case import Gate, Inputs, Minimum, OpBench, Step, gradients
 from reca_fast.kernels import adaln_modulate, costs
-from reca_fast.kernels.adaln_modulate import launch_into, launch_modulate, launch_modulate_backward
+from reca_fast.kernels.adaln_modulate import launch_modulate, launch_modulate_backward
 from reca_fast.kernels.backend import tl
 
 
@@ -63,15 +63,16 @@ def minimum(shape: Mapping[str, int], dtype: torch.dtype) -> Minimum:
 
 
 def compile_all() -> None:
-    for width in (1024, 1536):
-        x, vector = torch.zeros(64, width, dtype=torch.bfloat16), torch.zeros(width)
-        shift, scale, _ = torch.zeros(64, 3 * width, dtype=torch.bfloat16).chunk(3, dim=-1)
-        for weight, bias in ((vector, vector), (None, None)):
-            launch_modulate(x, shift, scale, weight, bias, 1e-6, x.dtype)
-            launch_modulate_backward(x, x, scale, weight, bias, 1e-6, True, True, weight is not None)
-        partials = torch.zeros(2, 4, width)
-        outputs = {"for_x": x, "for_shift": shift, "for_scale": scale, "forward_out": x, "partials": partials}
-        launch_into(x, x, scale, vector, vector, 1e-6, residual=x, shift=shift, **outputs)
+    """By itself; as a part of the residual block it is compiled there."""
+    for width, dtype in ((1280, torch.bfloat16), (1536, torch.float32)):
+        x, vector = torch.zeros(64, width, dtype=dtype), torch.zeros(width)
+        shift, scale, _ = torch.zeros(64, 3 * width, dtype=dtype).chunk(3, dim=-1)
+        launch_modulate(x, shift, scale, vector, vector, 1e-6, dtype)
+        launch_modulate_backward(x, x, scale, vector, vector, 1e-6, True, True, True)
+        if width == 1280:  # frozen, without an affine part, behind frozen layers
+            for affine, need_x in ((vector, True), (None, True), (vector, False)):
+                launch_modulate(x, shift, scale, affine, affine, 1e-6, dtype)
+                launch_modulate_backward(x, x, scale, affine, affine, 1e-6, need_x, True, not need_x)
 
 
 BENCH = OpBench(

@@ -1,6 +1,8 @@
 """What `bench/throughput.py` and the compile and traffic tests need to know of one operation."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +36,19 @@ class Gate:
     elements_per_thread: int = 0
 
 
+VARIANT: ContextVar[str] = ContextVar("variant", default="")
+
+
+@contextmanager
+def variant(name: str) -> Iterator[None]:
+    """Launches inside may have a gate of their own, so that what one variant cannot have is not forgiven the others."""
+    token = VARIANT.set(name)
+    try:
+        yield
+    finally:
+        VARIANT.reset(token)
+
+
 @dataclass(frozen=True)
 class OpBench:
     """One operation: its shapes, its inputs, everyone who can do it, its minimum, its compile-time gates."""
@@ -47,11 +62,15 @@ class OpBench:
     minimum: Callable[[Mapping[str, int], torch.dtype], Minimum]
     # Every launch with production strides and alignment, on CPU tensors; None where the kernels are a library's.
     compile: Callable[[], None] | None
-    gates: Mapping[str, Gate]  # kernel name -> gate
+    gates: Mapping[str, Gate]  # kernel -> gate; "kernel variant" for launches inside `variant`, where those differ
     peers: Mapping[str, Step] = field(default_factory=dict)  # e.g. "liger": only those that can be imported
     goal: str = ""  # the project's goal for this operation, in words
     max_launches: int | None = None  # the goal in figures, forward and backward together, matrix products excluded
     max_ratio: float | None = None  # bytes moved over the minimum
+
+    def gate(self, kernel: str, variant: str) -> str:
+        """The key in `gates` that holds for a kernel of a variant: its own, else that of every launch."""
+        return own if (own := f"{kernel} {variant}") in self.gates else kernel
 
 
 def gradients(outputs: Tensor | tuple[Tensor, ...], inputs: Inputs) -> list[Tensor]:

@@ -6,13 +6,14 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from bench.ops.case import Gate, Inputs, Minimum, OpBench
+from bench.ops.case import Gate, Inputs, Minimum, OpBench, variant
 from reca_fast.kernels import costs, flow_interpolate, flow_matching_loss
 from reca_fast.kernels.flow_matching_kernels import (
     launch_gradient,
     launch_interpolate,
     launch_interpolate_backward,
     launch_loss,
+    launch_rows,
 )
 from reca_fast.kernels.noise import normal_noise
 from reca_fast.kernels.scale_in_place import launch_scale
@@ -68,21 +69,27 @@ def minimum(shape: Mapping[str, int], dtype: torch.dtype) -> Minimum:
 
 
 def compile_all() -> None:
-    """With a seed and with noise, with and without autocast. Not the losses per row, whose kernel has nothing wide to
-    write.
-    """
-    tokens, channels = 64, 64
+    """With a seed and with noise, with and without autocast, weights and a gradient; fp16 forms it in fp32."""
+    tokens, channels, bf16, fp16, fp32 = 64, 64, torch.bfloat16, torch.float16, torch.float32
     latents, noise, timesteps = torch.zeros(tokens, channels), torch.zeros(tokens, channels), torch.zeros(tokens)
-    prediction = torch.zeros(tokens, channels, dtype=torch.bfloat16)
-    for dtype in (torch.float32, torch.bfloat16):
+    prediction, half = latents.to(bf16), latents.to(fp16)
+    for dtype in (fp32, bf16):
         launch_interpolate(latents, timesteps, None, SEED, dtype)
         launch_interpolate(latents, timesteps, noise, 0, dtype)
-    launch_interpolate_backward(latents, timesteps, torch.float32, torch.float32)
-    for weight in (None, timesteps):
-        launch_loss(prediction, latents, None, SEED, weight, True, torch.bfloat16)
-        launch_loss(prediction, latents, noise, 0, weight, True, torch.bfloat16)
-    launch_gradient(prediction, latents, None, SEED, timesteps, torch.bfloat16)
+    for wanted in ((fp32, fp32), (fp32, None)):
+        launch_interpolate_backward(latents, timesteps, *wanted)
+    launch_loss(prediction, latents, None, SEED, None, True, bf16)
+    launch_loss(prediction, latents, None, SEED, timesteps, True, bf16)
+    launch_loss(prediction, latents, noise, 0, timesteps, True, bf16)
+    launch_loss(half, latents, None, SEED, None, True, fp32)
+    launch_loss(latents, latents, None, SEED, None, True, fp32)
+    launch_gradient(prediction, latents, None, SEED, timesteps, bf16)
+    launch_gradient(half, latents, noise, 0, timesteps, fp16)
+    with variant("without gradient"):
+        launch_loss(prediction, latents, None, SEED, None, True, None)
+        launch_rows(prediction, latents, noise, 0, timesteps)
     launch_scale(prediction, timesteps[0])
+    launch_scale(latents, timesteps[0])
 
 
 BENCH = OpBench(
@@ -101,6 +108,8 @@ BENCH = OpBench(
         "flow_interpolate_kernel": Gate(40, 0.75, max_instructions_per_element=64, elements_per_thread=8),
         # 14 of them are the final sum, which one program of all executes: the others execute 70.
         "flow_loss_kernel": Gate(40, 0.75, max_instructions_per_element=88, elements_per_thread=8),
+        # One number per row, or one in all.
+        "flow_loss_kernel without gradient": Gate(40, 0.75, store_bits=32),
         "flow_interpolate_backward_kernel": Gate(40, 0.75),
         "scale_in_place_kernel": Gate(40, 0.75),
     },

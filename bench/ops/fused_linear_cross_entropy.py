@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.ops.case import Gate, Inputs, Minimum, OpBench, Step, gradients
+from bench.ops.case import Gate, Inputs, Minimum, OpBench, Step, gradients, variant
 from reca_fast.kernels import costs
 from reca_fast.kernels.cross_entropy_kernels import launch_cross_entropy_rows
 from reca_fast.kernels.fused_linear_cross_entropy import fused_linear_cross_entropy
 from reca_fast.kernels.ragged_matmul import launch_gathered_logits, launch_gathered_outer, launch_scattered_product
 
-FIRST_CODE = 50_305
+VOCABULARY, FIRST_CODE, CODES = 58_498, 50_305, 8192
 MASKED = 0.6366  # of the image tokens, averaged over Show-o's cosine schedule
 
 
@@ -116,20 +116,50 @@ def minimum(shape: Mapping[str, int], dtype: torch.dtype) -> Minimum:
 
 
 def compile_all() -> None:
-    """The row pass on the codebook and on the whole odd vocabulary, plain and with bias and smoothing; the products."""
-    labels, scale = torch.zeros(4, dtype=torch.int64), torch.ones(4)
-    for classes in (8192, 58498):
-        width = -(-classes // 64) * 64
-        buffer = torch.zeros(4, width, dtype=torch.bfloat16)
-        launch_cross_entropy_rows(buffer, classes, None, labels, scale, 0, 0.0, 0.0)
-        launch_cross_entropy_rows(buffer, classes, torch.zeros(width), labels, scale, 0, 0.1, 1e-4)
-    # Labels on a GPU: `buffer` is that of the odd vocabulary.
-    hidden_states, order = torch.zeros(4, 2048, dtype=torch.bfloat16), torch.arange(4)
-    weight = torch.empty(58498, 2048, dtype=torch.bfloat16)
-    launch_gathered_logits(hidden_states, weight, buffer, order, order[0], 0)
-    launch_scattered_product(buffer, weight, hidden_states, order, order[0], 0)
-    launch_gathered_outer(buffer, hidden_states, weight, order, order[0], 0, False)
-    launch_gathered_outer(buffer, hidden_states, torch.empty(58498, 2048), order, order[0], 0, True)
+    """The whole odd vocabulary and the codes, a slice of the weight. fp16 differs from bf16 in conversions alone, so
+    there the slice will do; fp32 has products of its own.
+    """
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+    labels, weights, alike = torch.zeros(4, dtype=torch.int64), torch.ones(4), torch.ones(()).expand(4)
+    count, order = labels[0], torch.arange(4)
+
+    def rows(
+        dtype: torch.dtype, classes: int, scale: Tensor | None, counted: Tensor | None, biased: bool, smoothing: float
+    ) -> None:
+        """Without `counted`: labels on the CPU; with it: on a GPU. Without `scale`: no gradient."""
+        width, start = -(-classes // 64) * 64, FIRST_CODE if classes == CODES else 0
+        bias, buffer = torch.empty(width) if biased else None, torch.empty(4, width, dtype=dtype)
+        launch_cross_entropy_rows(buffer, classes, bias, labels, scale, start, smoothing, 1e-4, counted)
+
+    for classes in (VOCABULARY, CODES):
+        rows(bf16, classes, alike, None, False, 0.0)
+        rows(bf16, classes, weights, count, False, 0.0)
+        rows(bf16, classes, weights, count, True, 0.1)
+        rows(fp32, classes, weights, count, False, 0.0)
+    rows(bf16, VOCABULARY, weights, count, True, 0.0)
+    rows(bf16, CODES, weights, None, False, 0.1)
+    rows(fp16, VOCABULARY, weights, count, False, 0.0)
+    rows(fp16, CODES, weights, None, True, 0.1)
+    with variant("without gradient"):
+        rows(bf16, VOCABULARY, None, None, False, 0.0)
+        rows(bf16, CODES, None, count, True, 0.1)
+
+    def products(dtype: torch.dtype, coded: bool, *totals: tuple[torch.dtype, bool]) -> None:
+        """The weight gradient of one chunk of rows has its own dtype; of several, the first begins an fp32 sum."""
+        weight = torch.empty(VOCABULARY, 2048, dtype=dtype)
+        weight = weight[FIRST_CODE : FIRST_CODE + CODES] if coded else weight
+        x, buffer = torch.empty(4, 2048, dtype=dtype), torch.empty(4, -(-len(weight) // 64) * 64, dtype=dtype)
+        launch_gathered_logits(x, weight, buffer, order, count, 0)
+        launch_scattered_product(buffer, weight, x, order, count, 0)
+        for total, add in totals:
+            launch_gathered_outer(buffer, x, torch.empty(weight.shape, dtype=total), order, count, 0, add)
+
+    products(bf16, False, (fp32, False), (fp32, True))
+    products(bf16, True, (bf16, False))
+    products(fp16, True, (fp32, True))
+    with variant("fp32"):
+        products(fp32, False, (fp32, True))
+        products(fp32, True, (fp32, False))
 
 
 BENCH = OpBench(
@@ -139,17 +169,17 @@ BENCH = OpBench(
         "real": {
             "rows": 8 * 1024,
             "dim": 2048,
-            "vocabulary": 58_498,
+            "vocabulary": VOCABULARY,
             "first": FIRST_CODE,
-            "codes": 8192,
+            "codes": CODES,
             "in_range": 0,
         },
         "codes": {
             "rows": 8 * 1024,
             "dim": 2048,
-            "vocabulary": 58_498,
+            "vocabulary": VOCABULARY,
             "first": FIRST_CODE,
-            "codes": 8192,
+            "codes": CODES,
             "in_range": 1,
         },
         # As many classes per hidden channel as a tenth of the real case: peers take their chunks from that ratio.
@@ -162,8 +192,12 @@ BENCH = OpBench(
     compile=compile_all,
     gates={
         "cross_entropy_rows_kernel": Gate(64, 0.5),
+        "cross_entropy_rows_kernel without gradient": Gate(64, 0.5, store_bits=32),  # one loss
         "gathered_matmul_kernel": Gate(255, 0.12, tensor_core=True),
         "gathered_outer_kernel": Gate(255, 0.12, tensor_core=True),
+        # fp32 products are rounded to fp32, which no tensor core does.
+        "gathered_matmul_kernel fp32": Gate(192, 0.12),
+        "gathered_outer_kernel fp32": Gate(128, 0.25),
     },
     peers=peers(),
     goal="3.8 TFLOP and 256 MB of logits for the whole vocabulary, 0.53 TFLOP and 100 MB for the codes",

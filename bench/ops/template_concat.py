@@ -76,6 +76,7 @@ def minimum(shape: Mapping[str, int], dtype: torch.dtype) -> Minimum:
 
 
 def compile_all() -> None:
+    """All at once, with tables of the model's dtype and of fp32; then BAGEL's two calls, one of them with int32."""
     dim, narrow = 3584, torch.bfloat16
 
     def ids(count: int) -> Tensor:
@@ -92,6 +93,13 @@ def compile_all() -> None:
             *(64, narrow),
         )
     launch_backward(rows(64), ids(16), ids(32), ids(3), [16, 32, 64], [True] * 3, narrow, narrow, narrow)
+    dtypes, table = (narrow, narrow, narrow), rows(16, torch.float32)
+    launch_forward(ids(16), rows(16), ids(16), rows(16), ids(16), ids(16), table, *[None] * 6, 32, narrow)
+    launch_backward(rows(32), ids(16), None, None, [16, 32, 32], [True, False, False], *dtypes)
+    for width in (torch.int64, torch.int32):
+        order, bounds = ids(16).to(width), ids(3).to(width)
+        launch_forward(*[None] * 7, rows(16), None, order, table, rows(2), bounds, 16, narrow)
+        launch_backward(rows(16), None, None, bounds, [0, 0, 16], [False, True, True], *dtypes)
 
 
 BENCH = OpBench(

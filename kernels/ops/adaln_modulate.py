@@ -167,6 +167,7 @@ def adaln_modulate_backward(
         mask = (row < rows) & live
         numbers = tl.load(x + row * x_stride + column, mask=mask, other=0.0).to(tl.float32)
         g = tl.load(grad + row * grad_stride + column, mask=mask, other=0.0).to(tl.float32)
+        factor = 1.0 + tl.load(scale + row * scale_stride + column, mask=mask, other=0.0).to(tl.float32)
         hat, rstd = _normalised(numbers, mask, eps, W)
         if for_shift is not None:
             tl.store(for_shift + row * for_shift_stride + column, g.to(for_shift.dtype.element_ty), mask=mask)
@@ -181,12 +182,9 @@ def adaln_modulate_backward(
                 tl.store(for_scale + row * for_scale_stride + column, g_scale, mask=mask)
             if forward_out is not None:
                 add = tl.load(shift + row * shift_stride + column, mask=mask, other=0.0).to(tl.float32)
-                factor = tl.load(scale + row * scale_stride + column, mask=mask, other=0.0).to(tl.float32)
-                y = (scaled * (1.0 + factor) + add).to(forward_out.dtype.element_ty)
+                y = (scaled * factor + add).to(forward_out.dtype.element_ty)
                 tl.store(forward_out + row * W + column, y, mask=mask)
-                g *= 1.0 + factor
-        if forward_out is None:
-            g *= 1.0 + tl.load(scale + row * scale_stride + column, mask=mask, other=0.0).to(tl.float32)
+        g *= factor
         if partials is not None:
             for_weight += g * hat
             for_bias += g

@@ -17,9 +17,10 @@ from bench.ops import KERNELS, load
 def test_gates(name: str, target: int) -> None:
     bench = load(name)
     kernels = assembled(bench.compile, target)
-    assert {made.kernel for made in kernels} == bench.gates.keys(), "a gate for every kernel, and no other"
-    for made in kernels:
-        gate = bench.gates[made.kernel]
+    keys = [bench.gate(made.kernel, made.variant) for made in kernels]
+    assert set(keys) == bench.gates.keys(), "a gate for every kernel, and no other"
+    for key, made in zip(keys, kernels, strict=True):
+        gate = bench.gates[key]
         assert made.spill_bytes == 0, made
         assert made.registers <= gate.max_registers, made
         assert made.occupancy >= gate.min_occupancy, made

@@ -66,4 +66,4 @@ def test_compiles_after_interpreting() -> None:
     with compiling(90) as hits:
         _scale[(1,)](x, out, 2.0, N=1024, UPCAST=True)
     assert torch.equal(out, x * 2)
-    assert read(*hits[0], 90).widest_load == 128
+    assert read(hits, 90)[0].widest_load == 128
