@@ -399,7 +399,7 @@ def test_masks_are_weights() -> None:
 
 
 def test_no_seed_is_a_kernel_of_its_own() -> None:
-    """Triton specialises integers that are 1 or that 16 divides: one step in 16 would compile in the middle of a run."""
+    """Triton specialises integers that are 1 or that 16 divides: a step in 16 would compile in the middle of a run."""
     aot = pytest.importorskip("bench.aot", reason="Triton is not installed")
     from reca_fast.kernels.flow_matching_kernels import launch_interpolate
 
