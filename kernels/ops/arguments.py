@@ -35,8 +35,9 @@ def expect_tensors(**tensors: object) -> None:
 def expect_number(name: str, value: object, low: float = 0.0, high: float = float("inf")) -> None:
     """low <= value <= high, and finite."""
     known = isinstance(value, int | float) and not isinstance(value, bool)
-    wanted = f"a number >= {low:g}" if high == float("inf") else f"a number in [{low:g}, {high:g}]"
-    expect(known and low <= value <= high and value != float("inf"), name, wanted, repr(value))  # type: ignore[operator]
+    if not (known and low <= value <= high and value != float("inf")):  # type: ignore[operator]
+        wanted = f"a number >= {low:g}" if high == float("inf") else f"a number in [{low:g}, {high:g}]"
+        raise ValueError(f"{name}: expected {wanted}, got {value!r}")
 
 
 def expect_floating(device: torch.device, **tensors: Tensor | None) -> None:
