@@ -67,7 +67,7 @@ def whole_step(console: Console) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "step.json")
         command = [sys.executable, str(ROOT / "bench" / "bagel_step.py"), "--variants", "generic", "fused", "ours"]
-        subprocess.run([*command, "--rounds", "1", "--steps", "1", "--out", out], check=True, capture_output=True)
+        subprocess.run([*command, "--rounds", "1", "--steps", "2", "--out", out], check=True, capture_output=True)
         summary = json.loads(out.read_text())["summary"]
     table = Table(title="step: forward and backward of a small BAGEL", title_justify="left", title_style="bold")
     for column in ("implementation", "CPU s (measured)", "peak MiB above the weights", "loss"):
@@ -79,7 +79,7 @@ def whole_step(console: Console) -> list[Row]:
         table.add_row(labels[name], f"{seconds:.2f}", f"{peak:.0f}", f"{figures['loss']:.5f}")
         rows.append({"op": "step", "provider": name, "cpu_ms": {"p50": seconds * 1e3}, "peak_bytes": peak * 2**20})
     console.print(table)
-    console.print("one run each: `python bench/bagel_step.py` repeats and interleaves them\n", style="dim")
+    console.print("two steps each: `python bench/bagel_step.py` repeats and interleaves them\n", style="dim")
     return rows
 
 

@@ -26,7 +26,7 @@ def _summary(milliseconds: list[float], peak: int | None = None) -> Timing:
 
 
 def interleaved(
-    runs: dict[str, Callable[[], object]], device: torch.device, budget: float = 2.0, least: int = 5
+    runs: dict[str, Callable[[], object]], device: torch.device, budget: float = 1.0, least: int = 5
 ) -> dict[str, Timing]:
     """Time several ways of doing one thing, in turns, so that a change in the machine's load meets all of them.
 
