@@ -1,7 +1,8 @@
 """How every loss here reduces its rows: "none" = w·l, "sum" = sum of w·l, "mean" = sum of w·l / sum of w.
 
-Rows of weight 0 take no part, whatever they hold. With nothing to average (no rows, or weights that add up to 0) the
-mean is 0 with zero gradients, where torch has nan: a batch without such rows must not poison a step.
+Rows of weight 0 take no part, whatever they hold (the cross-entropy leaves rows out by their label). With nothing to
+average (no rows, or weights that add up to 0) the mean is 0 with zero gradients, where torch has nan: a batch without
+such rows must not poison a step.
 """
 
 import torch
