@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,7 @@ def _text(x: object) -> str:
 
 def expect_shape(name: str, x: Tensor | None, *shape: int) -> None:
     if x is not None:
+        expect_tensors(**{name: x})
         expect(x.shape == shape, name, shape, x.shape)
 
 
@@ -33,16 +35,25 @@ def expect_tensors(**tensors: object) -> None:
 
 
 def expect_number(name: str, value: object, low: float = 0.0, high: float = float("inf")) -> None:
-    """low <= value <= high, and finite."""
-    known = isinstance(value, int | float) and not isinstance(value, bool)
+    """A Python or NumPy number, low <= value <= high, and finite."""
+    known = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     if not (known and low <= value <= high and value != float("inf")):  # type: ignore[operator]
         wanted = f"a number >= {low:g}" if high == float("inf") else f"a number in [{low:g}, {high:g}]"
         raise ValueError(f"{name}: expected {wanted}, got {value!r}")
 
 
+def expect_index(name: str, value: object) -> None:
+    """An integer of 64 bits. Worded only when it is wrong: torch.compile would trace the sentence."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not (whole and -(2**63) <= value < 2**63):  # type: ignore[operator]
+        raise ValueError(f"{name}: expected an integer of 64 bits, got {value!r}")
+
+
 def expect_floating(device: torch.device, **tensors: Tensor | None) -> None:
     """Floating-point numbers of 16, 32 or 64 bits on one device, in plain tensors."""
     for name, x in tensors.items():
+        if x is not None:
+            expect_tensors(**{name: x})
         if hasattr(x, "full_tensor"):
             way = f"use it in the forward pass of its FSDP module, where it is whole, or pass {name}.full_tensor()"
             raise ValueError(f"{name}: expected a plain tensor, got a DTensor; {way}")

@@ -25,8 +25,8 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def weight_gradient_dtype(hidden_states: Tensor, weight: Tensor) -> torch.dtype:
-    """The weight's own, which under autocast is wider than that of the products; fp32 for fp16: see `forward`."""
-    return torch.float32 if hidden_states.dtype == torch.float16 else weight.dtype
+    """The weight's own, under autocast often wider than the products'; fp32 where either is fp16: see `forward`."""
+    return torch.float32 if torch.float16 in (hidden_states.dtype, weight.dtype) else weight.dtype
 
 
 class Passes(NamedTuple):
@@ -182,8 +182,8 @@ def forward(
     """Losses, and gradients scaled by `factor` [N] and, for a mean, by one over its sum.
 
     In fp16 that would lose them before a loss scale arrives (divided by thousands of rows) or overflow (a sum over
-    rows, large weights): rows are scaled by their share of the largest weight instead, the weight's gradient stays in
-    fp32, and the rest of the factor is `pending`.
+    rows, large weights): rows are scaled by their share of the largest weight instead (rows of less than some
+    1e-7 of it are lost), the weight's gradient stays in fp32, and the rest of the factor is `pending`.
     """
     device, wide, total = hidden_states.device, wide_dtype(hidden_states.dtype), len(labels)
     valid = labels != ignore_index

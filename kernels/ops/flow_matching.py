@@ -108,7 +108,10 @@ def reference_gradient(
     prediction: Tensor, latents: Tensor, noise: Tensor | None, seed: int, factor: Tensor, dtype: torch.dtype
 ) -> Tensor:
     error = reference_error(prediction, latents, noise, seed)
-    return weighted(error, (factor.to(error.dtype) * 2 / error.shape[1])[:, None]).to(dtype).contiguous()
+    scale = (factor.to(error.dtype) * 2 / error.shape[1])[:, None]
+    if torch.is_grad_enabled():  # differentiated by the factor too, also where that is 0
+        return (error * scale).to(dtype).contiguous()
+    return weighted(error, scale).to(dtype).contiguous()
 
 
 def _common(*dtypes: torch.dtype) -> torch.dtype:

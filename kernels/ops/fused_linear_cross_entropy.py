@@ -3,10 +3,10 @@
     logits = X W^T + b over the classes start .. stop     lse = logsumexp(logits)
     l = lse - (1 - s) logits[label] - s mean(logits) + z lse^2         "none": w l, "sum": sum w l, "mean": / sum w
 
-hidden_states (X): [N, D]; weight (W): [V, D] of the same dtype; bias (b): [V]; labels: [N] int64, ids of the whole
-vocabulary; row_weight (w): [N]. Rows whose label is `ignore_index` take no part, not even in a matrix product. With no
-row left (or weights that add up to 0) the mean is 0 with zero gradients, where torch has nan: a pack without text must
-not poison a step.
+hidden_states (X): [N, D]; weight (W): [V, D] of the same dtype, cast to it under autocast; bias (b): [V]; labels: [N]
+int64, ids of the whole vocabulary; row_weight (w): [N]. Rows whose label is `ignore_index` take no part, not even in a
+matrix product. With no row left (or weights that add up to 0) the mean is 0 with zero gradients, where torch has nan: a
+pack without text must not poison a step.
 
 Rows go through in chunks whose logits fit `max_logits_bytes`; with few rows or a `vocab_range` that is one chunk. Per
 chunk: a product, one row kernel that replaces logits by their gradient, two products (cross_entropy_passes.py). The
@@ -14,8 +14,9 @@ gradients are finished in the forward pass ("mean", "sum") and scaled in backwar
 once when the upstream gradient is 1; a second backward recomputes. "none" forms them in backward, from recomputed
 logits. The weight gradient is summed over chunks in fp32. Its rows outside `vocab_range` are never computed; autograd
 wants a dense tensor, which is written once in backward, unless `weight.grad` is there to be added to.
-Peak extra memory: the logits of a chunk, 2048 rows of D, and with several chunks an fp32 weight gradient. The gathered
-rows of X lie where their gradient will be.
+Peak extra memory: the logits of a chunk, 2048 rows of D, and with several chunks an fp32 weight gradient; under
+autocast also the range's weight, cast. In fp16 the weight gradient is fp32 until the backward pass. The gathered rows
+of X lie where their gradient will be.
 
 Labels on the CPU: the rows are known exactly and checked, also beside hidden states on a GPU (the copy does not wait).
 Labels on the GPU: the count of rows stays there (ragged_matmul.py), nothing waits, and an impossible label makes the
@@ -36,6 +37,7 @@ from .arguments import (
     autocast_dtype,
     expect,
     expect_floating,
+    expect_index,
     expect_number,
     expect_reduction,
     expect_shape,
@@ -215,7 +217,7 @@ def _loss_vjp(ctx, upstream, *_):
             if not ctx.needs[number]:
                 continue
             if type(gradient) is not Tensor:  # traced
-                gradients[number] = (gradient * factor).to(gradient.dtype)
+                gradients[number] = (gradient.to(factor.dtype) * factor).to(gradient.dtype)
             else:
                 scale_in_place(gradient, factor)
     for_row_weight = None
@@ -302,8 +304,7 @@ def fused_linear_cross_entropy(
     expect_number("z_loss", z_loss)
     expect_reduction(reduction)
     expect_number("max_logits_bytes", max_logits_bytes, 1)
-    whole = isinstance(ignore_index, int) and -(2**63) <= ignore_index < 2**63
-    expect(whole, "ignore_index", "an int of 64 bits", repr(ignore_index))
+    expect_index("ignore_index", ignore_index)
     dtype = autocast_dtype(device)
     if dtype is not None and torch.float64 not in (hidden_states.dtype, weight.dtype):
         hidden_states = hidden_states.to(dtype)
@@ -316,21 +317,18 @@ def fused_linear_cross_entropy(
         losses = _rows(hidden_states, weight, bias, labels, *settings)
         if row_weight is None:
             return losses
-        return torch.where(labels.to(device, non_blocking=True) == ignore_index, 0, losses * row_weight)
+        # Ignored rows have a loss of 0, which stays one whatever their weight; no look at the labels, which may be far.
+        return losses * torch.where(losses == 0, row_weight.nan_to_num(), row_weight)
     grad = torch.is_grad_enabled()
     needs = [grad and x is not None and x.requires_grad for x in (hidden_states, weight, bias)]
     return _loss(hidden_states, weight, bias, labels, row_weight, reduction == "mean", needs, *settings)[0]
 
 
 def _range(vocab_range: tuple[int, int], vocabulary: int) -> tuple[int, int]:
-    expected = f"vocab_range: expected (start, stop) with 0 <= start < stop <= {vocabulary}, got {vocab_range}"
-    if (
-        not isinstance(vocab_range, Sequence)
-        or len(vocab_range) != 2
-        or not all(isinstance(x, int) for x in vocab_range)
-    ):
-        raise ValueError(expected)
+    pair = isinstance(vocab_range, Sequence) and len(vocab_range) == 2
+    if not pair or any(isinstance(x, bool) or not isinstance(x, int) for x in vocab_range):
+        raise ValueError(f"vocab_range: expected two integers (start, stop), got {vocab_range}")
     start, stop = vocab_range
     if not 0 <= start < stop <= vocabulary:
-        raise ValueError(expected)
+        raise ValueError(f"vocab_range: expected 0 <= start < stop <= {vocabulary}, got {vocab_range}")
     return start, stop

@@ -146,7 +146,8 @@ def qk_norm_rope(
         q: [T, H, D]; k: [T, Hkv, D] in the dtype of q; D even. Views are read in place when a head's numbers lie side
             by side, e.g. slices of one fused projection.
         q_weight, k_weight: [D].
-        cos, sin: [T, D], usually fp32, both halves equal (the kernels read the first); they get no gradient.
+        cos, sin: [T, D], usually fp32, both halves equal (the kernels read the first); they get no gradient and must
+            not ask for one.
         eps: added to the mean square. Rounding: statistics in fp32, cast to the dtype of q before the weight.
 
     Returns:

@@ -401,10 +401,14 @@ def test_masks_are_weights() -> None:
 def test_no_seed_is_a_kernel_of_its_own() -> None:
     """Triton specialises integers that are 1 or that 16 divides: a step in 16 would compile in the middle of a run."""
     aot = pytest.importorskip("bench.aot", reason="Triton is not installed")
-    from reca_fast.kernels.flow_matching_kernels import launch_interpolate
+    from reca_fast.kernels import flow_matching_kernels as flow
+    from reca_fast.kernels import mar_diffusion_kernels as mar
 
-    latents, timesteps = torch.zeros(16, 16), torch.zeros(16)
+    x, t, step, table = torch.zeros(16, 16), torch.zeros(16), torch.zeros(16, dtype=torch.int64), torch.zeros(1000, 8)
     with aot.compiling(90) as hits:
         for seed in (1, 7, 16, 48, SEED):
-            launch_interpolate(latents, timesteps, None, seed, torch.float32)
-    assert len({id(hit[1]) for hit in hits}) == 1
+            flow.launch_interpolate(x, t, None, seed, torch.float32)
+            flow.launch_loss(x, x, None, seed, None, True, torch.float32)
+            mar.launch_noise(x, step, None, seed, table, torch.float32)
+            mar.launch_loss(torch.zeros(16, 32), x, step, None, seed, table, None, True, torch.float32)
+    assert len({id(hit[1]) for hit in hits}) == 4

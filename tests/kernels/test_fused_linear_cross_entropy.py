@@ -232,21 +232,24 @@ def test_autocast() -> None:
         loss = fused_linear_cross_entropy(hidden, weight, labels)
     assert loss.dtype == torch.float32
     assert torch.equal(loss, fused_linear_cross_entropy(hidden.bfloat16(), weight.bfloat16(), labels))
-    assert torch.autograd.grad(loss, weight)[0].dtype == torch.float32
+    (gradient,) = torch.autograd.grad(loss, weight)
+    assert gradient.dtype == torch.float32
+    assert not torch.equal(gradient, gradient.bfloat16().float()), "not rounded to the products' dtype on its way"
 
 
 class _Largest(TorchDispatchMode):
-    """Numbers in the largest tensor that anything inside made."""
+    """Bytes of the largest storage that anything inside made; a cast is called a view, so storages are compared."""
 
-    numel = 0
+    bytes = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace == "reca_fast":
             with self:
                 return OPDEFS[func._schema.name]._init_fn(*args)
         out = func(*args, **kwargs or {})
-        if not func.is_view:
-            self.numel = max([self.numel, *(x.numel() for x in tree_leaves(out) if isinstance(x, Tensor))])
+        given = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        made = (x.untyped_storage() for x in tree_leaves(out) if isinstance(x, Tensor))
+        self.bytes = max([self.bytes, *(x.nbytes() for x in made if x.data_ptr() not in given)])
         return out
 
 
@@ -259,8 +262,33 @@ def test_a_range_never_makes_anything_of_the_weights_size(autocast) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             loss = fused_linear_cross_entropy(hidden, weight, torch.arange(5) + 7, vocab_range=(7, 27))
         loss.backward()
-    assert made.numel <= 64 * 16
+    assert made.bytes <= 64 * 16 * 4
     assert weight.grad[7:27].any() and not weight.grad[27:].any() and not weight.grad[:7].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("classes", [None, (2, 9)], ids=["everything", "a range"])
+def test_compiles_under_autocast_and_in_fp16(dtype, classes) -> None:
+    """What the operation promises fake tensors is what it makes, also where the weight is wider than the products."""
+    hidden, weight = torch.randn(5, 4), torch.randn(11, 4)
+    labels = torch.tensor([2, 8, IGNORED, 2, 7])
+    wides = (torch.float32, torch.float16) if dtype == torch.float16 else (torch.float32, torch.bfloat16)
+    for weight_dtype in wides:
+        leaves = [hidden.to(weight_dtype).requires_grad_(), weight.to(weight_dtype).requires_grad_()]
+
+        def step(h: Tensor, w: Tensor, ignored: int) -> Tensor:
+            with torch.autocast("cpu", dtype, enabled=w.dtype == torch.float32):
+                return fused_linear_cross_entropy(h, w, labels, vocab_range=classes, ignore_index=ignored)
+
+        torch._dynamo.reset()
+        whole = torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=True)
+        results = [run(*leaves, IGNORED) for run in (whole, step)]
+        torch.testing.assert_close(*results)
+        torch.testing.assert_close(*(torch.autograd.grad(x, leaves, torch.tensor(3.0)) for x in results))
+        start, stop = classes or (0, 11)
+        settings = (start, stop, IGNORED, 0.0, 0.0, 2**20)
+        given = (leaves[0].to(dtype), leaves[1], None, labels, None, True, [True, True, False], *settings)
+        torch.library.opcheck(_loss, given, test_utils=("test_schema", "test_faketensor"))
 
 
 @REDUCTIONS
