@@ -20,18 +20,15 @@ def _text(x: object) -> str:
     return f"[{', '.join(map(str, x))}]" if isinstance(x, tuple | list) else str(x)
 
 
+def expect_tensors(**tensors: object) -> None:
+    for name, x in tensors.items():
+        expect(isinstance(x, Tensor), name, "a tensor", type(x).__name__)
+
+
 def expect_shape(name: str, x: Tensor | None, *shape: int) -> None:
     if x is not None:
         expect_tensors(**{name: x})
         expect(x.shape == shape, name, shape, x.shape)
-
-
-FLOATING = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-
-
-def expect_tensors(**tensors: object) -> None:
-    for name, x in tensors.items():
-        expect(isinstance(x, Tensor), name, "a tensor", type(x).__name__)
 
 
 def expect_number(name: str, value: object, low: float = 0.0, high: float = float("inf")) -> None:
@@ -49,17 +46,20 @@ def expect_index(name: str, value: object) -> None:
         raise ValueError(f"{name}: expected an integer of 64 bits, got {value!r}")
 
 
+FLOATING = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
 def expect_floating(device: torch.device, **tensors: Tensor | None) -> None:
     """Floating-point numbers of 16, 32 or 64 bits on one device, in plain tensors."""
-    for name, x in tensors.items():
-        if x is not None:
-            expect_tensors(**{name: x})
+    given = {name: x for name, x in tensors.items() if x is not None}
+    expect_tensors(**given)
+    for name, x in given.items():
         if hasattr(x, "full_tensor"):
             way = f"use it in the forward pass of its FSDP module, where it is whole, or pass {name}.full_tensor()"
             raise ValueError(f"{name}: expected a plain tensor, got a DTensor; {way}")
-        if x is not None and x.dtype not in FLOATING:
+        if x.dtype not in FLOATING:
             raise ValueError(f"{name}: expected bfloat16, float16, float32 or float64, got {x.dtype}")
-        if x is not None and x.device != device:
+        if x.device != device:
             raise ValueError(f"{name}: expected a tensor on {device}, got {x.device}")
 
 

@@ -100,22 +100,12 @@ def cross_entropy_rows_kernel(
             tl.store(row_ptr + columns, gradient.to(logits_ptr.dtype.element_ty), mask=columns < width)
         else:
             for begin in range(0, width, BLOCK):
-                x = _logits(row_ptr, bias_ptr, begin + columns, width, classes)
+                here = begin + columns
+                x = _logits(row_ptr, bias_ptr, here, width, classes)
                 gradient = _gradient(
-                    x,
-                    begin + columns,
-                    width,
-                    classes,
-                    top,
-                    log_total,
-                    target,
-                    scale,
-                    per_probability,
-                    on_target,
-                    on_each,
+                    x, here, width, classes, top, log_total, target, scale, per_probability, on_target, on_each
                 )
-                stored = gradient.to(logits_ptr.dtype.element_ty)
-                tl.store(row_ptr + begin + columns, stored, mask=begin + columns < width)
+                tl.store(row_ptr + here, gradient.to(logits_ptr.dtype.element_ty), mask=here < width)
 
 
 def launch_cross_entropy_rows(

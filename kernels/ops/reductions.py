@@ -31,7 +31,6 @@ def checked_row_weight(row_weight: Tensor | None, rows: int, device: torch.devic
     """[rows] floating; booleans and integers become fp32. Raises ValueError that starts with `row_weight`."""
     if row_weight is None:
         return None
-    expect(isinstance(row_weight, Tensor), "row_weight", "a tensor", type(row_weight).__name__)
     expect_shape("row_weight", row_weight, rows)
     expect(not row_weight.is_complex(), "row_weight", "real numbers", row_weight.dtype)
     if not row_weight.is_floating_point():

@@ -239,7 +239,8 @@ def _differentiate(ctx, grad):
         for place, x, wanted in zip(
             (_VISUAL, _LATENTS, _TIMES), _backward_op(grad, *rows, starts, needs, *ctx.dtypes), needs, strict=True
         ):
-            grads[place] = x if wanted else grads[place]
+            if wanted:
+                grads[place] = x
     tables = (
         (_EMBEDDING, token_ids, token_rows, 0, starts[0]),
         (_VISUAL_TABLE, visual_ids, visual_rows, starts[0], starts[1]),
