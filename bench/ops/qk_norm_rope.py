@@ -88,7 +88,7 @@ def minimum(shape: Mapping[str, int], dtype: torch.dtype) -> Minimum:
 
 
 def compile_all() -> None:
-    """bf16 with trained weights in fp32 and frozen ones in bf16, then other dtypes; more tokens change only the grid."""
+    """bf16 with trained weights in fp32 and frozen ones in bf16, then other dtypes; more tokens change the grid."""
     tokens, dim, bf16, fp16, fp32 = 64, 128, torch.bfloat16, torch.float16, torch.float32
     ways = ((bf16, fp32, True), (bf16, bf16, True), (bf16, bf16, False), (fp16, fp32, True), (fp32, fp32, True))
     table = torch.empty(tokens, dim)
