@@ -1,37 +1,92 @@
 """Every setting of a run, as typed dataclasses. YAML recipes fill them, the command line overrides them.
 
+Each setting is declared with what a change of it means for a run that is resumed: `fixed`, `free`, `rounding` or
+`neutral`, the four functions below.
+
 Importing this module must stay cheap (no torch): `reca-fast --help` imports it.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal, NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 Attention = Literal["auto", "torch", "flash_attn", "xformers", "sdpa", "eager"]
 Precision = Literal["fp32", "bf16"]
 Kernels = Literal["auto", "triton", "reference"]
+Resume = Literal["fixed", "free", "rounding", "neutral"]
+
+
+def fixed(default: T, by: Literal["value", "content"] = "value") -> T:
+    """A setting that a run keeps for its life: resuming with another one is refused by name.
+
+    Args:
+        by: value compares what was written; content compares what the path leads to, so a folder may move.
+    """
+    return field(default=default, metadata={"resume": "fixed", "by": by})
+
+
+def free(default: T) -> T:
+    """A setting that may change on resume: from there on it takes effect as it does in a fresh run."""
+    return field(default=default, metadata={"resume": "free"})
+
+
+def rounding(default: T) -> T:
+    """A setting that chooses how the same numbers are computed: a change on resume shows in their last bits only."""
+    return field(default=default, metadata={"resume": "rounding"})
+
+
+def neutral(default: T) -> T:
+    """A setting without effect on the numbers: a run that is resumed with another one goes on bit for bit."""
+    return field(default=default, metadata={"resume": "neutral"})
+
+
+class Setting(NamedTuple):
+    """One setting of a run."""
+
+    name: str  # dotted, as on the command line
+    resume: Resume
+    by: str  # what of a fixed one is compared: its value, or the content that it leads to
+
+
+def settings(config: Any, prefix: str = "") -> Iterator[Setting]:
+    """Every setting of a configuration and of those nested in it.
+
+    Raises:
+        TypeError: a setting does not say what its change means on resume.
+    """
+    for entry in fields(config):
+        name, value = f"{prefix}{entry.name}", getattr(config, entry.name)
+        if is_dataclass(value):
+            yield from settings(value, f"{name}.")
+        elif "resume" not in entry.metadata:
+            raise TypeError(f"{name} is declared neither fixed, free, rounding nor neutral")
+        else:
+            yield Setting(name, entry.metadata["resume"], entry.metadata.get("by", "value"))
 
 
 @dataclass
 class ModelConfig:
     """Which checkpoint is post-trained and what of it moves."""
 
-    path: str = ""
+    path: str = fixed("", by="content")
     """Checkpoint folder: ema.safetensors, ae.safetensors, llm_config.json, vit_config.json and the tokenizer's
     files.
     """
-    attention: Attention = "auto"
+    attention: Attention = rounding("auto")
     """Attention backend; auto takes the fastest that this machine can run (`reca-fast doctor` says which and why)."""
-    kernels: Kernels = "auto"
+    kernels: Kernels = rounding("auto")
     """Fused operations as Triton kernels or as plain torch. auto takes Triton on a GPU, unless the environment variable
     RECA_FAST_KERNELS says otherwise; triton where it cannot run is an error.
     """
-    precision: Precision = "bf16"
+    precision: Precision = fixed("bf16")
     """Arithmetic of the forward and backward pass; trained weights keep an fp32 master copy in both."""
-    freeze_und: bool = True
+    freeze_und: bool = fixed(True)
     """Train the generation expert alone (RECA's setting). Must be false when loss.i2t > 0."""
-    recompute: bool = False
+    recompute: bool = neutral(False)
     """Run every layer again in the backward pass instead of keeping its activations: less memory, a third more work."""
-    compile: bool = False
+    compile: bool = rounding(False)
     """Compile every decoder layer with torch.compile (fullgraph, dynamic shapes)."""
 
 
@@ -39,13 +94,13 @@ class ModelConfig:
 class ResizeConfig:
     """Side limits of one picture, in pixels; both sides become multiples of the stride, the aspect ratio is kept."""
 
-    max_size: int = 224
+    max_size: int = fixed(224)
     """Longest side."""
-    min_size: int = 224
+    min_size: int = fixed(224)
     """Shortest side, as far as the longest one allows it."""
-    stride: int = 14
+    stride: int = fixed(14)
     """Both sides become multiples of this."""
-    max_pixels: int = 14 * 14 * 9 * 1024
+    max_pixels: int = fixed(14 * 14 * 9 * 1024)
     """Area above which the picture is shrunk further."""
 
 
@@ -53,11 +108,11 @@ class ResizeConfig:
 class TaskWeights:
     """How often a sample is drawn for each task; they need not add up to 1. t2i and i2t need captions."""
 
-    reca: float = 1.0
+    reca: float = fixed(1.0)
     """Reconstruct the picture from its own understanding embedding."""
-    t2i: float = 0.0
+    t2i: float = fixed(0.0)
     """Draw the picture from its caption."""
-    i2t: float = 0.0
+    i2t: float = fixed(0.0)
     """Caption the picture."""
 
 
@@ -65,46 +120,46 @@ class TaskWeights:
 class DataConfig:
     """Where pictures come from and how they become packed batches."""
 
-    source: str = ""
+    source: str = fixed("", by="content")
     """A folder of pictures, tar shards (a file, a folder or a glob), parquet files, or a Hugging Face dataset (folder
     or hub id).
     """
-    split: str = "train"
+    split: str = fixed("train")
     """Split of a Hugging Face dataset."""
-    image_column: str = "image"
+    image_column: str = fixed("image")
     """Column with the picture (parquet, Hugging Face)."""
-    caption_column: str = "caption"
+    caption_column: str = fixed("caption")
     """Column with the caption (parquet, Hugging Face); folders and tars take the .txt or .json beside the picture."""
     tasks: TaskWeights = field(default_factory=TaskWeights)
-    seed: int = 42
+    seed: int = fixed(42)
     """Seed of the order of the data, of the templates and of the condition dropout."""
-    shuffle: bool = True
+    shuffle: bool = fixed(True)
     """Shuffle anew in every epoch."""
-    text_dropout: float = 0.1
+    text_dropout: float = fixed(0.1)
     """Probability that a sample's prompt is left out (classifier-free guidance needs it)."""
     vit_resize: ResizeConfig = field(default_factory=lambda: ResizeConfig(224, 224, 14))
     """The low-resolution picture that the understanding encoder sees."""
     vae_resize: ResizeConfig = field(default_factory=lambda: ResizeConfig(1024, 512, 16))
     """The picture to be reconstructed."""
-    blur_sigma: float = 0.0
+    blur_sigma: float = fixed(0.0)
     """Gaussian blur of the understanding picture, in its own pixels; 0 is off."""
-    resize: Literal["fast", "exact"] = "fast"
+    resize: Literal["fast", "exact"] = fixed("fast")
     """fast: torch's uint8 antialiased bicubic (within two grey levels); exact: Pillow's, the authors' bits."""
-    max_image_pixels: int = 178_956_970
+    max_image_pixels: int = fixed(178_956_970)
     """A picture that declares more pixels than this is refused before it is decoded (decompression bomb)."""
-    tokens_per_pack: int = 32768
+    tokens_per_pack: int = fixed(32768)
     """Token budget of one packed batch, all streams counted."""
-    max_tokens_per_sample: int = 16384
+    max_tokens_per_sample: int = fixed(16384)
     """A longer sample is skipped and counted."""
-    packs_per_step: int = 1
+    packs_per_step: int = fixed(1)
     """Packs in one optimizer step over all processes; a multiple of the number of processes. The rest is
     accumulated.
     """
-    lookahead: int = 64
+    lookahead: int = fixed(64)
     """How many planned samples wait for a pack in which they fit; more waste fewer tokens."""
-    workers: int = 2
+    workers: int = neutral(2)
     """Threads that decode and resize."""
-    prefetch: int = 2
+    prefetch: int = neutral(2)
     """Packs kept ready ahead of the step."""
 
 
@@ -112,11 +167,11 @@ class DataConfig:
 class LossWeights:
     """The lambdas of L = reca * L_reca + t2i * L_t2i + i2t * L_i2t; a term of weight 0 is not computed."""
 
-    reca: float = 1.0
+    reca: float = free(1.0)
     """Reconstruction of the picture from its own understanding embedding (flow matching)."""
-    t2i: float = 0.0
+    t2i: float = free(0.0)
     """Text to image on captioned pictures (flow matching)."""
-    i2t: float = 0.0
+    i2t: float = free(0.0)
     """Image to text on captioned pictures (cross-entropy); needs model.freeze_und=false."""
 
 
@@ -124,21 +179,21 @@ class LossWeights:
 class OptimConfig:
     """AdamW with the authors' settings for BAGEL."""
 
-    lr: float = 4e-5
+    lr: float = free(4e-5)
     """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] = fixed((0.9, 0.95))
     """Decay of the first and second moments."""
-    eps: float = 1e-15
+    eps: float = fixed(1e-15)
     """Added to the root of the second moment."""
-    weight_decay: float = 0.0
+    weight_decay: float = fixed(0.0)
     """Decoupled weight decay."""
-    warmup_steps: int = 1000
+    warmup_steps: int = free(1000)
     """Linear warm-up; the first update has learning rate 0, as the authors' schedule does."""
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine"] = free("constant")
     """What follows the warm-up; cosine falls to a tenth of the peak at the last step."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = free(1.0)
     """Global gradient norm above which gradients are scaled down; 0 switches clipping off."""
-    ema_decay: float = 0.0
+    ema_decay: float = fixed(0.0)
     """Exponential moving average of the trained weights; 0 is off (with 0.9999 and 1000 steps it keeps 90 % of the
     start).
     """
@@ -148,7 +203,7 @@ class OptimConfig:
 class ParallelConfig:
     """How processes started by torchrun share the model (FSDP2)."""
 
-    replicate: int = 1
+    replicate: int = rounding(1)
     """Number of replicas; more than 1 gives HSDP: sharded inside a replica, averaged between them."""
 
 
@@ -156,13 +211,13 @@ class ParallelConfig:
 class SamplingConfig:
     """How pictures are drawn: Euler steps from noise to data with classifier-free guidance."""
 
-    steps: int = 50
+    steps: int = neutral(50)
     """Points of the time grid; the model runs once less."""
-    timestep_shift: float = 3.0
+    timestep_shift: float = neutral(3.0)
     """Shift of the time grid towards noise."""
-    guidance: float = 1.0
+    guidance: float = neutral(1.0)
     """Classifier-free guidance scale; 1 switches it off and halves the cost (generate starts from 4)."""
-    seed: int = 0
+    seed: int = neutral(0)
     """Seed of the starting noise."""
 
 
@@ -170,13 +225,13 @@ class SamplingConfig:
 class RunConfig:
     """RECA post-training: pictures in, checkpoint out."""
 
-    out: str = "runs/reca"
+    out: str = neutral("runs/reca")
     """Run folder: checkpoints, metrics.jsonl, TensorBoard events, sample grids."""
-    steps: int = 1000
+    steps: int = free(1000)
     """Optimizer steps in all."""
-    seed: int = 4396
+    seed: int = fixed(4396)
     """Seed of noise, timesteps and sample grids."""
-    device: str = "auto"
+    device: str = rounding("auto")
     """auto, cpu or cuda."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -184,17 +239,17 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    save_every: int = 250
+    save_every: int = neutral(250)
     """Steps between checkpoints; the last step is always saved."""
-    keep: int = 2
+    keep: int = neutral(2)
     """Checkpoints kept; older ones are removed after a newer one is whole."""
-    resume: bool = True
+    resume: bool = neutral(True)
     """Go on from the newest whole checkpoint in the run folder, if there is one."""
-    log_every: int = 1
+    log_every: int = neutral(1)
     """Steps between lines of metrics."""
-    sample_every: int = 0
+    sample_every: int = neutral(0)
     """Steps between grids of reconstructed pictures; 0 is off."""
-    sample_count: int = 4
+    sample_count: int = neutral(4)
     """Pictures in a grid."""
-    profile: bool = False
+    profile: bool = neutral(False)
     """Write a torch profiler trace of steps 3 to 5 to the run folder."""

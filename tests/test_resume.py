@@ -270,13 +270,16 @@ def test_a_curve_skips_what_is_no_line_of_metrics(tmp_path):
     ("options", "says"),
     [
         (["--resume", "false"], "--resume is false"),
-        (["--data.packs_per_step", "1"], "data.packs_per_step 2, now it is 1"),
+        (["--data.packs_per_step", "1"], "data.packs_per_step=2, now it is 1"),
         (["--model.freeze_und", "false"], "model.freeze_und=True, now it is False"),
         (["--optim.ema_decay", "0"], "optim.ema_decay=0.5, now it is 0"),
         (["--data.tokens_per_pack", "200"], "data.tokens_per_pack=300, now it is 200"),
         (["--data.seed", "1"], "data.seed=42, now it is 1"),
         (["--data.shuffle", "false"], "data.shuffle=True, now it is False"),
         (["--seed", "1"], "seed=4396, now it is 1"),
+        (["--optim.weight_decay", "0.1"], "optim.weight_decay=0.0, now it is 0.1"),
+        (["--optim.betas", "[0.8, 0.95]"], "optim.betas=[0.9, 0.99], now it is [0.8, 0.95]"),
+        (["--optim.eps", "1e-8"], "optim.eps=1e-15, now it is 1e-08"),
     ],
 )
 def test_what_cannot_be_resumed_is_refused(options, says, half, reca_fast, arguments):

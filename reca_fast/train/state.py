@@ -1,11 +1,11 @@
 """A run, and what resuming it needs: trained weights, moments, average, data position, counters, every RNG."""
 
 import base64
+import json
 import random
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import reduce
-from operator import attrgetter, getitem
+from operator import getitem
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from reca_fast import __version__
 from reca_fast.checkpoints import CheckpointStore
-from reca_fast.config import RunConfig
+from reca_fast.config import RunConfig, settings
 from reca_fast.data.loader import PackLoader
 from reca_fast.errors import UserError
 from reca_fast.models import Adapter
@@ -30,13 +30,6 @@ from .grids import GridWriter
 from .telemetry import Telemetry
 
 _TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True)
-
-FIXED: dict[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(("model.freeze_und", "model.precision"), str),
-    **dict.fromkeys(("seed", "data.seed", "data.shuffle", "data.tokens_per_pack"), str),
-    "optim.ema_decay": bool,  # on or off
-}
-"""Options that a run keeps for its life -> what of their value counts."""
 
 
 @dataclass
@@ -63,7 +56,7 @@ def save_run(run: Run) -> None:
         "version": __version__,
         "step": run.step,
         "base": str(run.config.model.path),
-        "config": asdict(run.config),
+        "config": as_json(run.config),
         "lanes": lanes,
         "generators": generators,
     }
@@ -96,12 +89,20 @@ def load_run(run: Run) -> None:
 
 
 def _check_same_run(saved: dict[str, Any], run: Run) -> None:
-    for option, comparable in FIXED.items():
-        before, now = reduce(getitem, option.split("."), saved["config"]), attrgetter(option)(run.config)
-        if comparable(before) != comparable(now):
-            raise UserError(
-                f"The saved run had {option}={before}, now it is {now}; set it back, or name another --out."
-            )
+    """Refuse, by name, a setting that a run keeps for its life and that is another one now."""
+    config = as_json(run.config)
+    for name, resume, by in settings(run.config):
+        if resume == "fixed" and by == "value":
+            before, now = (reduce(getitem, name.split("."), tree) for tree in (saved["config"], config))
+            if before != now:
+                raise UserError(
+                    f"The saved run had {name}={before}, now it is {now}; set it back, or name another --out."
+                )
+
+
+def as_json(config: RunConfig) -> dict[str, Any]:
+    """The configuration as it comes back from a file: nested dicts, tuples as lists."""
+    return json.loads(json.dumps(asdict(config)))
 
 
 def _tensors(run: Run) -> dict[str, Any]:
