@@ -17,6 +17,17 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
 
 
 @contextmanager
+def reading(path: Path, *, missing: str = "check that the folder is the right one and whole") -> Iterator[None]:
+    """Turn the system's refusal to read `path` into a UserError; `missing` is what to do when nothing is there."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; {missing}.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+@contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn the system's refusal to write `path` into a UserError."""
     try:

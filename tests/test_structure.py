@@ -18,13 +18,16 @@ import reca_fast.kernels
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted([*ROOT.glob("reca_fast/**/*.py"), *ROOT.glob("kernels/ops/**/*.py")])
 
-FREE = {"config", "errors", "flow"}
-"""Pages that every room but the kernels may read: settings, the user's mistakes, the words that rooms exchange."""
+FREE = {"config", "errors", "schema", "flow"}
+"""Pages that every room but the kernels may read: settings, the user's mistakes, typed reading of what comes from
+outside, the words that rooms exchange.
+"""
 
 MAY_IMPORT = {
     "kernels": set(),
-    "config": set(),
+    "config": {"schema"},
     "errors": set(),
+    "schema": {"errors"},
     "flow": set(),
     "data": FREE,
     "objectives": FREE | {"kernels"},

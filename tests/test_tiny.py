@@ -164,8 +164,8 @@ def test_a_broken_tokenizer_is_named(folder: Path, tmp_path: Path, name: str, co
 @pytest.mark.parametrize(
     ("file", "change", "sentence"),
     [
-        ("llm_config.json", {"hidden_size": "big"}, "hidden_size is 'big', not of type int"),
-        ("llm_config.json", {"hidden_size": 1.5}, "hidden_size is 1.5, not of type int"),
+        ("llm_config.json", {"hidden_size": "big"}, "hidden_size is 'big', not a whole number"),
+        ("llm_config.json", {"hidden_size": 1.5}, "hidden_size is 1.5, not a whole number"),
         ("llm_config.json", {"num_attention_heads": 0}, "num_attention_heads is 0; it must be at least 1"),
         ("llm_config.json", {"hidden_size": 65}, "hidden_size 65 is no multiple of num_attention_heads"),
         ("llm_config.json", {"num_key_value_heads": 3}, "is no multiple of num_key_value_heads 3"),

@@ -23,7 +23,7 @@ from .flops import step_flops
 from .model import Bagel
 from .sampling import Condition, sample_latents
 from .tokenizer import load_tokenizer
-from .vae import VAE, VAEConfig, encode_pictures, load_vae, patchify_latents, unpatchify_latents
+from .vae import VAE, encode_pictures, load_vae, patchify_latents, unpatchify_latents
 from .weights import WEIGHTS_FILE, check_keys, load_weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -61,7 +61,7 @@ class BagelAdapter:
             trained_dtype=torch.float32,
             frozen_dtype=self.dtype,
         )
-        self.vae = load_vae(self.folder / "ae.safetensors", VAEConfig.from_dict(self.config.vae), device=device)
+        self.vae = load_vae(self.folder / "ae.safetensors", self.config.vae, device=device)
         self.device = device
 
     def sample_builder(self, config: DataConfig) -> SampleBuilder:
@@ -161,6 +161,6 @@ def check_checkpoint(folder: Path) -> str:
     path = folder / WEIGHTS_FILE
     check_keys(model, path)
     load_tokenizer(folder)
-    load_vae(folder / "ae.safetensors", VAEConfig.from_dict(config.vae), device="cpu")
+    load_vae(folder / "ae.safetensors", config.vae, device="cpu")
     numbers = sum(p.numel() for p in model.parameters())
     return f"{folder}: a whole BAGEL checkpoint, {len(stored_shapes(path))} tensors, {numbers / 1e9:.3f} G parameters."

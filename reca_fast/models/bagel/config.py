@@ -1,35 +1,22 @@
 """Architecture of a BAGEL checkpoint, read from llm_config.json, vit_config.json and (when there) config.json."""
 
-import json
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
-from reca_fast.errors import UserError
+from reca_fast.errors import UserError, did_you_mean
+from reca_fast.schema import Range, fill, read_json, shown
 
+REMEDY = "copy it from the public checkpoint"
 SECTIONS = ("llm_config", "vit_config", "bagel_config", "vae_config")
-T = TypeVar("T")
 
-
-def _pick(kind: type[T], values: Any, where: str) -> T:
-    """Fill a dataclass from a dict that may hold more; a missing or impossible value is named with its key."""
-    if not isinstance(values, dict):
-        raise UserError(f"{where} holds no settings (name: value).")
-    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
-    needed = [name for name, f in known.items() if f.default is MISSING]
-    if missing := [name for name in needed if name not in values]:
-        raise UserError(f"{where} lacks {', '.join(missing)}; copy it from the public checkpoint.")
-    chosen = {name: value for name, value in values.items() if name in known}
-    for name, value in chosen.items():
-        wanted: Any = known[name].type
-        if type(value) is not wanted and not (wanted is float and type(value) is int):
-            raise UserError(f"{where}: {name} is {value!r}, not of type {wanted.__name__}.")
-        if wanted is int and value < 1 and name != "vit_select_layer":
-            raise UserError(f"{where}: {name} is {value}; it must be at least 1.")
-    try:
-        return kind(**chosen)
-    except ValueError as error:
-        raise UserError(f"{where}: {error}.") from None
+# Some ten times what the largest models of their kind have: a damaged file must not keep a machine busy for minutes.
+Layers = Annotated[int, Range(at_least=1, at_most=256)]
+Heads = Annotated[int, Range(at_least=1, at_most=1024)]
+Width = Annotated[int, Range(at_least=1, at_most=2**18)]
+Side = Annotated[int, Range(at_least=1, at_most=256)]
+Positive = Annotated[float, Range(above=0, at_most=1e12)]
+Epsilon = Annotated[float, Range(above=0, at_most=1)]
 
 
 def _check_multiple(config: Any, size: str, part: str) -> None:
@@ -41,14 +28,14 @@ def _check_multiple(config: Any, size: str, part: str) -> None:
 class LLMConfig:
     """Qwen2 mixture-of-transformers. Names as in llm_config.json."""
 
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    vocab_size: int
-    rope_theta: float = 1_000_000.0
-    rms_norm_eps: float = 1e-6
+    hidden_size: Width
+    intermediate_size: Width
+    num_hidden_layers: Layers
+    num_attention_heads: Heads
+    num_key_value_heads: Heads
+    vocab_size: Annotated[int, Range(at_least=1, at_most=2**22)]
+    rope_theta: Positive = 1_000_000.0
+    rms_norm_eps: Epsilon = 1e-6
     hidden_act: str = "silu"
     tie_word_embeddings: bool = False
     qk_norm: bool = True
@@ -61,7 +48,7 @@ class LLMConfig:
         if self.hidden_act != "silu" or self.tie_word_embeddings or not self.qk_norm:
             raise ValueError(
                 "it describes another model: BAGEL has hidden_act=silu, tie_word_embeddings=false, "
-                f"qk_norm=true, not {self.hidden_act}, {self.tie_word_embeddings}, {self.qk_norm}"
+                f"qk_norm=true, not {shown(self.hidden_act)}, {self.tie_word_embeddings}, {self.qk_norm}"
             )
         _check_multiple(self, "hidden_size", "num_attention_heads")
         _check_multiple(self, "num_attention_heads", "num_key_value_heads")
@@ -71,16 +58,16 @@ class LLMConfig:
 class ViTConfig:
     """SigLIP vision transformer in NaViT form. Names as in vit_config.json."""
 
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    image_size: int
-    patch_size: int = 14
-    num_channels: int = 3
+    hidden_size: Width
+    intermediate_size: Width
+    num_hidden_layers: Layers
+    num_attention_heads: Heads
+    image_size: Annotated[int, Range(at_least=1, at_most=2**16)]
+    patch_size: Side = 14
+    num_channels: Annotated[int, Range(at_least=3, at_most=3)] = 3
     hidden_act: str = "gelu_pytorch_tanh"
-    layer_norm_eps: float = 1e-6
-    attention_dropout: float = 0.0
+    layer_norm_eps: Epsilon = 1e-6
+    attention_dropout: Annotated[float, Range(at_least=0, below=1)] = 0.0
 
     def __post_init__(self) -> None:
         _check_multiple(self, "hidden_size", "num_attention_heads")
@@ -90,13 +77,13 @@ class ViTConfig:
 class GlueConfig:
     """What the authors pass on the command line; the defaults are what the public checkpoint needs."""
 
-    latent_patch_size: int = 2
-    max_latent_size: int = 64
-    vit_max_num_patch_per_side: int = 70
+    latent_patch_size: Annotated[int, Range(at_least=1, at_most=16)] = 2
+    max_latent_size: Side = 64
+    vit_max_num_patch_per_side: Side = 70
     connector_act: str = "gelu_pytorch_tanh"
     interpolate_pos: bool = False
-    timestep_shift: float = 1.0
-    vit_select_layer: int = -2
+    timestep_shift: Positive = 1.0
+    vit_select_layer: Annotated[int, Range(at_least=-256, at_most=-1)] = -2
 
     def __post_init__(self) -> None:
         if self.interpolate_pos or self.connector_act != "gelu_pytorch_tanh":
@@ -104,21 +91,93 @@ class GlueConfig:
 
 
 @dataclass(frozen=True)
+class VAEConfig:
+    """Sizes of the VAE; the defaults are the public BAGEL VAE, whose folder holds no file that states them."""
+
+    in_channels: Annotated[int, Range(at_least=3, at_most=3)] = 3
+    out_ch: Annotated[int, Range(at_least=3, at_most=3)] = 3
+    ch: Annotated[int, Range(at_least=1, at_most=4096)] = 128
+    ch_mult: tuple[Annotated[int, Range(at_least=1, at_most=64)], ...] = (1, 2, 4, 4)
+    num_res_blocks: Annotated[int, Range(at_least=1, at_most=16)] = 2
+    z_channels: Annotated[int, Range(at_least=1, at_most=256)] = 16
+    norm_groups: Annotated[int, Range(at_least=1, at_most=1024)] = 32
+    """Groups of every GroupNorm (always 32 in the public format)."""
+    scale_factor: Annotated[float, Range(above=0, at_most=1000)] = 0.3611
+    shift_factor: Annotated[float, Range(at_least=-1000, at_most=1000)] = 0.1159
+    """latent = scale_factor * (z - shift_factor)."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.ch_mult) <= 8:
+            raise ValueError(f"ch_mult has {len(self.ch_mult)} entries; it must have 1 to 8")
+        if self.ch * max(self.ch_mult) > 2**14:
+            raise ValueError(
+                f"ch {self.ch} times the largest ch_mult {max(self.ch_mult)} is more than {2**14:,} channels"
+            )
+        for mult in self.ch_mult:
+            if self.ch * mult % self.norm_groups:
+                raise ValueError(
+                    f"ch {self.ch} times {mult} of ch_mult is no multiple of norm_groups {self.norm_groups}"
+                )
+
+    @property
+    def downsample(self) -> int:
+        """Pixels per latent cell along one side."""
+        return 2 ** (len(self.ch_mult) - 1)
+
+    @classmethod
+    def from_dict(cls, values: Any, where: str = "vae_config") -> "VAEConfig":
+        """Read a `vae_config` dict. `resolution` has no effect on the network, `downsample` must agree with `ch_mult`.
+
+        Raises UserError for an unknown key, an impossible value or a `downsample` that contradicts `ch_mult`.
+        """
+        config, downsample = cls.beside_downsample(values, where)
+        if downsample != config.downsample:
+            raise UserError(
+                f"{where}: downsample {downsample} contradicts ch_mult {list(config.ch_mult)}, "
+                f"which halves the picture {len(config.ch_mult) - 1} times; correct one of them."
+            )
+        return config
+
+    @classmethod
+    def beside_downsample(cls, values: Any, where: str) -> tuple["VAEConfig", int]:
+        """The VAE and the `downsample` that is stated beside it, which may contradict it."""
+        known = cls.__dataclass_fields__
+        for key in values if isinstance(values, dict) else ():
+            if key not in (*known, "resolution", "downsample"):
+                raise UserError(f"{where} has the unknown key {key[:60]!r}.{did_you_mean(key[:60], known)}")
+        config = fill(cls, values, where)
+        return config, fill(_Downsample, {"downsample": config.downsample} | values, where).downsample
+
+    def to_dict(self) -> dict[str, Any]:
+        """The dict that `from_dict` reads back, ready for JSON."""
+        return {**asdict(self), "ch_mult": list(self.ch_mult), "downsample": self.downsample}
+
+
+@dataclass(frozen=True)
+class _Downsample:
+    downsample: Side
+
+
+@dataclass(frozen=True)
 class BagelConfig:
-    """The whole model. `vae` is the dict of a config.json, empty for the public FLUX VAE."""
+    """The whole model; the defaults are those of the public checkpoint."""
 
     llm: LLMConfig
     vit: ViTConfig
     glue: GlueConfig = field(default_factory=GlueConfig)
-    vae: dict[str, Any] = field(default_factory=dict)
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    latent_downsample: int = 8
+    """Pixels per latent cell along one side: the VAE's, except in a parity case that has none."""
+
+    def __post_init__(self) -> None:
+        if self.vit_layers < 1:
+            raise ValueError(
+                f"vit_select_layer {self.glue.vit_select_layer} leaves none of the {self.vit.num_hidden_layers} layers"
+            )
 
     @property
     def latent_channels(self) -> int:
-        return int(self.vae.get("z_channels", 16))
-
-    @property
-    def latent_downsample(self) -> int:
-        return int(self.vae.get("downsample", 8))
+        return self.vae.z_channels
 
     @property
     def latent_stride(self) -> int:
@@ -140,19 +199,24 @@ class BagelConfig:
         for name in ("llm_config", "vit_config"):
             if name not in values:
                 raise UserError(f"{where} has no {name}.")
-        return cls._from_sections(values, {name: f"{name} of {where}" for name in SECTIONS})
+        places = {name: f"{name} of {where}" for name in SECTIONS}
+        vae, downsample = VAEConfig.beside_downsample(values.get("vae_config", {}), places["vae_config"])
+        return cls._from_sections(values, places, vae, downsample)
 
     @classmethod
-    def _from_sections(cls, values: dict[str, Any], where: dict[str, str]) -> "BagelConfig":
-        vae = values.get("vae_config", {})
-        if not isinstance(vae, dict):
-            raise UserError(f"{where['vae_config']} holds no settings (name: value).")
-        return cls(
-            llm=_pick(LLMConfig, values["llm_config"], where["llm_config"]),
-            vit=_pick(ViTConfig, values["vit_config"], where["vit_config"]),
-            glue=_pick(GlueConfig, values.get("bagel_config", {}), where["bagel_config"]),
-            vae=vae,
-        )
+    def _from_sections(
+        cls, values: dict[str, Any], where: dict[str, str], vae: VAEConfig, latent_downsample: int
+    ) -> "BagelConfig":
+        try:
+            return cls(
+                llm=fill(LLMConfig, values["llm_config"], where["llm_config"], remedy=REMEDY),
+                vit=fill(ViTConfig, values["vit_config"], where["vit_config"], remedy=REMEDY),
+                glue=fill(GlueConfig, values.get("bagel_config", {}), where["bagel_config"]),
+                vae=vae,
+                latent_downsample=latent_downsample,
+            )
+        except ValueError as error:
+            raise UserError(f"{where['bagel_config']}: {error}.") from None
 
     @classmethod
     def from_folder(cls, folder: Path) -> "BagelConfig":
@@ -161,24 +225,18 @@ class BagelConfig:
         """
         if not folder.is_dir():
             raise UserError(f"The checkpoint folder {folder} does not exist; set model.path to a BAGEL folder.")
-        values = {
-            "llm_config": read_json(folder / "llm_config.json"),
-            "vit_config": read_json(folder / "vit_config.json"),
-        }
-        extra = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+        values = {name: read_object(folder / f"{name}.json") for name in ("llm_config", "vit_config")}
+        extra = read_object(folder / "config.json") if (folder / "config.json").exists() else {}
         values |= {name: extra[name] for name in ("vae_config", "bagel_config") if name in extra}
         files = {name: str(folder / f"{name}.json") for name in ("llm_config", "vit_config")}
-        return cls._from_sections(values, {name: f"{name} of {folder / 'config.json'}" for name in SECTIONS} | files)
+        places = {name: f"{name} of {folder / 'config.json'}" for name in SECTIONS} | files
+        vae = VAEConfig.from_dict(values.get("vae_config", {}), places["vae_config"])
+        return cls._from_sections(values, places, vae, vae.downsample)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or a UserError that names the file."""
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; check that the folder is the right one and whole.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}.") from None
+    values = read_json(path)
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no JSON object.")
     return values

@@ -19,10 +19,10 @@ from reca_fast.kernels import choose_backend, flow_interpolate, flow_matching_lo
 from reca_fast.objectives import flow_loss_by_task, next_token_loss, shifted_logit_normal, weighted_loss
 
 from .batch import BagelBatch, PackedSequence, make_batch
-from .config import BagelConfig, read_json
+from .config import BagelConfig, read_object
 from .model import Bagel, Trace
 from .names import public_name
-from .vae import VAEConfig, load_vae, patchify_latents
+from .vae import load_vae, patchify_latents
 from .weights import WEIGHTS_FILE, load_weights
 
 JOINT = "joint"  # the second run of a case: nothing frozen but the vision tower, cross-entropy added
@@ -46,7 +46,7 @@ class Case:
 
 def read_case(folder: Path) -> Case:
     """Read config.json and inputs.safetensors; UserError when one is missing or damaged."""
-    raw = read_json(folder / "config.json")
+    raw = read_object(folder / "config.json")
     inputs = _read(folder / "inputs.safetensors")
     return Case(folder, BagelConfig.from_dict(raw, str(folder / "config.json")), raw, inputs)
 
@@ -135,7 +135,7 @@ def replay_pictures(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
     canvas = torch.zeros(count, 3, height, width, dtype=dtype)
     for i, target in enumerate(targets):
         canvas[i, :, : target.shape[1], : target.shape[2]] = target
-    vae = load_vae(weights, VAEConfig.from_dict(case.config.vae), device="cpu", dtype=dtype)
+    vae = load_vae(weights, case.config.vae, device="cpu", dtype=dtype)
     with torch.no_grad():
         out["vae_moments"] = vae.moments(canvas)
         if "vae_posterior_noise" in case.inputs:
@@ -218,7 +218,7 @@ def expected(case: Case) -> dict[str, Tensor]:
         if tensors.exists():
             out |= {prefix + key: tensor for key, tensor in _read(tensors).items()}
         if scalars.exists():
-            out |= {f"{prefix}scalar/{path}": value for path, value in _scalars(read_json(scalars))}
+            out |= {f"{prefix}scalar/{path}": value for path, value in _scalars(read_object(scalars))}
     return out
 
 

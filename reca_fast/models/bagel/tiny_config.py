@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from .config import VAEConfig
 from .tokenizer import MARKERS
-from .vae import VAEConfig
 
 DEMO_VAE = VAEConfig(
     ch=32,

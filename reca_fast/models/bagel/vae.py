@@ -6,70 +6,23 @@ projections as 1x1 convolutions; one table of names serves both directions.
 B pictures; H, W pixels; s = `downsample`, h = H/s, w = W/s latent cells; z latent channels; p latent patch side.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reca_fast.data.images import normalised
-from reca_fast.errors import UserError, did_you_mean
+from reca_fast.errors import UserError
 from reca_fast.kernels import to_device
 from reca_fast.models.safetensors_files import check_layout, open_safetensors, stored_shapes
 
+from .config import VAEConfig
+
 PIXELS_PER_BATCH = 4 * 1024 * 1024
 """How many pixels are encoded at once: the widest activation of the public VAE takes 512 bytes a pixel in fp32."""
-
-
-@dataclass(frozen=True)
-class VAEConfig:
-    """Sizes of the VAE; the defaults are the public BAGEL VAE, whose folder holds no file that states them."""
-
-    in_channels: int = 3
-    out_ch: int = 3
-    ch: int = 128
-    ch_mult: tuple[int, ...] = (1, 2, 4, 4)
-    num_res_blocks: int = 2
-    z_channels: int = 16
-    norm_groups: int = 32
-    """Groups of every GroupNorm (always 32 in the public format)."""
-    scale_factor: float = 0.3611
-    shift_factor: float = 0.1159
-    """latent = scale_factor * (z - shift_factor)."""
-
-    @property
-    def downsample(self) -> int:
-        """Pixels per latent cell along one side."""
-        return 2 ** (len(self.ch_mult) - 1)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "VAEConfig":
-        """Read a `vae_config` dict. `resolution` has no effect on the network; `downsample` must agree with `ch_mult`.
-
-        Raises UserError for an unknown key or a `downsample` that contradicts `ch_mult`.
-        """
-        own = {key: value for key, value in values.items() if key not in ("resolution", "downsample")}
-        known = [field.name for field in fields(cls)]
-        for key in own:
-            if key not in known:
-                raise UserError(f"vae_config has the unknown key {key!r}.{did_you_mean(key, known)}")
-        if "ch_mult" in own:
-            own["ch_mult"] = tuple(own["ch_mult"])
-        config = cls(**own)
-        if values.get("downsample", config.downsample) != config.downsample:
-            raise UserError(
-                f"vae_config: downsample {values['downsample']} contradicts ch_mult {list(config.ch_mult)}, "
-                f"which halves the picture {len(config.ch_mult) - 1} times; correct one of them."
-            )
-        return config
-
-    def to_dict(self) -> dict[str, Any]:
-        """The dict that `from_dict` reads back, ready for JSON."""
-        return {**asdict(self), "ch_mult": list(self.ch_mult), "downsample": self.downsample}
 
 
 class VAE(nn.Module):
