@@ -145,8 +145,10 @@ class DataConfig:
     """Gaussian blur of the understanding picture, in its own pixels; 0 is off."""
     resize: Literal["fast", "exact"] = fixed("fast")
     """fast: torch's uint8 antialiased bicubic (within two grey levels); exact: Pillow's, the authors' bits."""
-    max_image_pixels: int = fixed(178_956_970)
-    """A picture that declares more pixels than this is refused before it is decoded (decompression bomb)."""
+    max_image_pixels: int = fixed(8192 * 8192)
+    """A picture that declares more pixels than this is skipped and counted, not decoded: one of 8192 x 8192 takes up to
+    1 GB and 7 s in each worker, though its file may have 100 KB.
+    """
     tokens_per_pack: int = fixed(32768)
     """Token budget of one packed batch, all streams counted."""
     max_tokens_per_sample: int = fixed(16384)

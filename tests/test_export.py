@@ -101,6 +101,30 @@ def test_unchanged_export_of_a_parity_case_still_agrees(recorded_case, reca_fast
 # Refusals; none leaves anything behind
 
 
+def test_links_out_of_the_base_are_not_followed(tiny_folder, tmp_path) -> None:
+    base = tmp_path / "hub" / "snapshots" / "abc"
+    shutil.copytree(tiny_folder, base)
+    blobs = tmp_path / "hub" / "blobs"
+    blobs.mkdir()
+    (tmp_path / "secret").write_text("of this machine")
+    (base / "notes.txt").symlink_to(tmp_path / "secret")
+    (base / "more").symlink_to(tmp_path)
+    (base / "gone.txt").symlink_to("nowhere")
+    (base / "same.json").symlink_to("llm_config.json")
+    os.rename(base / "vit_config.json", blobs / "0123")  # as the hub's cache keeps it
+    (base / "vit_config.json").symlink_to("../../blobs/0123")
+    export_folder(base, tmp_path / "out", BagelConfig.from_folder(base), {}, None)
+    got = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"vit_config.json", "same.json"} <= got and not {"notes.txt", "more", "gone.txt"} & got
+    assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
+
+    os.rename(base / "ae.safetensors", tmp_path / "ae.safetensors")
+    (base / "ae.safetensors").symlink_to(tmp_path / "ae.safetensors")
+    with pytest.raises(UserError, match="is a link out of its folder"):
+        export_folder(base, tmp_path / "again", BagelConfig.from_folder(base), {}, None)
+    assert not (tmp_path / "again").exists()
+
+
 def test_impossible_exports(trained_run, tiny_folder, reca_fast, tmp_path) -> None:
     full = tmp_path / "full"
     full.mkdir()

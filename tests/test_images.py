@@ -153,13 +153,17 @@ def test_a_bomb_is_refused_by_its_header() -> None:
                 read(data)
     with pytest.raises(BadImage, match="101x100"):
         picture_size(png_header(101, 100), max_pixels=10_000)
+    for shape in ((60_000_000, 1), (1, 65_536)):  # few pixels, but rows or columns that fill the memory
+        with pytest.raises(BadImage, match="a side longer than 65535 pixels"):
+            decode(png_header(*shape))
+    assert picture_size(png_header(65_535, 1)) == (65_535, 1)
 
 
 @pytest.mark.filterwarnings("error")
 def test_the_limit_of_pixels_is_ours_not_pillows() -> None:
     for kind in ("PNG", "GIF"):
         data = encoded(Image.new("L", (10_000, 9_100)), kind)  # Pillow would warn from 89,478,485 pixels on
-        assert picture_size(data) == (10_000, 9_100)
+        assert picture_size(data, max_pixels=100_000_000) == (10_000, 9_100)
     assert picture_size(png_header(20_000, 19_000), max_pixels=400_000_000) == (20_000, 19_000)
 
 

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import datasets
@@ -106,6 +107,22 @@ def test_a_truncated_tar_keeps_its_complete_members(tmp_path: Path, length: int)
         "good.tar/c.png",
     ]
     assert source.damaged == ["cut.tar"]
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XGLTYPE])
+def test_a_header_of_absurd_size_takes_no_memory(tmp_path: Path, kind: bytes) -> None:
+    shard = tmp_path / "a.tar"
+    write_tar(shard, {"0.png": picture("0")})
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = kind, 1 << 40
+    members = shard.read_bytes().rstrip(b"\0")
+    members += bytes(-len(members) % 512)
+    shard.write_bytes(members + header.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
+    tracemalloc.start()
+    source = opened(shard)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(source) == 1 and source.damaged == ["a.tar"] and peak < 2**22
 
 
 def test_a_damaged_tar_alone_is_refused(tmp_path: Path) -> None:

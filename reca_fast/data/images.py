@@ -19,6 +19,8 @@ from torch import Tensor
 from reca_fast.config import DataConfig, ResizeConfig
 
 MAX_PIXELS = DataConfig.max_image_pixels
+MAX_SIDE = 65_535
+"""The longest side that a JPEG can have. Beyond it a small file can make one row of pixels fill the memory."""
 Image.MAX_IMAGE_PIXELS = None  # `picture_size` checks: Pillow's own limit, a global, would warn and refuse below it
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # what may be opened: Pillow knows formats that call other programs
 DAMAGED = (
@@ -73,7 +75,8 @@ def snapped(side: int, stride: int) -> int:
 def picture_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """(width, height) in pixels as the header declares them; nothing is decoded.
 
-    Raises BadImage when the header is unreadable or declares no pixels or more than `max_pixels`.
+    Raises BadImage when the header is unreadable or declares no pixels, more than `max_pixels`, or a side
+    longer than MAX_SIDE.
     """
     jpeg = _jpeg_header(data)
     width, height = jpeg[:2] if jpeg else _webp_canvas(data) or _open(data).size
@@ -81,6 +84,8 @@ def picture_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
         raise BadImage("picture without pixels", f"{width}x{height}")
     if width * height > max_pixels:
         raise BadImage("more pixels than data.max_image_pixels", f"{width}x{height}")
+    if max(width, height) > MAX_SIDE:
+        raise BadImage(f"a side longer than {MAX_SIDE} pixels", f"{width}x{height}")
     return width, height
 
 

@@ -3,6 +3,7 @@
 Only headers are read, once, at the start; members are never extracted. A picture is later read with one seek.
 """
 
+import io
 import os
 import tarfile
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from reca_fast.data.sources.base import CAPTIONS, PICTURES, Record, caption_from
 from reca_fast.errors import UserError
 
 NO_CAPTION = (0, 0, 0)
+MAX_HEADER = 2**20
+"""Bytes of a header that continues another one, which tarfile reads in one piece: names and pax records."""
 
 
 class TarSource:
@@ -81,7 +84,7 @@ def _scan(shard: str) -> tuple[dict[str, tuple[int, int]], bool]:
         raise UserError(f"{shard} is compressed: no random access; decompress it to .tar.")
     members: dict[str, tuple[int, int]] = {}
     try:
-        with tarfile.open(shard, "r:") as archive:
+        with _BoundedFile(shard) as headers, tarfile.open(fileobj=headers, mode="r:") as archive:
             for member in archive:
                 if member.size < 0:  # tarfile would walk backwards for ever
                     return members, False
@@ -98,6 +101,15 @@ def _scan(shard: str) -> tuple[dict[str, tuple[int, int]], bool]:
     with open(shard, "rb") as file:  # tarfile takes a cut header for the end, but a whole archive ends in zeros
         file.seek(end)
         return members, file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+
+
+class _BoundedFile(io.FileIO):
+    """A file that refuses to be read in pieces as large as a damaged header may ask for."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return super().read(size) or b""
 
 
 def _pictures(members: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int, int, int, int]]:

@@ -18,6 +18,11 @@ from .model import Bagel
 from .names import public_name
 from .weights import WEIGHTS_FILE, check_keys
 
+NEEDED = (
+    *("llm_config.json", "vit_config.json", "config.json", "ae.safetensors"),
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
+)
+"""Files without which the export would not load."""
 SAFETENSORS_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 
 
@@ -25,6 +30,9 @@ def export_folder(
     base: Path, folder: Path, config: BagelConfig, trained: Mapping[str, Tensor], dtype: torch.dtype | None
 ) -> None:
     """Copy `base` to `folder`, every weight in `trained` (by module name) replacing the base's.
+
+    Only regular files that lie in `base` are copied. A link is followed while it stays inside, or leads to the blobs
+    of the Hugging Face cache that `base` is a snapshot of; elsewhere it could bring in any file of this machine.
 
     Args:
         dtype: dtype of all weights in the file; None keeps the base file's, tensor by tensor.
@@ -41,11 +49,11 @@ def export_folder(
     if strangers := trained.keys() - dict(model.named_parameters()).keys():
         raise UserError(f"The training checkpoint holds {min(strangers)}, which {base} has no place for.")
     names = {public_name(name): name for name in trained}
+    items = [item for item in base.iterdir() if item.name != WEIGHTS_FILE and _lies_inside(base, item)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for item in base.iterdir():
-            if item.is_file() and item.name != WEIGHTS_FILE:
-                shutil.copyfile(item, folder / item.name)
+        for item in items:
+            shutil.copyfile(item, folder / item.name)
         partial = folder / f"{WEIGHTS_FILE}.partial"
         _write_weights(base / WEIGHTS_FILE, partial, names, trained, dtype)
         partial.rename(folder / WEIGHTS_FILE)
@@ -54,6 +62,17 @@ def export_folder(
     finally:
         if not os.path.exists(folder / WEIGHTS_FILE):  # the last thing to be there
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lies_inside(base: Path, item: Path) -> bool:
+    """Whether it is a regular file of the base; a needed one that is a link to elsewhere is a UserError."""
+    root = base.resolve()
+    roots = [root, root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [root]
+    if any(item.resolve().is_relative_to(place) for place in roots):
+        return item.is_file()
+    if item.name in NEEDED:
+        raise UserError(f"{item} is a link out of its folder, to {item.resolve()}; put a copy in its place.")
+    return False
 
 
 def _write_weights(
