@@ -145,6 +145,8 @@ class DataConfig:
     """Gaussian blur of the understanding picture, in its own pixels; 0 is off."""
     resize: Literal["fast", "exact"] = fixed("fast")
     """fast: torch's uint8 antialiased bicubic (within two grey levels); exact: Pillow's, the authors' bits."""
+    orientation: Literal["apply", "ignore"] = fixed("apply")
+    """apply: turn pictures as their EXIF orientation says; ignore: take them as their pixels lie, like the authors."""
     max_image_pixels: int = fixed(8192 * 8192)
     """A picture that declares more pixels than this is skipped and counted, not decoded: one of 8192 x 8192 takes up to
     1 GB and 7 s in each worker, though its file may have 100 KB.

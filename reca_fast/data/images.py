@@ -4,9 +4,6 @@ Pictures stay uint8 until the last moment: they are four times smaller than fp32
 instructions, and the device normalises the big target picture in microseconds.
 """
 
-import io
-import struct
-import zlib
 from typing import Literal
 
 import numpy as np
@@ -17,24 +14,17 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from reca_fast.config import DataConfig, ResizeConfig
+from reca_fast.data import png
+from reca_fast.data.formats import DAMAGED, open_picture
+from reca_fast.data.orientation import exif_orientation, upright
 
 MAX_PIXELS = DataConfig.max_image_pixels
 MAX_SIDE = 65_535
 """The longest side that a JPEG can have. Beyond it a small file can make one row of pixels fill the memory."""
-Image.MAX_IMAGE_PIXELS = None  # `picture_size` checks: Pillow's own limit, a global, would warn and refuse below it
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # what may be opened: Pillow knows formats that call other programs
-DAMAGED = (
-    OSError,
-    EOFError,
-    SyntaxError,
-    ValueError,
-    KeyError,
-    IndexError,
-    TypeError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-)  # all that Pillow raises on damaged bytes
+HARMLESS = ("extraneous bytes", "JFIF revision", "Adobe color transform", "ICC profile")
+NO_END = "Premature end of JPEG file"
+"""Parts of what the decoder says of JPEGs whose pixels may all be there; it says the first of several."""
+Orientation = Literal["apply", "ignore"]
 
 
 class BadRecord(Exception):
@@ -72,8 +62,8 @@ def snapped(side: int, stride: int) -> int:
     return max(stride, round(side / stride) * stride)
 
 
-def picture_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """(width, height) in pixels as the header declares them; nothing is decoded.
+def picture_size(data: bytes, max_pixels: int = MAX_PIXELS, orientation: Orientation = "apply") -> tuple[int, int]:
+    """(width, height) in pixels that `decode` will give, from the header; nothing is decoded.
 
     Raises BadImage when the header is unreadable or declares no pixels, more than `max_pixels`, or a side
     longer than MAX_SIDE.
@@ -86,26 +76,27 @@ def picture_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
         raise BadImage("more pixels than data.max_image_pixels", f"{width}x{height}")
     if max(width, height) > MAX_SIDE:
         raise BadImage(f"a side longer than {MAX_SIDE} pixels", f"{width}x{height}")
-    return width, height
+    lies = orientation == "apply" and exif_orientation(data) >= 5
+    return (height, width) if lies else (width, height)
 
 
-def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """Pixels as uint8 [H, W, 3]: RGBA and declared transparency on white, everything else converted to RGB.
+def decode(data: bytes, max_pixels: int = MAX_PIXELS, orientation: Orientation = "apply") -> Tensor:
+    """Pixels as uint8 [H, W, 3]: transparency on white, everything else converted to RGB, the first frame of several.
 
-    EXIF orientation is ignored. 16-bit grey keeps its high byte (Pillow would clip it to white). Raises BadImage for
-    whatever `picture_size` refuses and for truncated or damaged data.
+    "apply" turns the picture as its EXIF orientation says, "ignore" leaves it as it lies (but for TIFF, which Pillow
+    always turns). 16-bit grey keeps its high byte (Pillow would clip it to white). Raises BadImage for whatever
+    `picture_size` refuses and for truncated or damaged data.
     """
     picture_size(data, max_pixels)
-    jpeg = _jpeg_header(data)
-    if jpeg and jpeg[2] != "CMYK":
-        try:  # the same bits as Pillow in 0.6 of its time; strict refuses what would come out half grey
-            return torch.from_numpy(simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True))
-        except ValueError as error:
+    pixels = _jpeg_pixels(data)
+    if pixels is None:
+        try:
+            pixels = np.array(_as_rgb(_open(data)))
+        except DAMAGED as error:
             raise BadImage("truncated or damaged picture", str(error)) from error
-    try:
-        return torch.from_numpy(np.array(_as_rgb(_open(data))))
-    except DAMAGED as error:
-        raise BadImage("truncated or damaged picture", str(error)) from error
+    image = torch.from_numpy(pixels)
+    turn = exif_orientation(data) if orientation == "apply" else 1
+    return image if turn == 1 else upright(image, turn)
 
 
 def resize(image: Tensor, size: tuple[int, int], method: Literal["fast", "exact"] = "fast") -> Tensor:
@@ -163,6 +154,37 @@ def _jpeg_header(data: bytes) -> tuple[int, int, str] | None:
     return width, height, "CMYK" if colours in ("CMYK", "YCCK") else colours
 
 
+def _jpeg_pixels(data: bytes) -> np.ndarray | None:
+    """uint8 [H, W, 3] of a JPEG, the same bits as Pillow's in 0.6 of its time; None for what is left to Pillow.
+
+    Raises BadImage when pixels are missing or damaged: Pillow would return them grey.
+    """
+    jpeg = _jpeg_header(data)
+    if jpeg is None or jpeg[2] == "CMYK":
+        return None
+    pixels, complaint = _strictly(data)
+    if complaint.startswith(NO_END) or _is_harmless(complaint):
+        # Zeros that fill up a cut file look like pixels, until its end is put where they begin.
+        complaint = _strictly(data.removesuffix(b"\xff\xd9").rstrip(b"\0") + b"\xff\xd9")[1]
+        if not complaint or _is_harmless(complaint):
+            return None
+    if complaint:
+        raise BadImage("truncated or damaged picture", complaint)
+    return pixels
+
+
+def _strictly(data: bytes) -> tuple[np.ndarray | None, str]:
+    """(uint8 [H, W, 3], what the decoder complained of first)."""
+    try:
+        return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True), ""
+    except ValueError as error:
+        return None, str(error) or "no reason given"
+
+
+def _is_harmless(complaint: str) -> bool:
+    return any(part in complaint for part in HARMLESS)
+
+
 def _webp_canvas(data: bytes) -> tuple[int, int] | None:
     """(width, height) of an extended WebP, for which Pillow would allocate pixels on opening it; None for others."""
     if data[:4] != b"RIFF" or data[8:16] != b"WEBPVP8X" or len(data) < 30:
@@ -173,15 +195,20 @@ def _webp_canvas(data: bytes) -> tuple[int, int] | None:
 def _open(data: bytes) -> Image.Image:
     """The picture with its header read, its pixels not yet decoded."""
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        return open_picture(png.without_unused(data) if data.startswith(png.SIGNATURE) else data)
     except DAMAGED as error:
         raise BadImage("not a readable picture", f"{len(data)} bytes, {type(error).__name__}") from error
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
-    if picture.mode != "RGBA" and "transparency" not in picture.info:
+    if picture.mode == "F":
+        raise BadImage("picture in floating point", "its range is not known")
+    if picture.mode.startswith("I"):  # 16 bits, also where Pillow holds them in 32
+        values = np.asarray(picture)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise BadImage("picture of more than 16 bits", picture.mode)
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    if not picture.has_transparency_data:
         return picture.convert("RGB")
     picture = picture.convert("RGBA")
     white = Image.new("RGB", picture.size, (255, 255, 255))

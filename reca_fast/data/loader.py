@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from reca_fast.config import DataConfig
-from reca_fast.data.images import BadRecord, picture_size
+from reca_fast.data.images import BadRecord
 from reca_fast.data.packing import Packer
 from reca_fast.data.prompts import stable_uniform
 from reca_fast.data.samples import NO_CAPTION, SampleBuilder, SamplePlan
@@ -165,7 +165,7 @@ class _Lane:
         """The plan for a record, or None with the reason noted."""
         try:
             record = self._source.read(index)  # its bytes are dropped again: a buffer of plans stays small
-            width, height = picture_size(record.image, self._config.max_image_pixels)
+            width, height = self._builder.picture_size(record.image)
             plan = self._builder.plan(index, record.key, width, height, record.caption, epoch)
             for option in _limits_below(plan.num_tokens, self._config):
                 self._skipped.append(_Skip(epoch, record.key, f"longer than {option}", plan.num_tokens))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from reca_fast.config import DataConfig, ResizeConfig
-from reca_fast.data.images import BadImage, BadRecord, blur, decode, resize, target_size
+from reca_fast.data.images import BadImage, BadRecord, blur, decode, picture_size, resize, target_size
 from reca_fast.data.prompts import choose_template, stable_uniform
 from reca_fast.data.sources.base import Record
 from reca_fast.errors import UserError
@@ -29,7 +29,7 @@ class SamplePlan:
     key: str
     epoch: int
     task: str  # one of TASKS
-    size: tuple[int, int]  # as the picture's header declares it
+    size: tuple[int, int]  # as the picture is seen, before it is resized
     vit_size: tuple[int, int] | None
     vae_size: tuple[int, int] | None
     prompt_ids: tuple[int, ...] | None  # template or caption; None when condition dropout removed it
@@ -63,9 +63,12 @@ class SampleBuilder:
             raise UserError(f"data.blur_sigma is {config.blur_sigma}; it must be 0 (no blur) or more.")
         if config.max_image_pixels < 1:
             raise UserError(f"data.max_image_pixels is {config.max_image_pixels}; it must be at least 1.")
-        self.max_image_pixels = config.max_image_pixels
         self._config, self._tokenize = config, tokenize
         self._vit_patch, self._latent_stride = vit_patch, latent_stride
+
+    def picture_size(self, image: bytes) -> tuple[int, int]:
+        """(width, height) in pixels that a plan starts from, read from the header. Raises BadImage."""
+        return picture_size(image, self._config.max_image_pixels, self._config.orientation)
 
     def plan(
         self, index: int, key: str, width: int, height: int, caption: str | None, epoch: int, task: str | None = None
@@ -95,7 +98,7 @@ class SampleBuilder:
 
     def build(self, record: Record, plan: SamplePlan) -> Sample:
         """Decode the record's picture and resize it as planned. Raises BadImage when that cannot be done."""
-        image = decode(record.image, self._config.max_image_pixels)
+        image = decode(record.image, self._config.max_image_pixels, self._config.orientation)
         if (image.shape[1], image.shape[0]) != plan.size:
             raise BadImage("picture changed since its header was read", f"{tuple(image.shape)} against {plan.size}")
         vit_image: Tensor | None = None

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from reca_fast.config import RunConfig
-from reca_fast.data.images import BadRecord, picture_size
+from reca_fast.data.images import BadRecord
 from reca_fast.data.samples import SampleBuilder
 from reca_fast.data.sources import Source
 from reca_fast.flow import RECA, Sample
@@ -25,7 +25,7 @@ def pick_samples(source: Source, builder: SampleBuilder, count: int) -> list[Sam
             break
         try:
             record = source.read(index)
-            size = picture_size(record.image, builder.max_image_pixels)
+            size = builder.picture_size(record.image)
             plan = builder.plan(index, record.key, *size, None, epoch=0, task=RECA)
             samples.append(builder.build(record, plan))
         except BadRecord:
