@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
-Attention = Literal["auto", "torch", "flash_attn", "xformers", "sdpa", "eager"]
+Attention = Literal["auto", "torch", "flash_attn_3", "flash_attn_4", "flash_attn", "xformers", "sdpa", "eager"]
 Precision = Literal["fp32", "bf16"]
 Kernels = Literal["auto", "triton", "reference"]
 Resume = Literal["fixed", "free", "rounding", "neutral"]

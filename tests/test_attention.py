@@ -5,12 +5,14 @@ torch's varlen attention and flash-attn have no CPU kernels. Stand-ins check how
 documentation promises, so that a wrong keyword or a wrong order of arguments fails here and not on somebody's GPU.
 """
 
+import importlib.util
 import inspect
 import math
 import random
 import re
 import sys
 import types
+from typing import Any
 
 import pytest
 import torch
@@ -18,14 +20,14 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from reca_fast.kernels import BACKENDS, Varlen, available_backends, choose_backend, varlen_attention
+from reca_fast.kernels import BACKENDS, Varlen, attention_backends, available_backends, choose_backend, varlen_attention
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ON_CPU = [
     pytest.param(name, marks=pytest.mark.skipif(reason is not None, reason=f"{name}: {reason}"))
     for name, reason in available_backends("cpu", torch.float32).items()
-    if name not in ("torch", "flash_attn")
+    if name != "torch" and not name.startswith("flash_attn")
 ]
 HEADS = [(2, 2, 8), (4, 2, 12), (4, 1, 8), (7, 1, 72)]  # query heads, key heads, head dim: group sizes 1, 2, 4, 7
 CAUSAL = pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
@@ -47,17 +49,22 @@ def inputs(lengths: tuple[list[int], list[int]], heads: tuple[int, int, int], dt
 
 
 def definition(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[list[int], list[int]], causal: bool) -> Tensor:
-    """The contract, segment by segment and head by head, in the dtype of its inputs."""
+    """The contract, segment by segment and head by head, in the dtype of its inputs. Rows that see no key are left at
+    zero, outside the graph.
+    """
     group, out = q.shape[1] // k.shape[1], []
     for qs, ks, vs in zip(q.split(lengths[0]), k.split(lengths[1]), v.split(lengths[1]), strict=True):
         behind = len(ks) - len(qs)  # the last query sees every key, the one before it all but the last, ...
         sees = torch.tensor([not causal or j <= i + behind for i in range(len(qs)) for j in range(len(ks))]).bool()
+        sees = sees.view(len(qs), len(ks))
+        some = sees.any(1)
         heads = []
         for h in range(q.shape[1]):
-            scores = qs[:, h] @ ks[:, h // group].T / math.sqrt(q.shape[2])
-            heads.append(scores.masked_fill(~sees.view_as(scores), -math.inf).softmax(-1) @ vs[:, h // group])
+            scores = qs[some, h] @ ks[:, h // group].T / math.sqrt(q.shape[2])
+            seen = scores.masked_fill(~sees[some], -math.inf).softmax(-1) @ vs[:, h // group]
+            heads.append(torch.zeros_like(qs[:, h]).index_copy(0, some.nonzero()[:, 0], seen))
         out.append(torch.stack(heads, dim=1))
-    return torch.cat(out)
+    return torch.cat([q[:0] + k[:0].sum() + v[:0].sum(), *out])
 
 
 def forward_backward(attend, tensors: list[Tensor]) -> list[Tensor]:
@@ -101,23 +108,49 @@ def test_the_comparison_sees_a_wrong_rule(mutant, within_budget) -> None:
     assert not within_budget(wrong, truth, definition(q, k, v, lengths, True))
 
 
+# Rows that see no key
+
+BLIND = {
+    "no segment": ([], []),
+    "no queries": ([0], [3]),
+    "no keys": ([3], [0]),
+    "no segment with both": ([2, 0], [0, 3]),
+    "some without keys": ([2, 3, 1], [0, 2, 0]),
+    "some empty": ([0, 2, 0], [2, 3, 0]),
+    "fewer keys than queries": ([5, 2, 4], [2, 2, 1]),
+}
+
+
 @CAUSAL
-@pytest.mark.parametrize(
-    "lengths", [([], []), ([0], [3]), ([0, 2, 0], [2, 3, 0])], ids=["none", "no queries", "some empty"]
-)
-@pytest.mark.parametrize("backend", ["sdpa", "eager"])
-def test_empty_segments(backend, lengths, causal) -> None:
-    """A segment without queries gives its keys a zero gradient; no segment at all is an empty answer."""
-    tensors = inputs(lengths, (4, 2, 8), torch.float64)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("lengths", BLIND.values(), ids=BLIND)
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_rows_that_see_no_key(backend, lengths, dtype, causal, within_budget) -> None:
+    """Zeros, forward and backward, and everybody else as if such rows, and keys that nobody sees, were not there."""
+    tensors = inputs(lengths, (4, 2, 8), dtype)
     segments = Varlen.from_lengths(*lengths, causal=causal)
     got = forward_backward(lambda q, k, v: varlen_attention(q, k, v, segments, backend=backend), tensors)
-    assert [x.shape for x in got] == [x.shape for x in (tensors[0], *tensors[:3])]
-    if sum(lengths[0]):
-        want = forward_backward(lambda *qkv: definition(*qkv, lengths, causal), tensors)
-        for ours, theirs in zip(got, want, strict=True):
-            torch.testing.assert_close(ours, theirs)
-    else:
-        assert not any(x.any() for x in got)
+    wide = [x.double() for x in tensors]
+    truth = forward_backward(lambda *qkv: definition(*qkv, lengths, causal), wide)
+    baseline = forward_backward(lambda *qkv: definition(*qkv, lengths, causal), tensors)
+    unseeing, unseen = ((x == 0).flatten(1).all(1) for x in (truth[0], truth[3]))
+    for name, rows, *three in zip(
+        ("out", "dq", "dk", "dv"), [unseeing] * 2 + [unseen] * 2, got, truth, baseline, strict=True
+    ):
+        assert within_budget(*three), name
+        assert not three[0][rows].any(), f"{name}: exactly zero"
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_rows_that_see_no_key_compiled(causal) -> None:
+    lengths = ([2, 3, 5], [0, 2, 2])
+    segments = Varlen.from_lengths(*lengths, causal=causal)
+    tensors = inputs(lengths, (4, 2, 8), torch.float64)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda *qkv: varlen_attention(*qkv, segments), fullgraph=True, backend="aot_eager")
+    want = forward_backward(lambda *qkv: definition(*qkv, lengths, causal), tensors)
+    for ours, theirs in zip(forward_backward(compiled, tensors), want, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 # Libraries without a CPU kernel: stand-ins that check the call
@@ -135,27 +168,140 @@ def documented_attention(q, k, v, cu_q, cu_k, max_q, max_k, causal):
     return definition(q, k, v, (cu_q.diff().tolist(), cu_k.diff().tolist()), causal)
 
 
-def torch_stand_in(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size=(-1, -1), enable_gqa=False):
-    """torch.nn.attention.varlen.varlen_attn: causal is window_size=(-1, 0); fewer key heads need enable_gqa."""
-    assert tuple(window_size) in ((-1, -1), (-1, 0))
-    assert enable_gqa or q.shape[1] == k.shape[1], "grouped queries need enable_gqa=True"
-    return documented_attention(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, tuple(window_size) == (-1, 0))
+def torch_2_10(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None):
+    """varlen_attn of torch 2.10; grouped queries as they are."""
+    assert return_aux is None
+    return documented_attention(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal)
 
 
-def flash_stand_in(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, causal=False):
+def torch_2_11(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)
+):
+    """varlen_attn of torch 2.11: causal is a window; grouped queries as they are."""
+    assert return_aux is scale is None and window_size in ((-1, -1), (-1, 0))
+    return documented_attention(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, window_size == (-1, 0))
+
+
+def torch_2_13(
+    query,
+    key,
+    value,
+    cu_seq_q,
+    cu_seq_k,
+    max_q,
+    max_k,
+    *,
+    return_aux=None,
+    scale=None,
+    window_size=(-1, -1),
+    enable_gqa=False,
+    seqused_k=None,
+    block_table=None,
+    num_splits=None,
+):
+    """varlen_attn of torch 2.12 and 2.13: grouped queries need their keyword."""
+    assert return_aux is scale is seqused_k is block_table is num_splits is None
+    assert window_size in ((-1, -1), (-1, 0))
+    assert enable_gqa or query.shape[1] == key.shape[1], "grouped queries need enable_gqa=True"
+    return documented_attention(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, window_size == (-1, 0))
+
+
+def flash_2(
+    q,
+    k,
+    v,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    max_seqlen_q,
+    max_seqlen_k,
+    dropout_p=0.0,
+    softmax_scale=None,
+    causal=False,
+    window_size=(-1, -1),
+    softcap=0.0,
+    alibi_slopes=None,
+    deterministic=False,
+):
     """flash_attn.flash_attn_varlen_func since 2.1: causal is aligned at the bottom right; grouped queries by shape."""
-    assert dropout_p == 0.0
+    assert dropout_p == 0.0 and softmax_scale is None and window_size == (-1, -1)
+    assert deterministic == torch.are_deterministic_algorithms_enabled()
     return documented_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal)
+
+
+def flash_3(
+    q,
+    k,
+    v,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    max_seqlen_q,
+    max_seqlen_k,
+    seqused_q=None,
+    seqused_k=None,
+    softmax_scale=None,
+    causal=False,
+    qv=None,
+    deterministic=False,
+):
+    """flash_attn_interface.flash_attn_varlen_func: other arguments before `causal`."""
+    assert seqused_q is seqused_k is softmax_scale is qv is None
+    assert deterministic == torch.are_deterministic_algorithms_enabled()
+    return documented_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal)
+
+
+def flash_4(
+    q,
+    k,
+    v,
+    cu_seqlens_q=None,
+    cu_seqlens_k=None,
+    max_seqlen_q=None,
+    max_seqlen_k=None,
+    seqused_q=None,
+    seqused_k=None,
+    page_table=None,
+    softmax_scale=None,
+    causal=False,
+    deterministic=False,
+):
+    """flash_attn.cute.flash_attn_varlen_func: returns the log-sum-exp as well."""
+    assert deterministic == torch.are_deterministic_algorithms_enabled()
+    return documented_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal), None
+
+
+TORCHES = {"torch 2.10": torch_2_10, "torch 2.11": torch_2_11, "torch 2.13": torch_2_13}
+FLASHES = {
+    "flash_attn": ("flash_attn", flash_2),
+    "flash_attn_3": ("flash_attn_interface", flash_3),
+    "flash_attn_4": ("flash_attn.cute", flash_4),
+}
+
+
+def install(monkeypatch: pytest.MonkeyPatch, module: str, **functions: Any) -> None:
+    """A module of that name with these functions, and the packages around it with nothing."""
+    parts = module.split(".")
+    for depth in range(1, len(parts) + 1):
+        made = types.ModuleType(".".join(parts[:depth]))
+        made.__path__ = []
+        monkeypatch.setitem(sys.modules, made.__name__, made)
+        if depth > 1:
+            setattr(sys.modules[".".join(parts[: depth - 1])], parts[depth - 1], made)
+    vars(sys.modules[module]).update(functions)
 
 
 @CAUSAL
 @pytest.mark.parametrize("heads", HEADS, ids=str)
-@pytest.mark.parametrize("backend", ["torch", "flash_attn"])
-def test_calling_convention(backend, heads, causal, monkeypatch) -> None:
-    if backend == "torch":
-        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", torch_stand_in)
+@pytest.mark.parametrize("library", [*TORCHES, *FLASHES])
+def test_calling_convention(library, heads, causal, monkeypatch) -> None:
+    if library in TORCHES:
+        monkeypatch.setattr(attention_backends, "varlen_attn", TORCHES[library])
+        chosen = attention_backends._torch_keywords(TORCHES[library])
+        monkeypatch.setattr(attention_backends, "TORCH_KEYWORDS", chosen)
+        backend = "torch"
     else:
-        monkeypatch.setitem(sys.modules, "flash_attn", types.SimpleNamespace(flash_attn_varlen_func=flash_stand_in))
+        module, function = FLASHES[library]
+        install(monkeypatch, module, flash_attn_varlen_func=function)
+        backend = library
     lengths = ragged(seed=2)
     q, k, v, _ = inputs(lengths, heads, torch.float64)
     segments = Varlen.from_lengths(*lengths, causal=causal)
@@ -163,17 +309,33 @@ def test_calling_convention(backend, heads, causal, monkeypatch) -> None:
     torch.testing.assert_close(got, varlen_attention(q, k, v, segments, backend="eager"))
 
 
-def test_the_torch_stand_in_has_the_signature_of_the_original() -> None:
-    """Names, order and defaults of the arguments that are passed, so that the stand-in cannot drift away."""
+@pytest.mark.parametrize("backend", FLASHES)
+def test_deterministic_algorithms_reach_the_library(backend, monkeypatch) -> None:
+    """torch's own attention asks torch; these three must be told, and their stand-ins check that they were."""
+    module, function = FLASHES[backend]
+    install(monkeypatch, module, flash_attn_varlen_func=function)
+    q = torch.ones(3, 2, 8)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        varlen_attention(q, q, q, Varlen.from_lengths([3], [3], causal=False), backend=backend)
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def test_this_torch_takes_the_keywords_that_were_chosen() -> None:
+    """The installed varlen_attn accepts the call, and a stand-in here has its arguments."""
     from torch.nn.attention.varlen import varlen_attn
 
-    original = inspect.signature(varlen_attn).parameters
-    ours = inspect.signature(torch_stand_in).parameters
-    renamed = {"q": "query", "k": "key", "v": "value"}
-    for position, (name, parameter) in enumerate(ours.items()):
-        theirs = original[renamed.get(name, name)]
-        assert (theirs.kind, theirs.default) == (parameter.kind, parameter.default), name
-        assert parameter.kind is parameter.KEYWORD_ONLY or list(original)[position] == theirs.name
+    known = inspect.signature(varlen_attn)
+    for keywords in attention_backends.TORCH_KEYWORDS.values():
+        known.bind(*range(7), **keywords)
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    stand_in = torch_2_10 if version <= (2, 10) else torch_2_11 if version == (2, 11) else torch_2_13
+    ours, theirs = inspect.signature(stand_in).parameters, known.parameters
+    for name, parameter in ours.items():
+        assert (theirs[name].kind, theirs[name].default) == (parameter.kind, parameter.default), name
+    assert list(theirs)[:7] == list(ours)[:7]
 
 
 @CAUSAL
@@ -213,6 +375,13 @@ def test_an_impossible_choice_says_why() -> None:
         ("torch", (7, 5), torch.float16, "8.0"),
         ("torch", (8, 0), torch.float32, "fp16 or bf16, not torch.float32"),
         ("torch", (9, 0), torch.bfloat16, None),
+        ("flash_attn", (7, 5), torch.float16, "8.0"),
+        ("flash_attn", (8, 0), torch.bfloat16, None),
+        ("flash_attn_3", (8, 0), torch.bfloat16, r"9\.0 \(Hopper\) or newer"),
+        ("flash_attn_3", (9, 0), torch.bfloat16, None),
+        ("flash_attn_3", (10, 0), torch.bfloat16, r"9\.0 \(Hopper\), this one has 10\.0"),
+        ("flash_attn_4", (8, 0), torch.bfloat16, r"9\.0 \(Hopper\) or newer"),
+        ("flash_attn_4", (10, 0), torch.bfloat16, None),
         ("xformers", (7, 5), torch.bfloat16, "8.0 .* for bf16"),
         ("xformers", (7, 5), torch.float16, None),
         ("sdpa", (7, 5), torch.bfloat16, None),
@@ -220,13 +389,44 @@ def test_an_impossible_choice_says_why() -> None:
 )
 def test_what_gpus_can_run(backend, capability, dtype, reason, monkeypatch) -> None:
     """On a machine with every library, whole ones."""
-    whole = types.SimpleNamespace(_cpp_lib=types.SimpleNamespace(_cpp_library_load_exception=None))
-    monkeypatch.setitem(sys.modules, "xformers", whole)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: whole)
+    for module, function in FLASHES.values():
+        install(monkeypatch, module, flash_attn_varlen_func=function)
+    install(monkeypatch, "flash_attn.cute", flash_attn_varlen_func=flash_4)
+    sys.modules["flash_attn"].flash_attn_varlen_func = flash_2
+    install(monkeypatch, "xformers.ops", memory_efficient_attention=documented_attention)
+    sys.modules["xformers"]._cpp_lib = types.SimpleNamespace(_cpp_library_load_exception=None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     found = available_backends("cuda", dtype)
     assert found[backend] is None if reason is None else re.search(reason, found[backend])
     assert found[choose_backend("auto", "cuda", dtype)] is None
+
+
+def broken(*_: object) -> None:
+    raise ImportError("flash_attn_2_cuda.so: undefined symbol: _ZN2at\nmore")
+
+
+class Broken:
+    """Finds every flash_attn, and fails to import it."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> Any:
+        if name != "flash_attn":
+            return None
+        loader = types.SimpleNamespace(create_module=lambda spec: None, exec_module=broken)
+        return importlib.util.spec_from_loader(name, loader)
+
+
+def test_a_package_of_the_name_is_not_the_function(monkeypatch) -> None:
+    """flash-attn-4 alone brings a package `flash_attn` without FlashAttention-2; a package may not import at all."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    install(monkeypatch, "flash_attn.cute", flash_attn_varlen_func=flash_4)
+    found = available_backends("cuda", torch.bfloat16)
+    assert found["flash_attn"] == "flash_attn has no flash_attn_varlen_func; flash-attn is not installed"
+    assert found["flash_attn_4"] is None
+    for name in ("flash_attn", "flash_attn.cute"):
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    reason = "flash_attn cannot be imported: flash_attn_2_cuda.so: undefined symbol: _ZN2at"
+    assert available_backends("cuda", torch.bfloat16)["flash_attn"] == reason
 
 
 @pytest.mark.parametrize(
@@ -236,6 +436,36 @@ def test_shapes_are_checked(k_shape, v_shape) -> None:
     segments = Varlen.from_lengths([5], [5], causal=False)
     with pytest.raises(ValueError, match=r"k, v: expected two \[Tk, Hkv, 8\] with Hkv dividing 4"):
         varlen_attention(torch.zeros(5, 4, 8), torch.zeros(k_shape), torch.zeros(v_shape), segments)
+
+
+def refused(**changed: Any) -> None:
+    q = torch.zeros(5, 4, 8)
+    given = {"q": q, "k": q[:, :2], "v": q[:, :2], "segments": Varlen.from_lengths([5], [5], causal=False)} | changed
+    varlen_attention(**given)
+
+
+REFUSED = {
+    "q: expected bfloat16, .* got torch.int64": {"q": torch.zeros(5, 4, 8, dtype=torch.int64)},
+    "v: expected bfloat16, .* got torch.bool": {"v": torch.zeros(5, 2, 8, dtype=torch.bool)},
+    "k: expected the dtype of q, torch.float32, got torch.bfloat16": {"k": torch.zeros(5, 2, 8).bfloat16()},
+    "v: expected the dtype of q, torch.float32, got torch.float64": {"v": torch.zeros(5, 2, 8).double()},
+    r"q: expected \[Tq, H, D\] .* got \[5, 32\]": {"q": torch.zeros(5, 32)},
+    r"k, v: expected two \[Tk, Hkv, 8\] .* got \[5, 8\]": {"k": torch.zeros(5, 8)},
+    r"k, v: expected two \[Tk, Hkv, 8\] .* got \[5, 0, 8\]": {"k": torch.zeros(5, 0, 8), "v": torch.zeros(5, 0, 8)},
+    "k: expected a tensor on cpu, got meta": {"k": torch.zeros(5, 2, 8, device="meta")},
+    "k: expected a tensor, got NoneType": {"k": None},
+    "segments: expected a Varlen, got list": {"segments": [0, 5]},
+    r"cu_seqlens_k: expected int32 \[segments \+ 1\] on cpu, got torch.int64 \[2\] on cpu": {
+        "segments": Varlen(torch.tensor([0, 5], dtype=torch.int32), torch.tensor([0, 5]), 5, 5, False)
+    },
+    "backend: expected one of .* got 'auto'": {"backend": "auto"},
+}
+
+
+@pytest.mark.parametrize(("message", "changed"), REFUSED.items(), ids=range(len(REFUSED)))
+def test_bad_arguments_are_refused_by_name(message, changed) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        refused(**changed)
 
 
 # Compiling

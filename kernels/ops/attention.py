@@ -4,6 +4,10 @@ Contract (the same for every backend, and what flash-attn's varlen interface mea
 the keys of segment i and to nothing else. With `causal`, the last query of a segment sees all of its keys, the one
 before it all but the last, and so on (aligned at the bottom right), so a segment may have more keys than queries: its
 own rows come last.
+
+A query row that sees no key (its segment has none; or `causal` and fewer keys than queries, where the first rows see
+none) has an output of 0, gives its query a gradient of 0, and adds nothing to the gradients of keys and values. Keys
+that no query sees have gradients of 0.
 """
 
 from typing import NamedTuple
@@ -11,7 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .attention_backends import BACKENDS, Backend
+from .arguments import expect, expect_floating, expect_tensors
+from .attention_backends import BACKENDS
+from .attention_segments import blind
 from .transfer import to_device
 
 
@@ -54,15 +60,16 @@ def choose_backend(name: str, device: torch.device | str, dtype: torch.dtype) ->
     Raises:
         ValueError: `name` is unknown, or was asked for and cannot run there (with the reason).
     """
-    found = available_backends(device, dtype)
-    if name == "auto" and torch.device(device).type == "cpu":
+    device = torch.device(device)
+    if name == "auto" and device.type == "cpu":
         return "sdpa"
-    if name == "auto":
-        return next(backend for backend, reason in found.items() if reason is None)
-    if name not in found:
-        raise ValueError(f"attention={name!r}: expected one of {['auto', *found]}")
-    if found[name] is not None:
-        raise ValueError(f"attention={name!r} cannot run on {device} in {dtype}: {found[name]}")
+    if name == "auto":  # probing imports a library, so no further than to the first that can run
+        return next(known for known, backend in BACKENDS.items() if backend.missing(device, dtype) is None)
+    if name not in BACKENDS:
+        raise ValueError(f"attention={name!r}: expected one of {['auto', *BACKENDS]}")
+    reason = BACKENDS[name].missing(device, dtype)
+    if reason is not None:
+        raise ValueError(f"attention={name!r} cannot run on {device} in {dtype}: {reason}")
     return name
 
 
@@ -70,18 +77,42 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, segments: Varlen, *, backe
     """softmax(q k^T / sqrt(D)) v inside each segment.
 
     Args:
-        q: [Tq, H, D].
-        k, v: [Tk, Hkv, D] with H a multiple of Hkv; query head h reads key/value head h // (H / Hkv).
+        q: [Tq, H, D], floating-point.
+        k, v: [Tk, Hkv, D] in the dtype of q, with H a multiple of Hkv; query head h reads key/value head
+            h // (H / Hkv).
         segments: where each segment begins, and whether it is causal.
         backend: a name from `choose_backend` (never "auto").
 
     Returns:
         [Tq, H, D] in the dtype of q.
+
+    Raises:
+        ValueError: a shape, dtype, device or name that does not fit; the message starts with the argument's name.
     """
-    if q.shape[1] % k.shape[1] or k.shape != v.shape or q.shape[2] != k.shape[2]:
+    _check(q, k, v, segments, backend)
+    if not q.numel() or not segments.max_seqlen_q or not segments.max_seqlen_k:
+        return blind(q, k, v)  # not for the kernels: some cannot launch on nothing
+    return BACKENDS[backend].run(q, k, v, *segments)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, segments: Varlen, backend: str) -> None:
+    expect_tensors(q=q, k=k, v=v)
+    expect(q.dim() == 3 and q.shape[1] > 0 and q.shape[2] > 0, "q", "[Tq, H, D] with H and D > 0", q.shape)
+    expect_floating(q.device, q=q, k=k, v=v)
+    if k.dim() != 3 or not k.shape[1] or q.shape[1] % k.shape[1] or k.shape != v.shape or q.shape[2] != k.shape[2]:
         raise ValueError(
             f"k, v: expected two [Tk, Hkv, {q.shape[2]}] with Hkv dividing {q.shape[1]}, "
             f"got {list(k.shape)} and {list(v.shape)}"
         )
-    chosen: Backend = BACKENDS[backend]
-    return chosen.run(q, k, v, *segments)
+    for name, x in (("k", k), ("v", v)):
+        if x.dtype != q.dtype:
+            raise ValueError(f"{name}: expected the dtype of q, {q.dtype}, got {x.dtype}")
+    if not isinstance(segments, Varlen):
+        raise ValueError(f"segments: expected a Varlen, got {type(segments).__name__}")
+    for name, x in (("cu_seqlens_q", segments.cu_seqlens_q), ("cu_seqlens_k", segments.cu_seqlens_k)):
+        expect_tensors(**{name: x})
+        if x.dim() != 1 or x.dtype != torch.int32 or x.device != q.device:
+            wanted = f"int32 [segments + 1] on {q.device}"
+            raise ValueError(f"{name}: expected {wanted}, got {x.dtype} {list(x.shape)} on {x.device}")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {list(BACKENDS)}, got {backend!r}")

@@ -1,21 +1,30 @@
 """The libraries behind `varlen_attention`. Each says whether it can run and adapts its own calling convention.
 
-torch       torch.nn.attention.varlen, FlashAttention inside torch: the default on Ampere and newer GPUs
-flash_attn  the flash-attn package, for those who built a newer kernel than torch ships
-xformers    memory-efficient attention with block-diagonal bias objects; GPUs older than Ampere; on a CPU the bias
-            objects are materialised (that is how their meaning is tested without a GPU)
-sdpa        torch's scaled_dot_product_attention, segment by segment; the default on CPUs
-eager       matrix products and a softmax under one dense mask: the definition that the others are compared with
+torch         torch.nn.attention.varlen, FlashAttention inside torch: the default on Ampere and newer GPUs
+flash_attn_3  FlashAttention-3 (flash_attn_interface, built from its source), for Hopper
+flash_attn_4  FlashAttention-4 (flash_attn.cute, from the flash-attn-4 package), for Hopper and Blackwell
+flash_attn    FlashAttention-2, from the flash-attn package
+xformers      memory-efficient attention with block-diagonal bias objects; GPUs older than Ampere; on a CPU the bias
+              objects are materialised (that is how their meaning is tested without a GPU)
+sdpa          torch's scaled_dot_product_attention, segment by segment; the default on CPUs
+eager         matrix products and a softmax under one dense mask: the definition that the others are compared with
+
+A library counts as found when the function that is called here can be imported, not when a package has its name.
 """
 
-import importlib.util
+import inspect
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+
+from .attention_cpu import cpu_attention
+from .attention_segments import blind, fold, fold_mask, unfold, visible_segments
 
 
 class Backend(NamedTuple):
@@ -23,60 +32,122 @@ class Backend(NamedTuple):
     run: Callable[..., Tensor]
 
 
-def _needs_flash_gpu(device: torch.device, dtype: torch.dtype) -> str | None:
+def _not_found(module: str, function: str, package: str) -> str | None:
+    """None when `function` can be imported from `module`, else the reason as a phrase.
+
+    Imports the module: a package of that name may be an empty shell (flash-attn-4 alone brings a flash_attn with
+    nothing but `cute` in it) or built for another torch.
+    """
+    try:
+        found = import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
+            return f"{module} cannot be imported: {error}"
+        return f"{package} is not installed"
+    except (ImportError, OSError, RuntimeError) as error:  # a library built for another torch, or without its driver
+        return f"{module} cannot be imported: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+    return None if hasattr(found, function) else f"{module} has no {function}; {package} is not installed"
+
+
+def _unfit(device: torch.device, dtype: torch.dtype, oldest: tuple[int, int], newest: tuple[int, int]) -> str | None:
+    """Why FlashAttention cannot run there; None when it can. Compute capabilities are inclusive."""
+    names = {(8, 0): "8.0 (Ampere)", (9, 0): "9.0 (Hopper)"}
     if device.type != "cuda":
         return "needs an NVIDIA GPU"
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return "needs compute capability 8.0 (Ampere) or newer"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < oldest:
+        return f"needs compute capability {names[oldest]} or newer"
+    if capability > newest:
+        return f"needs a GPU of compute capability {names[newest]}, this one has {capability[0]}.{capability[1]}"
     if dtype not in (torch.float16, torch.bfloat16):
         return f"needs fp16 or bf16, not {dtype}"
     return None
 
 
+_ANY = (99, 0)
+
+
 def _missing_torch(device: torch.device, dtype: torch.dtype) -> str | None:
-    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
-        return f"torch {torch.__version__} has no torch.nn.attention.varlen; install torch 2.10 or newer"
-    return _needs_flash_gpu(device, dtype)
+    return _unfit(device, dtype, (8, 0), _ANY)
 
 
-def _missing_flash_attn(device: torch.device, dtype: torch.dtype) -> str | None:
-    if importlib.util.find_spec("flash_attn") is None:
-        return "flash-attn is not installed; pip install 'reca-fast[gpu]'"
-    return _needs_flash_gpu(device, dtype)
+def _torch_keywords(function: Callable[..., Any]) -> dict[bool, dict[str, Any]]:
+    """causal -> keywords of this `varlen_attn`: they differ between releases of torch.
+
+    2.10 says is_causal; 2.11 window_size instead, where (-1, 0) is causal; 2.12 adds enable_gqa, without which it
+    refuses grouped queries, which the older ones take as they are.
+    """
+    known = inspect.signature(function).parameters
+    grouped = {"enable_gqa": True} if "enable_gqa" in known else {}
+    causal: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    return {False: grouped, True: grouped | causal}
 
 
-def _missing_xformers(device: torch.device, dtype: torch.dtype) -> str | None:
-    if importlib.util.find_spec("xformers") is None:
-        return "xformers is not installed; pip install 'reca-fast[gpu]'"
-    if device.type == "cuda":
-        from xformers import _cpp_lib
-
-        if _cpp_lib._cpp_library_load_exception is not None:
-            return f"xformers was built for another torch than {torch.__version__}; install the matching release"
-        if dtype is torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
-            return "needs compute capability 8.0 (Ampere) or newer for bf16"
-    return None
-
-
-def _always(device: torch.device, dtype: torch.dtype) -> str | None:
-    return None
+TORCH_KEYWORDS = _torch_keywords(varlen_attn)
 
 
 def _run_torch(q, k, v, cu_q, cu_k, max_q, max_k, causal):
-    from torch.nn.attention.varlen import varlen_attn
-
-    window = (-1, 0) if causal else (-1, -1)
-    return varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, window_size=window, enable_gqa=q.shape[1] != k.shape[1])
+    return varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, **TORCH_KEYWORDS[causal])
 
 
-def _run_flash_attn(q, k, v, cu_q, cu_k, max_q, max_k, causal):
+def _run_flash(function, q, k, v, cu_q, cu_k, max_q, max_k, causal):
+    """flash_attn_varlen_func of FlashAttention 2, 3 or 4, which agree on these keywords.
+
+    Some releases of 3 and 4 return the log-sum-exp as well.
+    """
+    exact = {"deterministic": True} if torch.are_deterministic_algorithms_enabled() else {}
+    lengths = {"cu_seqlens_q": cu_q, "cu_seqlens_k": cu_k, "max_seqlen_q": max_q, "max_seqlen_k": max_k}
+    out = function(q, k, v, **lengths, causal=causal, **exact)
+    return out[0] if isinstance(out, tuple) else out
+
+
+def _missing_flash_attn(device: torch.device, dtype: torch.dtype) -> str | None:
+    return _not_found("flash_attn", "flash_attn_varlen_func", "flash-attn") or _unfit(device, dtype, (8, 0), _ANY)
+
+
+def _run_flash_attn(q, k, v, *segments):
     from flash_attn import flash_attn_varlen_func
 
-    return flash_attn_varlen_func(q, k, v, cu_q, cu_k, max_q, max_k, causal=causal)
+    return _run_flash(flash_attn_varlen_func, q, k, v, *segments)
+
+
+def _missing_flash_attn_3(device: torch.device, dtype: torch.dtype) -> str | None:
+    absent = _not_found("flash_attn_interface", "flash_attn_varlen_func", "FlashAttention-3")
+    return absent or _unfit(device, dtype, (9, 0), (9, 0))
+
+
+def _run_flash_attn_3(q, k, v, *segments):
+    from flash_attn_interface import flash_attn_varlen_func
+
+    return _run_flash(flash_attn_varlen_func, q, k, v, *segments)
+
+
+def _missing_flash_attn_4(device: torch.device, dtype: torch.dtype) -> str | None:
+    absent = _not_found("flash_attn.cute", "flash_attn_varlen_func", "flash-attn-4")
+    return absent or _unfit(device, dtype, (9, 0), _ANY)
+
+
+def _run_flash_attn_4(q, k, v, *segments):
+    from flash_attn.cute import flash_attn_varlen_func
+
+    return _run_flash(flash_attn_varlen_func, q, k, v, *segments)
+
+
+def _missing_xformers(device: torch.device, dtype: torch.dtype) -> str | None:
+    absent = _not_found("xformers.ops", "memory_efficient_attention", "xformers")
+    if absent or device.type != "cuda":
+        return absent
+    from xformers import _cpp_lib
+
+    if _cpp_lib._cpp_library_load_exception is not None:
+        return f"xformers was built for another torch than {torch.__version__}; install the matching release"
+    if dtype is torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
+        return "needs compute capability 8.0 (Ampere) or newer for bf16"
+    return None
 
 
 def xformers_bias(q_lengths: list[int], k_lengths: list[int], causal: bool):
-    """The bias object of the contract."""
+    """The bias object of the contract; it knows no rows that see no key."""
     from xformers.ops.fmha.attn_bias import BlockDiagonalCausalFromBottomRightMask, BlockDiagonalMask
 
     kind = BlockDiagonalCausalFromBottomRightMask if causal else BlockDiagonalMask
@@ -84,7 +155,21 @@ def xformers_bias(q_lengths: list[int], k_lengths: list[int], causal: bool):
 
 
 def _run_xformers(q, k, v, cu_q, cu_k, max_q, max_k, causal):
-    bias = xformers_bias(cu_q.diff().tolist(), cu_k.diff().tolist(), causal)
+    """The rows that see something and the keys that are seen, put together where others lie between them."""
+    segments = visible_segments(q, k, cu_q, cu_k, causal)
+    if not segments:
+        return blind(q, k, v)
+    q_lengths, k_lengths = [s.q1 - s.q0 for s in segments], [s.k1 - s.k0 for s in segments]
+    bias = xformers_bias(q_lengths, k_lengths, causal)
+    if sum(k_lengths) < len(k):
+        k, v = (torch.cat([x[s.k0 : s.k1] for s in segments]) for x in (k, v))
+    if sum(q_lengths) == len(q):
+        return _xformers(q, k, v, bias)
+    rows = torch.cat([torch.arange(s.q0, s.q1, device=q.device) for s in segments])
+    return torch.index_copy(torch.zeros_like(q), 0, rows, _xformers(q.index_select(0, rows), k, v, bias))
+
+
+def _xformers(q: Tensor, k: Tensor, v: Tensor, bias: Any) -> Tensor:
     if q.device.type != "cuda":
         return _dense(q, k, v, bias.materialize((q.shape[0], k.shape[0]), dtype=q.dtype))
     from xformers.ops import memory_efficient_attention
@@ -100,12 +185,15 @@ def _run_xformers(q, k, v, cu_q, cu_k, max_q, max_k, causal):
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Attention under an additive mask [Tq, Tk], softmax in fp32 or wider."""
+    """Attention under an additive mask [Tq, Tk], softmax in fp32 or wider; zero where a row of the mask is all -inf."""
     wide = torch.promote_types(q.dtype, torch.float32)
     group = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(group, dim=1).transpose(0, 1).to(wide) for x in (k, v))
     scores = q.transpose(0, 1).to(wide) @ k.transpose(1, 2) / math.sqrt(q.shape[2]) + bias.to(wide)
-    return (scores.softmax(-1) @ v).transpose(0, 1).to(q.dtype)
+    # Taken out before and after: the softmax of nothing but -inf is NaN, and so is its gradient.
+    unseen = bias.isneginf().all(-1, keepdim=True)
+    weights = scores.masked_fill(unseen, 0).softmax(-1).masked_fill(unseen, 0)
+    return (weights @ v).transpose(0, 1).to(q.dtype)
 
 
 def _run_eager(q, k, v, cu_q, cu_k, max_q, max_k, causal):
@@ -121,140 +209,32 @@ def _run_eager(q, k, v, cu_q, cu_k, max_q, max_k, causal):
     return _dense(q, k, v, bias)
 
 
-def _segments(q: Tensor, k: Tensor, cu_q: Tensor, cu_k: Tensor) -> list[tuple[int, int, int, int]]:
-    """(first query, end, first key, end) of every segment with queries: the CPU kernel divides by their number.
-
-    Offsets that do not fit the rows raise here; where the lengths stay on the GPU nobody can look at them.
-    """
-    bounds_q, bounds_k = cu_q.tolist(), cu_k.tolist()
-    for name, bounds, rows in (("cu_seqlens_q", bounds_q, len(q)), ("cu_seqlens_k", bounds_k, len(k))):
-        if bounds[:1] != [0] or bounds[-1] != rows or bounds != sorted(bounds):
-            raise ValueError(f"{name}: expected 0 rising to {rows}, got {bounds}")
-    if len(bounds_q) != len(bounds_k):
-        raise ValueError(f"cu_seqlens_k: expected {len(bounds_q)} offsets like cu_seqlens_q, got {len(bounds_k)}")
-    segments = zip(bounds_q, bounds_q[1:], bounds_k, bounds_k[1:], strict=False)
-    return [segment for segment in segments if segment[0] < segment[1]]
-
-
-def _fold(x: Tensor, kv_heads: int) -> Tensor:
-    """[T, H, D] -> [1, Hkv, G * T, D]: the queries that share a key head become more queries of that head.
-
-    Attention treats every query row alike, so grouped-query attention needs no repeated keys and values.
-    """
-    return x.unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3).flatten(1, 2).unsqueeze(0)
-
-
-def _unfold(x: Tensor, tokens: int) -> Tensor:
-    """Inverse of `_fold`: [1, Hkv, G * T, D] -> [T, H, D]."""
-    return x[0].unflatten(1, (-1, tokens)).permute(2, 0, 1, 3).flatten(1, 2)
-
-
-def _fold_mask(queries: int, keys: int, group: int, causal: bool, like: Tensor) -> Tensor | None:
-    if not causal:
-        return None
-    hidden = torch.ones(queries, keys, dtype=torch.bool, device=like.device).triu_(keys - queries + 1)
-    return torch.zeros_like(hidden, dtype=like.dtype).masked_fill_(hidden, -math.inf).repeat(group, 1)
-
-
-@torch.library.custom_op("reca_fast::varlen_attention_cpu", mutates_args=(), device_types="cpu")
-def _cpu_attention(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    """Segment by segment through torch's fused CPU kernel. Opaque to the compiler, so segment lengths never recompile.
-
-    Returns the output [Tq, H, D] and the log-sum-exp [Tq * H], folded segment after segment.
-    """
-    kv_heads, group = k.shape[1], q.shape[1] // k.shape[1]
-    out = torch.empty_like(q)
-    lse = torch.empty(q.shape[0] * q.shape[1], dtype=torch.promote_types(q.dtype, torch.float32))
-    for q0, q1, k0, k1 in _segments(q, k, cu_q, cu_k):
-        mask = _fold_mask(q1 - q0, k1 - k0, group, causal, q)
-        keys, values = (x[k0:k1].transpose(0, 1).unsqueeze(0) for x in (k, v))
-        part, part_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            _fold(q[q0:q1], kv_heads), keys, values, attn_mask=mask
-        )
-        out[q0:q1] = _unfold(part, q1 - q0)
-        lse[q0 * q.shape[1] : q1 * q.shape[1]] = part_lse.flatten()
-    return out, lse
-
-
-@_cpu_attention.register_fake
-def _(q, k, v, cu_q, cu_k, causal):
-    return torch.empty_like(q), q.new_empty(q.shape[0] * q.shape[1], dtype=torch.promote_types(q.dtype, torch.float32))
-
-
-@torch.library.custom_op("reca_fast::varlen_attention_cpu_backward", mutates_args=(), device_types="cpu")
-def _cpu_attention_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    cu_q: Tensor,
-    cu_k: Tensor,
-    causal: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    heads, kv_heads = q.shape[1], k.shape[1]
-    # The keys of a segment without queries get a zero gradient.
-    grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    for q0, q1, k0, k1 in _segments(q, k, cu_q, cu_k):
-        mask = _fold_mask(q1 - q0, k1 - k0, heads // kv_heads, causal, q)
-        keys, values = (x[k0:k1].transpose(0, 1).unsqueeze(0) for x in (k, v))
-        part_lse = lse[q0 * heads : q1 * heads].view(1, kv_heads, -1)
-        dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            _fold(grad[q0:q1], kv_heads),
-            _fold(q[q0:q1], kv_heads),
-            keys,
-            values,
-            _fold(out[q0:q1], kv_heads),
-            part_lse,
-            0.0,
-            False,
-            attn_mask=mask,
-        )
-        grad_q[q0:q1] = _unfold(dq, q1 - q0)
-        grad_k[k0:k1], grad_v[k0:k1] = dk[0].transpose(0, 1), dv[0].transpose(0, 1)
-    return grad_q, grad_k, grad_v
-
-
-@_cpu_attention_backward.register_fake
-def _(grad, q, k, v, out, lse, cu_q, cu_k, causal):
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-
-
-def _save(ctx, inputs, output):
-    q, k, v, cu_q, cu_k, ctx.causal = inputs
-    ctx.save_for_backward(q, k, v, *output, cu_q, cu_k)
-
-
-def _backward(ctx, grad_out, grad_lse):
-    grads = _cpu_attention_backward(grad_out.contiguous(), *ctx.saved_tensors, ctx.causal)
-    return (*grads, None, None, None)
-
-
-_cpu_attention.register_autograd(_backward, setup_context=_save)
+def _always(device: torch.device, dtype: torch.dtype) -> str | None:
+    return None
 
 
 def _run_sdpa(q, k, v, cu_q, cu_k, max_q, max_k, causal):
     if q.device.type == "cpu":
-        return _cpu_attention(q, k, v, cu_q, cu_k, causal)[0]
+        return cpu_attention(q, k, v, cu_q, cu_k, causal)[0]
     kv_heads, group = k.shape[1], q.shape[1] // k.shape[1]
-    parts = [
-        _unfold(
-            F.scaled_dot_product_attention(
-                _fold(q[q0:q1], kv_heads),
-                k[k0:k1].transpose(0, 1).unsqueeze(0),
-                v[k0:k1].transpose(0, 1).unsqueeze(0),
-                attn_mask=_fold_mask(q1 - q0, k1 - k0, group, causal, q),
-            ),
-            q1 - q0,
+    segments = visible_segments(q, k, cu_q, cu_k, causal)
+    parts, done = [], 0
+    for q0, q1, k0, k1 in segments:
+        seen = F.scaled_dot_product_attention(
+            fold(q[q0:q1], kv_heads),
+            k[k0:k1].transpose(0, 1).unsqueeze(0),
+            v[k0:k1].transpose(0, 1).unsqueeze(0),
+            attn_mask=fold_mask(q1 - q0, k1 - k0, group, causal, q),
         )
-        for q0, q1, k0, k1 in _segments(q, k, cu_q, cu_k)
-    ]
-    return torch.cat([q[:0], *parts])
+        parts += [torch.zeros_like(q[done:q0]), unfold(seen, q1 - q0)]
+        done = q1
+    return torch.cat([*parts, torch.zeros_like(q[done:])]) if segments else blind(q, k, v)
 
 
 BACKENDS: dict[str, Backend] = {
     "torch": Backend(_missing_torch, _run_torch),
+    "flash_attn_3": Backend(_missing_flash_attn_3, _run_flash_attn_3),
+    "flash_attn_4": Backend(_missing_flash_attn_4, _run_flash_attn_4),
     "flash_attn": Backend(_missing_flash_attn, _run_flash_attn),
     "xformers": Backend(_missing_xformers, _run_xformers),
     "sdpa": Backend(_always, _run_sdpa),

@@ -1,0 +1,67 @@
+"""Segments of an attention call on the host, cut down to the rows that see a key.
+
+A query row sees no key where its segment has none, and, with `causal`, where it comes before the segment's first key
+(the first of 5 queries on 3 keys see none, for the last query is the one that sees them all). The contract gives such
+rows an output and gradients of zero. The libraries that take segments from the host are never shown them: some divide
+by a number of keys, some return NaN, some refuse.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Segment(NamedTuple):
+    """Query rows [q0, q1) that all see a key, and the key rows [k0, k1) of their segment."""
+
+    q0: int
+    q1: int
+    k0: int
+    k1: int
+
+
+def visible_segments(q: Tensor, k: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool) -> list[Segment]:
+    """The segments in which a query sees a key. Waits for a GPU that holds the offsets.
+
+    Raises ValueError for offsets that do not fit the rows; where lengths stay on the GPU nobody can look at them.
+    """
+    bounds_q, bounds_k = cu_q.tolist(), cu_k.tolist()
+    for name, bounds, rows in (("cu_seqlens_q", bounds_q, len(q)), ("cu_seqlens_k", bounds_k, len(k))):
+        if bounds[:1] != [0] or bounds[-1] != rows or bounds != sorted(bounds):
+            raise ValueError(f"{name}: expected 0 rising to {rows}, got {bounds}")
+    if len(bounds_q) != len(bounds_k):
+        raise ValueError(f"cu_seqlens_k: expected {len(bounds_q)} offsets like cu_seqlens_q, got {len(bounds_k)}")
+    visible = []
+    for q0, q1, k0, k1 in zip(bounds_q, bounds_q[1:], bounds_k, bounds_k[1:], strict=False):
+        first = max(q0, q1 - (k1 - k0)) if causal else q0
+        if first < q1 and k0 < k1:
+            visible.append(Segment(first, q1, k0, k1))
+    return visible
+
+
+def blind(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The output of a call in which no query sees a key: zeros that belong to the graph of q, k and v."""
+    return q.new_zeros(q.shape) + (q[:0].sum() + k[:0].sum() + v[:0].sum())  # sums of no rows
+
+
+def fold(x: Tensor, kv_heads: int) -> Tensor:
+    """[T, H, D] -> [1, Hkv, G * T, D]: the queries that share a key head become more queries of that head.
+
+    Attention treats every query row alike, so grouped-query attention needs no repeated keys and values.
+    """
+    return x.unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3).flatten(1, 2).unsqueeze(0)
+
+
+def unfold(x: Tensor, tokens: int) -> Tensor:
+    """Inverse of `fold`: [1, Hkv, G * T, D] -> [T, H, D]."""
+    return x[0].unflatten(1, (-1, tokens)).permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def fold_mask(queries: int, keys: int, group: int, causal: bool, like: Tensor) -> Tensor | None:
+    """The additive mask [G * T, keys] of folded queries in the dtype of `like`; None where every query sees all."""
+    if not causal:
+        return None
+    hidden = torch.ones(queries, keys, dtype=torch.bool, device=like.device).triu_(keys - queries + 1)
+    return torch.zeros_like(hidden, dtype=like.dtype).masked_fill_(hidden, -math.inf).repeat(group, 1)
