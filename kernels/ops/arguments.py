@@ -63,9 +63,13 @@ def expect_floating(device: torch.device, **tensors: Tensor | None) -> None:
             raise ValueError(f"{name}: expected a tensor on {device}, got {x.device}")
 
 
+# Once, at import: torch.compile cannot trace the question.
+_AUTOCAST = frozenset(kind for kind in ("cpu", "cuda", "hpu", "mps", "xpu") if torch.amp.is_autocast_available(kind))
+
+
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """In which autocast runs matrix products on `device`; None where it is off, or unknown as on meta tensors."""
-    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
+    if device.type not in _AUTOCAST or not torch.is_autocast_enabled(device.type):
         return None
     return torch.get_autocast_dtype(device.type)
 

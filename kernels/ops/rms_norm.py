@@ -14,6 +14,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
+from .arguments import expect_floating, expect_number, expect_tensors
 from .liger import use_liger
 
 
@@ -36,12 +37,20 @@ def normalise_backward(grad: Tensor, x: Tensor, rstd: Tensor) -> Tensor:
     return torch.addcmul(grad, hat, along, value=-1).mul_(rstd)
 
 
+def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 class _RMSNorm(torch.autograd.Function):
+    """Both passes return fresh tensors, and no cast that changes nothing is the last operation: torch.compile on torch
+    2.11 would lose the gradient without a word.
+    """
+
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         hat, rstd = normalise(x, eps)
         ctx.save_for_backward(x, weight, rstd)
-        return hat.mul_(weight) if weight.dtype == hat.dtype else (hat * weight).to(x.dtype)
+        return _as(hat * weight, x.dtype)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -49,10 +58,10 @@ class _RMSNorm(torch.autograd.Function):
         wide = grad.to(rstd.dtype)
         grad_x = grad_weight = None
         if ctx.needs_input_grad[1]:
-            hat = x.to(rstd.dtype).mul(rstd)
-            grad_weight = hat.mul_(wide).flatten(0, -2).sum(0).to(weight.dtype)
+            hat = x.to(rstd.dtype) * rstd
+            grad_weight = _as((hat * wide).reshape(-1, x.shape[-1]).sum(0), weight.dtype)
         if ctx.needs_input_grad[0]:
-            grad_x = normalise_backward(wide * weight, x, rstd).to(x.dtype)
+            grad_x = _as(normalise_backward(wide * weight, x, rstd), x.dtype)
         return grad_x, grad_weight, None
 
 
@@ -60,15 +69,23 @@ def rms_norm(hidden_states: Tensor, weight: Tensor, *, eps: float = 1e-6) -> Ten
     """RMS-normalise the last dimension.
 
     Args:
-        hidden_states: [..., D], any floating dtype.
-        weight: [D].
-        eps: added to the mean square.
+        hidden_states: [..., D] with D > 0, any floating dtype.
+        weight: [D], any floating dtype.
+        eps: added to the mean square, >= 0.
 
     Returns:
         [..., D] in the dtype of `hidden_states`.
+
+    Raises:
+        ValueError: a shape, dtype, device or number that does not fit; the message starts with the argument's name.
     """
+    expect_tensors(hidden_states=hidden_states, weight=weight)
+    expect_number("eps", eps)
+    if hidden_states.dim() == 0 or hidden_states.shape[-1] == 0:
+        raise ValueError(f"hidden_states: expected [..., D] with D > 0, got {list(hidden_states.shape)}")
     if weight.shape != hidden_states.shape[-1:]:
         raise ValueError(f"weight: expected shape [{hidden_states.shape[-1]}], got {list(weight.shape)}")
+    expect_floating(hidden_states.device, hidden_states=hidden_states, weight=weight)
     if use_liger(hidden_states, weight):
         return _liger(hidden_states, weight, eps)
     return _RMSNorm.apply(hidden_states, weight, eps)

@@ -12,35 +12,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .arguments import expect_floating, expect_tensors
 from .liger import use_liger
 
 
 class _SwiGLU(torch.autograd.Function):
+    """Both passes return what no other name refers to, never the result of an operation in place: torch.compile on
+    torch 2.11 would lose the gradient without a word.
+    """
+
     @staticmethod
     def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
+        return F.silu(gate) * up
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
-        grad_gate = grad * up
-        torch.ops.aten.silu_backward.grad_input(grad_gate, gate, grad_input=grad_gate)
-        return grad_gate, F.silu(gate).mul_(grad)
+        return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate) * grad
 
 
 def swiglu(gate: Tensor, up: Tensor, *, reuse_inputs: bool = False) -> Tensor:
     """silu(gate) * up.
 
     Args:
-        gate, up: [..., I] of one dtype.
+        gate, up: [..., I] of one floating dtype.
         reuse_inputs: the backward pass may overwrite gate and up. For projections that nobody else reads.
 
     Returns:
         [..., I].
+
+    Raises:
+        ValueError: a shape, dtype or device that does not fit; the message starts with the argument's name.
     """
+    expect_tensors(gate=gate, up=up)
     if gate.shape != up.shape:
         raise ValueError(f"up: expected the shape of gate, {list(gate.shape)}, got {list(up.shape)}")
+    expect_floating(gate.device, gate=gate, up=up)
+    if gate.dtype != up.dtype:
+        raise ValueError(f"up: expected the dtype of gate, {gate.dtype}, got {up.dtype}")
     if reuse_inputs and use_liger(gate, up):
         return _liger(gate, up)
     return _SwiGLU.apply(gate, up)

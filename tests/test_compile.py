@@ -1,0 +1,51 @@
+"""A step with compiled layers: the same loss, and for every single parameter the same gradient."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from reca_fast.config import ModelConfig
+from reca_fast.flow import I2T, Sample
+from reca_fast.models import open_adapter
+from reca_fast.train.wrap import compile_blocks
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def step(folder, *, compiled: bool, **options) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss, and the gradient of every trained parameter."""
+    torch._dynamo.reset()
+    adapter = open_adapter(ModelConfig(str(folder), **options))
+    adapter.load(torch.device("cpu"))
+    if compiled:  # the real backend needs a C++ compiler and minutes; this one differentiates the same graphs
+        compile_blocks(adapter.blocks(), backend="aot_eager")
+    draw = torch.Generator().manual_seed(0)
+    pictures = [torch.randint(0, 256, (size, size, 3), generator=draw, dtype=torch.uint8) for size in (56, 64)]
+    joint = not adapter.options.freeze_und
+    tasks = ("reca", I2T) if joint else ("reca", "reca")
+    samples = [
+        Sample(str(i), task, pictures[0], None if task == I2T else pictures[1], (5, 6, 7))
+        for i, task in enumerate(tasks)
+    ]
+    sums = adapter.loss_sums(adapter.collate(samples), torch.Generator().manual_seed(1))
+    loss = sum(sums.values())
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in adapter.module.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize(
+    ("precision", "freeze_und", "recompute"),
+    [("fp32", False, False), ("bf16", True, True)],
+    ids=["fp32 joint", "bf16 reca recomputed"],
+)
+def test_every_gradient_is_that_of_eager(tiny_folder, precision, freeze_und, recompute) -> None:
+    options = {"precision": precision, "freeze_und": freeze_und, "recompute": recompute}
+    loss, gradients = step(tiny_folder, compiled=False, **options)
+    got_loss, got = step(tiny_folder, compiled=True, **options)
+    tolerance = {"rtol": 1e-4, "atol": 1e-6} if precision == "fp32" else {"rtol": 0.05, "atol": 1e-4}
+    torch.testing.assert_close(got_loss, loss, **tolerance)
+    assert got.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        assert bool(got[name].any()) == bool(gradient.any()), name
+        error, size = (got[name] - gradient).norm(), gradient.norm()
+        assert error <= (1e-4 if precision == "fp32" else 0.05) * size, name
