@@ -365,7 +365,7 @@ def test_doctor(reca_fast) -> None:
     said = reca_fast("doctor")
     assert said.code == 0
     assert f"torch {torch.__version__}" in said.out and "attention on " in said.out
-    for backend in ("torch", "flash_attn", "xformers", "sdpa", "eager"):
+    for backend in ("torch", "flash_attn_3", "flash_attn_4", "flash_attn", "xformers", "sdpa", "eager"):
         assert re.search(rf"│ {backend} +│ (active|available|-) +│", said.out)
     assert len(re.findall("active", said.out)) == 2  # one per dtype
     for name in ("qk_norm_rope", "template_concat", "flow_matching_loss", "rms_norm", "swiglu"):

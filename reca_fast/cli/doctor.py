@@ -10,7 +10,6 @@ from reca_fast.cli.options import parse
 from reca_fast.errors import UserError
 
 PACKAGES = (
-    "torch",
     "triton",
     "transformers",
     "diffusers",
@@ -18,7 +17,10 @@ PACKAGES = (
     "datasets",
     "simplejpeg",
     "flash-attn",
+    "flash-attn-3",
+    "flash-attn-4",
     "xformers",
+    "liger-kernel",
     "bitsandbytes",
     "torch-tb-profiler",
 )
@@ -39,7 +41,8 @@ def run(args: Sequence[str]) -> int:
 
     console = Console(soft_wrap=True, markup=False)
     console.print(f"reca-fast {__version__}, Python {platform.python_version()} on {platform.platform()}")
-    console.print("  ".join(f"{name} {_version(name)}" for name in PACKAGES))
+    # torch's own word: the metadata of some builds leave out for which CUDA they are.
+    console.print("  ".join([f"torch {torch.__version__}", *(f"{name} {_version(name)}" for name in PACKAGES)]))
     for line in _hardware():
         console.print(line)
 
