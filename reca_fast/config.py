@@ -1,20 +1,30 @@
 """Every setting of a run, as typed dataclasses. YAML recipes fill them, the command line overrides them.
 
 Each setting is declared with what a change of it means for a run that is resumed: `fixed`, `free`, `rounding` or
-`neutral`, the four functions below.
+`neutral`, the four functions below, and its type says which numbers it may be (`reca_fast.schema.check_ranges`).
 
 Importing this module must stay cheap (no torch): `reca-fast --help` imports it.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+
+from reca_fast.schema import Range
 
 T = TypeVar("T")
 
 Attention = Literal["auto", "torch", "flash_attn_3", "flash_attn_4", "flash_attn", "xformers", "sdpa", "eager"]
 Precision = Literal["fp32", "bf16"]
 Kernels = Literal["auto", "triton", "reference"]
+Steps = Annotated[int, Range(at_least=1, at_most=10**9)]
+StepsOrNone = Annotated[int, Range(at_least=0, at_most=10**9)]
+Few = Annotated[int, Range(at_least=1, at_most=2**16)]
+Pixels = Annotated[int, Range(at_least=1, at_most=2**16)]
+Seed = Annotated[int, Range(at_least=0, at_most=2**62)]
+Weight = Annotated[float, Range(at_least=0, at_most=1e9)]
+Magnitude = Annotated[float, Range(at_least=0, at_most=1e9)]
+Decay = Annotated[float, Range(at_least=0, below=1)]
 Resume = Literal["fixed", "free", "rounding", "neutral"]
 
 
@@ -94,13 +104,13 @@ class ModelConfig:
 class ResizeConfig:
     """Side limits of one picture, in pixels; both sides become multiples of the stride, the aspect ratio is kept."""
 
-    max_size: int = fixed(224)
+    max_size: Pixels = fixed(224)
     """Longest side."""
-    min_size: int = fixed(224)
+    min_size: Pixels = fixed(224)
     """Shortest side, as far as the longest one allows it."""
-    stride: int = fixed(14)
+    stride: Pixels = fixed(14)
     """Both sides become multiples of this."""
-    max_pixels: int = fixed(14 * 14 * 9 * 1024)
+    max_pixels: Annotated[int, Range(at_least=1, at_most=2**32)] = fixed(14 * 14 * 9 * 1024)
     """Area above which the picture is shrunk further."""
 
 
@@ -108,11 +118,11 @@ class ResizeConfig:
 class TaskWeights:
     """How often a sample is drawn for each task; they need not add up to 1. t2i and i2t need captions."""
 
-    reca: float = fixed(1.0)
+    reca: Weight = fixed(1.0)
     """Reconstruct the picture from its own understanding embedding."""
-    t2i: float = fixed(0.0)
+    t2i: Weight = fixed(0.0)
     """Draw the picture from its caption."""
-    i2t: float = fixed(0.0)
+    i2t: Weight = fixed(0.0)
     """Caption the picture."""
 
 
@@ -131,39 +141,39 @@ class DataConfig:
     caption_column: str = fixed("caption")
     """Column with the caption (parquet, Hugging Face); folders and tars take the .txt or .json beside the picture."""
     tasks: TaskWeights = field(default_factory=TaskWeights)
-    seed: int = fixed(42)
+    seed: Seed = fixed(42)
     """Seed of the order of the data, of the templates and of the condition dropout."""
     shuffle: bool = fixed(True)
     """Shuffle anew in every epoch."""
-    text_dropout: float = fixed(0.1)
+    text_dropout: Annotated[float, Range(at_least=0, at_most=1)] = fixed(0.1)
     """Probability that a sample's prompt is left out (classifier-free guidance needs it)."""
     vit_resize: ResizeConfig = field(default_factory=lambda: ResizeConfig(224, 224, 14))
     """The low-resolution picture that the understanding encoder sees."""
     vae_resize: ResizeConfig = field(default_factory=lambda: ResizeConfig(1024, 512, 16))
     """The picture to be reconstructed."""
-    blur_sigma: float = fixed(0.0)
+    blur_sigma: Annotated[float, Range(at_least=0, at_most=1000)] = fixed(0.0)
     """Gaussian blur of the understanding picture, in its own pixels; 0 is off."""
     resize: Literal["fast", "exact"] = fixed("fast")
     """fast: torch's uint8 antialiased bicubic (within two grey levels); exact: Pillow's, the authors' bits."""
     orientation: Literal["apply", "ignore"] = fixed("apply")
     """apply: turn pictures as their EXIF orientation says; ignore: take them as their pixels lie, like the authors."""
-    max_image_pixels: int = fixed(8192 * 8192)
+    max_image_pixels: Annotated[int, Range(at_least=1, at_most=2**32)] = fixed(8192 * 8192)
     """A picture that declares more pixels than this is skipped and counted, not decoded: one of 8192 x 8192 takes up to
     1 GB and 7 s in each worker, though its file may have 100 KB.
     """
-    tokens_per_pack: int = fixed(32768)
+    tokens_per_pack: Annotated[int, Range(at_least=1, at_most=2**24)] = fixed(32768)
     """Token budget of one packed batch, all streams counted."""
-    max_tokens_per_sample: int = fixed(16384)
+    max_tokens_per_sample: Annotated[int, Range(at_least=1, at_most=2**24)] = fixed(16384)
     """A longer sample is skipped and counted."""
-    packs_per_step: int = fixed(1)
+    packs_per_step: Few = fixed(1)
     """Packs in one optimizer step over all processes; a multiple of the number of processes. The rest is
     accumulated.
     """
-    lookahead: int = fixed(64)
+    lookahead: Few = fixed(64)
     """How many planned samples wait for a pack in which they fit; more waste fewer tokens."""
-    workers: int = neutral(2)
+    workers: Annotated[int, Range(at_least=1, at_most=1024)] = neutral(2)
     """Threads that decode and resize."""
-    prefetch: int = neutral(2)
+    prefetch: Annotated[int, Range(at_least=0, at_most=1024)] = neutral(2)
     """Packs kept ready ahead of the step."""
 
 
@@ -171,11 +181,11 @@ class DataConfig:
 class LossWeights:
     """The lambdas of L = reca * L_reca + t2i * L_t2i + i2t * L_i2t; a term of weight 0 is not computed."""
 
-    reca: float = free(1.0)
+    reca: Weight = free(1.0)
     """Reconstruction of the picture from its own understanding embedding (flow matching)."""
-    t2i: float = free(0.0)
+    t2i: Weight = free(0.0)
     """Text to image on captioned pictures (flow matching)."""
-    i2t: float = free(0.0)
+    i2t: Weight = free(0.0)
     """Image to text on captioned pictures (cross-entropy); needs model.freeze_und=false."""
 
 
@@ -183,21 +193,21 @@ class LossWeights:
 class OptimConfig:
     """AdamW with the authors' settings for BAGEL."""
 
-    lr: float = free(4e-5)
+    lr: Magnitude = free(4e-5)
     """Peak learning rate."""
-    betas: tuple[float, float] = fixed((0.9, 0.95))
+    betas: tuple[Decay, Decay] = fixed((0.9, 0.95))
     """Decay of the first and second moments."""
-    eps: float = fixed(1e-15)
+    eps: Magnitude = fixed(1e-15)
     """Added to the root of the second moment."""
-    weight_decay: float = fixed(0.0)
+    weight_decay: Magnitude = fixed(0.0)
     """Decoupled weight decay."""
-    warmup_steps: int = free(1000)
+    warmup_steps: StepsOrNone = free(1000)
     """Linear warm-up; the first update has learning rate 0, as the authors' schedule does."""
     schedule: Literal["constant", "cosine"] = free("constant")
     """What follows the warm-up; cosine falls to a tenth of the peak at the last step."""
-    max_grad_norm: float = free(1.0)
+    max_grad_norm: Magnitude = free(1.0)
     """Global gradient norm above which gradients are scaled down; 0 switches clipping off."""
-    ema_decay: float = fixed(0.0)
+    ema_decay: Decay = fixed(0.0)
     """Exponential moving average of the trained weights; 0 is off (with 0.9999 and 1000 steps it keeps 90 % of the
     start).
     """
@@ -207,7 +217,7 @@ class OptimConfig:
 class ParallelConfig:
     """How processes started by torchrun share the model (FSDP2)."""
 
-    replicate: int = rounding(1)
+    replicate: Few = rounding(1)
     """Number of replicas; more than 1 gives HSDP: sharded inside a replica, averaged between them."""
 
 
@@ -215,13 +225,13 @@ class ParallelConfig:
 class SamplingConfig:
     """How pictures are drawn: Euler steps from noise to data with classifier-free guidance."""
 
-    steps: int = neutral(50)
+    steps: Annotated[int, Range(at_least=2, at_most=10_000)] = neutral(50)
     """Points of the time grid; the model runs once less."""
-    timestep_shift: float = neutral(3.0)
+    timestep_shift: Annotated[float, Range(above=0, at_most=1000)] = neutral(3.0)
     """Shift of the time grid towards noise."""
     guidance: float = neutral(1.0)
     """Classifier-free guidance scale; 1 switches it off and halves the cost (generate starts from 4)."""
-    seed: int = neutral(0)
+    seed: Seed = neutral(0)
     """Seed of the starting noise."""
 
 
@@ -231,9 +241,9 @@ class RunConfig:
 
     out: str = neutral("runs/reca")
     """Run folder: checkpoints, metrics.jsonl, TensorBoard events, sample grids."""
-    steps: int = free(1000)
+    steps: Steps = free(1000)
     """Optimizer steps in all."""
-    seed: int = fixed(4396)
+    seed: Seed = fixed(4396)
     """Seed of noise, timesteps and sample grids."""
     device: str = rounding("auto")
     """auto, cpu or cuda."""
@@ -243,17 +253,17 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    save_every: int = neutral(250)
+    save_every: StepsOrNone = neutral(250)
     """Steps between checkpoints; the last step is always saved."""
-    keep: int = neutral(2)
+    keep: Steps = neutral(2)
     """Checkpoints kept; older ones are removed after a newer one is whole."""
     resume: bool = neutral(True)
     """Go on from the newest whole checkpoint in the run folder, if there is one."""
-    log_every: int = neutral(1)
+    log_every: Steps = neutral(1)
     """Steps between lines of metrics."""
-    sample_every: int = neutral(0)
+    sample_every: StepsOrNone = neutral(0)
     """Steps between grids of reconstructed pictures; 0 is off."""
-    sample_count: int = neutral(4)
+    sample_count: Annotated[int, Range(at_least=1, at_most=1024)] = neutral(4)
     """Pictures in a grid."""
     profile: bool = neutral(False)
     """Write a torch profiler trace of steps 3 to 5 to the run folder."""

@@ -240,7 +240,7 @@ IMPOSSIBLE = {
     "no task at all": ("--data.tasks.reca 0 --loss.reca 0", r"at least one"),
     "no packs": ("--data.packs_per_step 0", r"data\.packs_per_step"),
     "no steps": ("--steps 0", r"steps=0: .*at least 1"),
-    "dropout above 1": ("--data.text_dropout 1.5", r"data\.text_dropout is 1\.5"),
+    "dropout above 1": ("--data.text_dropout 1.5", r"data\.text_dropout=1\.5"),
     "stride": ("--data.vit_resize.stride 15", r"data\.vit_resize\.stride is 15; .* multiple of 14"),
     "size": ("--data.vae_resize.max_size 32", r"data\.vae_resize: min_size 64"),
     "backend": ("--model.attention flash_attn", r"attention='flash_attn' cannot run on cpu .* `reca-fast doctor`"),

@@ -155,12 +155,12 @@ def test_build_resizes_and_blurs_as_planned() -> None:
     [
         ({"vit_resize": ResizeConfig(224, 224, 16)}, "vit_resize.stride is 16; this model needs a multiple of 14"),
         ({"vae_resize": ResizeConfig(64, 128, 16)}, "min_size 128"),
-        ({"tasks": TaskWeights(reca=0.0)}, "at least one above 0"),
-        ({"tasks": TaskWeights(reca=2.0, t2i=-1.0)}, "0 or more"),
-        ({"text_dropout": 1.5}, "between 0 and 1"),
-        ({"blur_sigma": -1.0}, r"data\.blur_sigma is -1\.0"),
-        ({"max_image_pixels": 0}, r"data\.max_image_pixels is 0"),
-        ({"vit_resize": ResizeConfig(56, 56, 14, max_pixels=0)}, r"data\.vit_resize\.max_pixels is 0"),
+        ({"tasks": TaskWeights(reca=0.0)}, "at least one weight must be above 0"),
+        ({"tasks": TaskWeights(reca=2.0, t2i=-1.0)}, r"data\.tasks\.t2i=-1\.0: it must be at least 0"),
+        ({"text_dropout": 1.5}, r"data\.text_dropout=1\.5: it must be at least 0 and at most 1"),
+        ({"blur_sigma": -1.0}, r"data\.blur_sigma=-1\.0"),
+        ({"max_image_pixels": 0}, r"data\.max_image_pixels=0"),
+        ({"vit_resize": ResizeConfig(56, 56, 14, max_pixels=0)}, r"data\.vit_resize\.max_pixels=0"),
     ],
 )
 def test_impossible_settings_are_refused(change: dict, sentence: str) -> None:
@@ -416,10 +416,10 @@ def test_from_files_to_packs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", ["packs_per_step", "tokens_per_pack", "workers", "lookahead"])
 def test_settings_below_one_are_refused(option: str) -> None:
-    with pytest.raises(UserError, match=f"data.{option} is 0"):
+    with pytest.raises(UserError, match=f"data.{option}=0"):
         loader(PHOTOS, replace(SMALL, **{option: 0}), lanes=[0])
 
 
 def test_prefetch_below_zero_is_refused() -> None:
-    with pytest.raises(UserError, match=r"data\.prefetch is -1"):
+    with pytest.raises(UserError, match=r"data\.prefetch=-1"):
         loader(PHOTOS, replace(SMALL, prefetch=-1))

@@ -23,6 +23,7 @@ from reca_fast.data.samples import NO_CAPTION, SampleBuilder, SamplePlan
 from reca_fast.data.sources.base import Source
 from reca_fast.errors import UserError
 from reca_fast.flow import Sample
+from reca_fast.schema import check_ranges
 
 T = TypeVar("T")
 EXAMPLES = 3  # keys remembered per reason for skipping
@@ -198,11 +199,7 @@ class PackLoader(Generic[T]):
     ) -> None:
         if len(source) == 0:
             raise UserError("data.source holds no records.")
-        for option in ("packs_per_step", "tokens_per_pack", "max_tokens_per_sample", "lookahead", "workers"):
-            if getattr(config, option) < 1:
-                raise UserError(f"data.{option} is {getattr(config, option)}; it must be at least 1.")
-        if config.prefetch < 0:
-            raise UserError(f"data.prefetch is {config.prefetch}; it must be 0 or more.")
+        check_ranges(config, "data.")
         if not lanes or any(not 0 <= lane < config.packs_per_step for lane in lanes):
             raise ValueError(f"lanes {list(lanes)}: expected some of 0 to {config.packs_per_step - 1}")
         self._source, self._builder, self._config, self._collate = source, builder, config, collate

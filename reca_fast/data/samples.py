@@ -4,7 +4,6 @@ Plans need only a picture's header, so packs can be filled before anything is de
 (config.seed, epoch, key): a resumed or re-sharded run repeats it.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from reca_fast.data.prompts import choose_template, stable_uniform
 from reca_fast.data.sources.base import Record
 from reca_fast.errors import UserError
 from reca_fast.flow import I2T, RECA, T2I, TASKS, Sample
+from reca_fast.schema import check_ranges
 
 MARKERS = 2  # start and end token of every split
 NO_CAPTION = "no caption"  # reason of a BadRecord
@@ -51,18 +51,12 @@ class SampleBuilder:
         vit_patch: int = 14,
         latent_stride: int = 16,
     ) -> None:
+        check_ranges(config, "data.")
         _check_stride("data.vit_resize", config.vit_resize, vit_patch)
         _check_stride("data.vae_resize", config.vae_resize, latent_stride)
         self._weights = {task: getattr(config.tasks, task) for task in TASKS}
-        usable = all(math.isfinite(weight) and weight >= 0 for weight in self._weights.values())
-        if not usable or sum(self._weights.values()) == 0:
-            raise UserError(f"data.tasks {self._weights}: weights must be 0 or more, and at least one above 0.")
-        if not 0 <= config.text_dropout <= 1:
-            raise UserError(f"data.text_dropout is {config.text_dropout}; it is a probability between 0 and 1.")
-        if not (math.isfinite(config.blur_sigma) and config.blur_sigma >= 0):
-            raise UserError(f"data.blur_sigma is {config.blur_sigma}; it must be 0 (no blur) or more.")
-        if config.max_image_pixels < 1:
-            raise UserError(f"data.max_image_pixels is {config.max_image_pixels}; it must be at least 1.")
+        if sum(self._weights.values()) == 0:
+            raise UserError(f"data.tasks {self._weights}: at least one weight must be above 0.")
         self._config, self._tokenize = config, tokenize
         self._vit_patch, self._latent_stride = vit_patch, latent_stride
 
@@ -122,9 +116,7 @@ def _grid(size: tuple[int, int] | None, side: int) -> int | None:
 
 
 def _check_stride(option: str, rule: ResizeConfig, side: int) -> None:
-    if rule.stride <= 0 or rule.stride % side:
+    if rule.stride % side:
         raise UserError(f"{option}.stride is {rule.stride}; this model needs a multiple of {side}.")
-    if not 0 < rule.min_size <= rule.max_size:
-        raise UserError(f"{option}: min_size {rule.min_size} must be above 0 and at most max_size {rule.max_size}.")
-    if rule.max_pixels < 1:
-        raise UserError(f"{option}.max_pixels is {rule.max_pixels}; it must be at least 1.")
+    if rule.min_size > rule.max_size:
+        raise UserError(f"{option}: min_size {rule.min_size} must be at most max_size {rule.max_size}.")

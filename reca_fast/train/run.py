@@ -1,11 +1,9 @@
 """From a configuration to a running loop."""
 
 import errno
-import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from operator import attrgetter
 from pathlib import Path
 
 from reca_fast.checkpoints import CheckpointStore
@@ -16,6 +14,7 @@ from reca_fast.errors import UserError
 from reca_fast.flow import TASKS
 from reca_fast.models import open_adapter
 from reca_fast.optim import MovingAverage, make_optimizer
+from reca_fast.schema import check_ranges
 
 from .distributed import Processes
 from .grids import GridWriter, pick_samples
@@ -30,26 +29,10 @@ UNWRITABLE = {
     *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG),  # a file in the way, no possible name
 }
 
-RANGES: list[tuple[list[str], Callable[[float], bool], str]] = [
-    (["steps", "keep", "log_every"], lambda x: x >= 1, "at least 1"),
-    (["save_every", "sample_every", "optim.warmup_steps"], lambda x: x >= 0, "0 or more"),
-    (
-        ["optim.lr", "optim.eps", "optim.weight_decay", "optim.max_grad_norm"],
-        lambda x: 0 <= x < math.inf,
-        "0 or more, and finite",
-    ),
-    (["optim.betas", "optim.ema_decay"], lambda x: 0 <= x < 1, "at least 0 and below 1"),
-]
-"""(options, what each of their numbers must fulfil, the same in words)."""
-GRID_RANGES: list[tuple[list[str], Callable[[float], bool], str]] = [
-    (["sample_count"], lambda x: x >= 1, "at least 1 for grids (--sample_every 0 draws none)"),
-    (["sampling.steps"], lambda x: x >= 2, "at least 2 for grids (--sample_every 0 draws none)"),
-    (["sampling.timestep_shift"], lambda x: 0 < x < math.inf, "above 0 for grids (--sample_every 0 draws none)"),
-]
-
 
 def check_config(config: RunConfig, world: int) -> None:
     """Refuse configurations that cannot work, before anything is loaded."""
+    check_ranges(config)
     if config.loss.i2t > 0 and config.model.freeze_und:
         raise UserError("loss.i2t > 0 trains the understanding side: set --model.freeze_und false as well.")
     for task in TASKS:
@@ -64,11 +47,6 @@ def check_config(config: RunConfig, world: int) -> None:
             f"data.packs_per_step={config.data.packs_per_step} cannot be shared by {world} processes; "
             f"set it to a multiple of {world}."
         )
-    for options, fits, range_ in RANGES + (GRID_RANGES if config.sample_every else []):
-        for option in options:
-            value = attrgetter(option)(config)
-            if not all(map(fits, value if isinstance(value, tuple | list) else (value,))):  # NaN fits nothing
-                raise UserError(f"{option}={value}: it must be {range_}.")
 
 
 def run(config: RunConfig) -> None:
