@@ -43,6 +43,8 @@ def compare(revision: str, ops: list[str], options: list[str], console: Console)
                     print(f"throughput: {label} failed: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
                     return 1
                 for row in map(json.loads, out.read_text().splitlines()):
+                    if row["provider"] == "compiler":
+                        continue
                     figures[label].setdefault((row["op"], row["provider"]), []).append(row)
     table = Table(title=f"this tree / {revision} (below 1 is better)", title_justify="left")
     for column in ("operation", "implementation", "bytes", "launches", "time"):

@@ -8,14 +8,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 PACKAGES = ("triton", "liger-kernel", "cut-cross-entropy", "quack-kernels", "flash-attn", "xformers", "transformers")
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def environment() -> dict[str, Any]:
     """Versions, machine and commit as JSON-able values; `gpu` is null without one, `commit` and `dirty` outside git."""
+    import torch  # whoever reads the rest of this page may have no use for it
+
     changes = git("status", "--porcelain", "--untracked-files=no")
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

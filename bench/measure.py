@@ -72,7 +72,7 @@ def under(mode: str, step: Step) -> Step:
     return run
 
 
-def providers(bench: OpBench, gpu: bool) -> dict[str, Step]:
+def providers(bench: OpBench, gpu: bool, compile_eager: bool = True) -> dict[str, Step]:
     """Name -> forward and backward; "ours" is the Triton kernels, "reference" our plain torch."""
     ways = {"eager": bench.eager}
     if bench.compile is None:  # no kernels of ours: a library's
@@ -82,7 +82,7 @@ def providers(bench: OpBench, gpu: bool) -> dict[str, Step]:
         if INSTALLED:
             ways["ours"] = under("triton", bench.ours)
     ways |= bench.peers
-    if gpu:
+    if gpu and compile_eager:
         ways["torch.compile"] = torch.compile(bench.eager)
     return ways
 
@@ -146,17 +146,26 @@ def compiled(bench: OpBench, target: int) -> list[Row]:
         return [made.row() for made in assembled(lambda: under("triton", bench.ours)(inputs), target)]
 
 
-def _cannot(error: Exception) -> Row:
-    """A row's end for a peer that needs what is not here, in whatever way it says so."""
+def failure(name: str, error: Exception) -> Row:
+    """A row's end for who raised an error: a peer may need what is not here, ours must run."""
     if type(error).__name__ == "InterpreterError":
-        return {"gate": None, "skipped": "needs a GPU; Triton's interpreter cannot run its kernels"}
-    said = str(error).strip().splitlines() or [""]
-    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    return {"gate": None, "skipped": f"{kind}{said[0][:160]}"}
+        said = "needs a GPU; Triton's interpreter cannot run its kernels"
+    else:
+        first = (str(error).strip().splitlines() or [""])[0][:160]
+        said = first if isinstance(error, ValueError) else f"{type(error).__name__}: {first}"
+    return {"gate": None, "failed" if name in OURS else "skipped": said}
+
+
+def judged(row: Row, got: list[Tensor], expected: list[Tensor] | None, dtype: torch.dtype) -> None:
+    """Whether results agree with the authors' sequence; None where that has failed."""
+    row["error"] = None if expected is None else disagreement(got, expected)
+    row["gate"] = None if expected is None else row["error"] <= TOLERANCE[dtype]
 
 
 def measure_without_gpu(bench: OpBench, shapes: Shapes, gpu: Gpu) -> Iterator[Row]:
-    """One row per implementation: gate, CPU time, traffic, predicted time."""
+    """One row per implementation: gate, CPU time, traffic, predicted time. They are timed in turns, so all rows come
+    together.
+    """
     cpu, expected, ways, timed = torch.device("cpu"), None, {}, {}
     for name, step in providers(bench, gpu=False).items():
         row: Row = {"op": bench.name, "provider": name, "shape": shapes.label, "sizes": dict(shapes.timed)}
@@ -165,20 +174,17 @@ def measure_without_gpu(bench: OpBench, shapes: Shapes, gpu: Gpu) -> Iterator[Ro
             # bf16 on this CPU is emulated and every implementation rounds elsewhere: agreement is checked in fp32.
             with counting() as traffic:
                 got = step(fresh(bench, shapes.counted, torch.float32, cpu))
-            expected = got if expected is None else expected
-            row["error"] = disagreement(got, expected)
-            row["gate"] = row["error"] <= TOLERANCE[torch.float32]
+            expected = got if name == "eager" else expected
+            judged(row, got, expected, torch.float32)
             if row["gate"] and bench.compile is not None:
                 row |= count(bench, step, shapes.counted, ours=name in OURS)
         except Exception as error:
-            if name in OURS:
-                raise
-            row |= _cannot(error)
+            row |= failure(name, error)
             continue
         if not traffic.interpreted:  # what the interpreter takes says nothing
             inputs = fresh(bench, shapes.on_cpu, torch.float32, cpu)
             timed[name] = lambda step=step, inputs=inputs: step(inputs)
-    for name, timing in interleaved(timed, cpu).items():
+    for name, timing in interleaved(timed, cpu).items() if timed else ():
         ways[name]["cpu_ms"] = asdict(timing)
     least = bench.minimum(shapes.timed, torch.bfloat16)
     for row in ways.values():
@@ -190,31 +196,34 @@ def measure_without_gpu(bench: OpBench, shapes: Shapes, gpu: Gpu) -> Iterator[Ro
         yield row
 
 
-def measure_on_gpu(bench: OpBench, shapes: Shapes, gpu: Gpu, device: torch.device) -> Iterator[Row]:
-    """One row per implementation: gate, GPU time with cold caches, share of the measured peak, peak memory."""
+def measure_on_gpu(
+    bench: OpBench, shapes: Shapes, gpu: Gpu, device: torch.device, ways: Mapping[str, Step], budget: float = 1.0
+) -> Iterator[Row]:
+    """One row per implementation, as soon as it is measured: gate, GPU time with cold caches, share of the measured
+    peak, peak memory.
+
+    Args:
+        ways: who is measured, of `providers`; the authors' sequence is run in any case, to compare with.
+        budget: seconds for the timing of each.
+    """
     dtype = torch.bfloat16
-    ways, timed, expected = {}, {}, None
-    inputs = fresh(bench, shapes.timed, dtype, device)
-    for name, step in providers(bench, gpu=True).items():
+    inputs, expected = fresh(bench, shapes.timed, dtype, device), None
+    least = bench.minimum(shapes.timed, dtype)
+    bound, limit = predicted_seconds(gpu, least.bytes, least.flops, 0)
+    for name, step in {"eager": bench.eager, **ways}.items():
         row: Row = {"op": bench.name, "provider": name, "shape": shapes.label, "sizes": dict(shapes.timed)}
-        row["gpu"] = gpu.name
-        ways[name] = row
+        row |= {"gpu": gpu.name, "limited_by": limit}
         try:
             got = step(inputs)
-            expected = got if expected is None else expected
-            row["error"] = disagreement(got, expected)
-            row["gate"] = row["error"] <= TOLERANCE[dtype]
+            expected = got if name == "eager" else expected
+            judged(row, got, expected, dtype)
             del got
+            if name not in ways:
+                continue
+            if row["gate"] is not False:
+                timing = interleaved({name: lambda step=step: step(inputs)}, device, budget=budget)[name]
+                row |= {"gpu_ms": asdict(timing), "share_of_peak": bound * 1e3 / timing.p50}
+                row |= {"real_bytes": least.bytes, "real_minimum": least.bytes, "real_flops": least.flops}
         except Exception as error:
-            if name in OURS:
-                raise
-            row |= _cannot(error)
-            continue
-        if row["gate"]:
-            timed[name] = lambda step=step: step(inputs)
-    least = bench.minimum(shapes.timed, dtype)
-    bound, _ = predicted_seconds(gpu, least.bytes, least.flops, 0)
-    for name, timing in interleaved(timed, device).items():
-        ways[name] |= {"gpu_ms": asdict(timing), "share_of_peak": bound * 1e3 / timing.p50}
-        ways[name] |= {"real_bytes": least.bytes, "real_minimum": least.bytes}
-    yield from ways.values()
+            row |= failure(name, error)
+        yield row

@@ -42,14 +42,16 @@ def show(console: Console, bench: OpBench, rows: list[Row], kernels_compiled: li
     for column in columns:
         table.add_column(column, justify="left" if column == "implementation" else "right")
     for row in rows:
-        if not row.get("skipped"):
-            agrees = "yes" if row["gate"] else f"[red]NO ({row['error']:.1e})[/red]"
+        if not row.keys() & {"skipped", "failed"}:
+            agrees = "-" if row["gate"] is None else "yes" if row["gate"] else f"[red]NO ({row['error']:.1e})[/red]"
             cells = _measured(row, rows[0]) if measured else _counted(row)
             table.add_row(row["provider"], agrees, *cells)
     console.print(table)
     for row in rows:
         if row.get("skipped"):
             console.print(f"{row['provider']} cannot run here: {row['skipped']}", style="dim", markup=False)
+        if row.get("failed"):
+            console.print(f"{row['provider']} failed: {row['failed']}", style="red", markup=False)
     if bench.goal:
         console.print(f"goal: {bench.goal}", style="dim")
     for line in resources(kernels_compiled):

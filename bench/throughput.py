@@ -8,8 +8,8 @@
 Before any figure, each implementation must agree with the authors' sequence in outputs and gradients. Then:
 without a GPU, what runs on a CPU is timed there, every implementation's memory traffic is counted (Triton kernels in
 the interpreter), the kernels are compiled for the GPU given by --gpu, and a time on it is PREDICTED from the roofline;
-on a GPU, everything is timed with cold caches. Rows are appended to bench/results/throughput.jsonl, the picture goes
-beside it.
+on a GPU, everything is timed with cold caches. Every row is appended to bench/results/throughput.jsonl as soon as it is
+measured, the picture goes beside it. What fails has a row that says so, and the exit code is 1.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -36,7 +37,7 @@ from rich.table import Table
 from bench.compare_trees import compare
 from bench.environment import ROOT, environment
 from bench.gpus import GPUS, Gpu, measured_peaks
-from bench.measure import Row, choose_shapes, compiled, measure_on_gpu, measure_without_gpu
+from bench.measure import Row, choose_shapes, compiled, failure, measure_on_gpu, measure_without_gpu, providers
 from bench.ops import NAMES, load
 from bench.report import draw, legend, show, summary
 from reca_fast.kernels.backend import INSTALLED
@@ -45,19 +46,36 @@ RESULTS = ROOT / "bench" / "results"
 STEP = "step"  # not an operation: the whole training step
 
 
-def rows_of(names: list[str], wanted: list[str], gpu: Gpu, device: torch.device, console: Console) -> list[Row]:
-    """Measure and show the operations, one after another."""
+def rows_of(
+    names: list[str],
+    args: argparse.Namespace,
+    gpu: Gpu,
+    device: torch.device,
+    console: Console,
+    write: Callable[[Row], None],
+) -> list[Row]:
+    """Measure and show the operations, one after another; every row is written as soon as it is there."""
     everything: list[Row] = []
     for name in names:
         bench = load(name)
-        shapes = choose_shapes(bench, wanted)
-        if device.type == "cuda":
-            rows, resources = list(measure_on_gpu(bench, shapes, gpu, device)), []
-        else:
-            rows = list(measure_without_gpu(bench, shapes, gpu))
-            resources = compiled(bench, gpu.target) if INSTALLED else []
+        shapes = choose_shapes(bench, args.shape)
+        rows, resources = [], []
+        try:
+            if device.type == "cuda":
+                ways = providers(bench, gpu=True, compile_eager=args.compile)
+                measured = measure_on_gpu(bench, shapes, gpu, device, ways)
+            else:
+                measured = measure_without_gpu(bench, shapes, gpu)
+            for row in measured:
+                rows.append(row)
+                write(row)
+            if device.type == "cpu" and INSTALLED and bench.compile is not None:
+                resources = compiled(bench, gpu.target)
+                write({"op": name, "provider": "compiler", "shape": shapes.label, "kernels": resources})
+        except Exception as error:  # of one operation: inputs that do not fit, a compiler that gives up
+            rows.append({"op": name, "provider": "ours", "shape": shapes.label, **failure("ours", error)})
+            write(rows[-1])
         show(console, bench, rows, resources, gpu)
-        rows[-1]["kernels"] = resources
         everything += rows
     return everything
 
@@ -73,14 +91,18 @@ def whole_step(console: Console) -> list[Row]:
     for column in ("implementation", "CPU s (measured)", "peak MiB above the weights", "loss"):
         table.add_column(column, justify="left" if column == "implementation" else "right")
     labels = {"generic": "authors' layout", "fused": "authors' layout, fused attention", "ours": "ours"}
-    rows = []
+    rows: list[Row] = []
     for name, figures in summary.items():
         seconds, peak = figures["cpu_s"], figures["peak_above_weights_mib"]
         table.add_row(labels[name], f"{seconds:.2f}", f"{peak:.0f}", f"{figures['loss']:.5f}")
-        rows.append({"op": "step", "provider": name, "cpu_ms": {"p50": seconds * 1e3}, "peak_bytes": peak * 2**20})
+        rows.append({"op": STEP, "provider": name, "cpu_ms": {"p50": seconds * 1e3}, "peak_bytes": peak * 2**20})
     console.print(table)
     console.print("two steps each: `python bench/bagel_step.py` repeats and interleaves them\n", style="dim")
     return rows
+
+
+def pick_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -96,6 +118,12 @@ def parse_arguments() -> argparse.Namespace:
         help="with one --op: a shape's name (see --list), or key=value for sizes other than the real ones",
     )
     parser.add_argument("--gpu", choices=GPUS, default="h100", help="GPU to compile and predict for without one")
+    parser.add_argument(
+        "--no-compile",
+        dest="compile",
+        action="store_false",
+        help="leave torch.compile out, which takes longer to compile than all others together (on a GPU)",
+    )
     parser.add_argument("--compare", metavar="REV", help="measure this tree against a commit")
     parser.add_argument("--list", action="store_true", help="list the operations and their shapes, measure nothing")
     parser.add_argument("--out", type=Path, default=RESULTS / "throughput.jsonl", help="rows are appended here")
@@ -126,27 +154,43 @@ def main() -> int:
         options = ["--gpu", args.gpu, *(["--shape", *args.shape] if args.shape else [])]
         return compare(args.compare, args.op or list(NAMES), options, console)
     torch.set_num_threads(1)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device()
+    if device.type == "cuda" and STEP in (args.op or []):
+        print("throughput: the step is timed on CPUs alone; on a GPU: bench/on_gpu.py --only layers.", file=sys.stderr)
+        return 2
     gpu = measured_peaks(device) if device.type == "cuda" else GPUS[args.gpu]
     if device.type == "cpu":
         legend(console, gpu)
-    rows = rows_of([name for name in args.op or NAMES if name != STEP], args.shape, gpu, device, console)
-    drawn = list(rows)
-    if not args.op or STEP in args.op:
-        rows += whole_step(console)
-    summary(console, drawn)
-    here = environment()
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    with args.out.open("a") as file:
-        for row in rows:
+    here = environment()
+    with args.out.open("a", encoding="utf-8") as file:
+
+        def write(row: Row) -> None:
             file.write(json.dumps({**row, "environment": here}) + "\n")
+            file.flush()
+
+        rows = rows_of([name for name in args.op or NAMES if name != STEP], args, gpu, device, console, write)
+        drawn = list(rows)
+        if STEP in (args.op or [STEP] * (device.type == "cpu")):
+            try:
+                steps = whole_step(console)
+            except subprocess.CalledProcessError as error:
+                said = error.stderr.decode(errors="replace").strip().splitlines() or ["no word"]
+                steps = [{"op": STEP, "provider": "ours", "gate": None, "failed": said[-1]}]
+            for row in steps:
+                write(row)
+            rows += steps
+    summary(console, drawn)
     if any("real_bytes" in row for row in drawn):
         draw(drawn, gpu, args.out.with_suffix(".png"))
     console.print(f"written: {args.out} and {args.out.with_suffix('.png').name}")
     wrong = [f"{row['op']} ({row['provider']})" for row in rows if row.get("gate") is False]
     if wrong:
         print(f"throughput: these disagree with the authors' sequence: {', '.join(wrong)}.", file=sys.stderr)
-    return 1 if wrong else 0
+    failed = [f"{row['op']} ({row['provider']}: {row['failed']})" for row in rows if "failed" in row]
+    if failed:
+        print(f"throughput: these failed: {'; '.join(failed)}.", file=sys.stderr)
+    return 1 if wrong or failed else 0
 
 
 if __name__ == "__main__":

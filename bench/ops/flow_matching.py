@@ -39,7 +39,7 @@ def make_inputs(
 def autocast(inputs: Inputs) -> AbstractContextManager:
     """As the trainer has it around the first half; x_t comes out in the dtype in which the model reads it."""
     dtype = inputs["prediction"].dtype
-    return nullcontext() if dtype == torch.float32 else torch.autocast(inputs["latents"].device.type, dtype)
+    return nullcontext() if dtype.itemsize >= 4 else torch.autocast(inputs["latents"].device.type, dtype)
 
 
 def results(x_t: Tensor, loss: Tensor, inputs: Inputs) -> list[Tensor]:

@@ -14,7 +14,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from bench import measure, throughput
 from bench.environment import ROOT
 from bench.gpus import GPUS
-from bench.measure import choose_shapes, measure_on_gpu, measure_without_gpu
+from bench.measure import choose_shapes, measure_on_gpu, measure_without_gpu, providers
 from bench.ops import NAMES, load
 from bench.ops.attention import flex_forward
 from bench.report import draw, show, summary
@@ -120,7 +120,7 @@ def test_what_a_gpu_would_run(name: str, tmp_path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(measure, "interleaved", partial(interleaved, budget=0, least=1))
     (bench, shapes), console = small(name), Console(width=150, record=True)
     with interpreting():
-        rows = list(measure_on_gpu(bench, shapes, GPUS["h100"], torch.device("cpu")))
+        rows = list(measure_on_gpu(bench, shapes, GPUS["h100"], torch.device("cpu"), providers(bench, gpu=True)))
     by = {row["provider"]: row for row in rows}
     assert all(by[provider]["gate"] for provider in ("eager", "ours", "torch.compile")), by
     assert by["ours"]["gpu_ms"]["p20"] <= by["ours"]["gpu_ms"]["p80"] and by["ours"]["share_of_peak"] > 0
@@ -128,6 +128,68 @@ def test_what_a_gpu_would_run(name: str, tmp_path, monkeypatch: pytest.MonkeyPat
     summary(console, rows)
     draw(rows, GPUS["h100"], tmp_path / "picture.png")
     assert "share of peak" in console.export_text() and (tmp_path / "picture.png").exists()
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    """on_a_gpu(ways): the measurement on a GPU, of these implementations on the CPU's small shapes."""
+
+    def replace(ways) -> None:
+        monkeypatch.setattr(throughput, "pick_device", lambda: torch.device("cuda"))
+        monkeypatch.setattr(throughput, "measured_peaks", lambda device: GPUS["h100"])
+        monkeypatch.setattr(throughput, "providers", lambda bench, gpu, compile_eager: ways(bench, compile_eager))
+        here = partial(measure_on_gpu, device=torch.device("cpu"), budget=0)
+        small = lambda bench, shapes, gpu, device, ways: here(bench, choose_shapes(bench, ["small"]), gpu, ways=ways)  # noqa: E731
+        monkeypatch.setattr(throughput, "measure_on_gpu", small)
+
+    return replace
+
+
+def test_every_row_is_written_at_once_and_a_failure_is_one(tmp_path, run, on_a_gpu) -> None:
+    out = tmp_path / "rows.jsonl"
+    written: list[list[dict]] = []
+
+    def look(inputs):
+        written.append([json.loads(line) for line in out.read_text().splitlines()])
+        return QK.eager(inputs)
+
+    def broken(inputs):
+        raise RuntimeError("an illegal instruction")
+
+    on_a_gpu(lambda bench, _: {"eager": bench.eager, "ours": broken, "liger": broken, "look": look})
+    code, said, error = run("--op", "qk_norm_rope", "adaln_modulate", "--out", out)
+    assert code == 1 and "qk_norm_rope (ours: RuntimeError: an illegal instruction)" in error
+    assert "ours failed: RuntimeError" in said and "liger cannot run here: RuntimeError" in said
+    assert [row["provider"] for row in written[0]] == ["eager", "ours", "liger"]
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {row["op"] for row in rows} == {"qk_norm_rope", "adaln_modulate"} and len(rows) == 8
+    assert "failed" in rows[1] and "skipped" in rows[2] and rows[3]["gpu_ms"]["p50"] > 0
+
+
+def test_an_operation_that_cannot_begin_is_a_row_too(tmp_path, run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(bench, shapes, gpu):
+        raise MemoryError("no room for the inputs") if bench.name == "qk_norm_rope" else ValueError("another")
+        yield
+
+    monkeypatch.setattr(throughput, "measure_without_gpu", broken)
+    out = tmp_path / "rows.jsonl"
+    code, _, error = run("--op", "qk_norm_rope", "adaln_modulate", "--out", out)
+    assert code == 1 and "MemoryError: no room for the inputs" in error and "another" in error
+    assert len(out.read_text().splitlines()) == 2
+
+
+def test_a_machine_with_a_gpu_times_no_step_on_its_cpu(tmp_path, run, on_a_gpu, monkeypatch) -> None:
+    monkeypatch.setattr(throughput, "NAMES", ("adaln_modulate",))
+    monkeypatch.setattr(throughput, "whole_step", lambda console: pytest.fail("a step on the CPU"))
+    on_a_gpu(
+        lambda bench, compile_eager: {"eager": bench.eager} | ({"torch.compile": bench.eager} if compile_eager else {})
+    )
+    for option, wanted in (((), ["eager", "torch.compile"]), (("--no-compile",), ["eager"])):
+        out = tmp_path / f"rows{len(wanted)}.jsonl"
+        code, _, _ = run(*option, "--out", out)
+        assert code == 0 and [json.loads(line)["provider"] for line in out.read_text().splitlines()] == wanted
+    code, _, error = run("--op", "step", "--out", tmp_path / "none.jsonl")
+    assert code == 2 and "bench/on_gpu.py --only layers" in error
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

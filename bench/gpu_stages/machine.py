@@ -1,0 +1,62 @@
+"""What the parent can say about the machine without torch: packages by their metadata, the card by nvidia-smi."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from typing import Any
+
+from bench.environment import ROOT, cpu_model, git
+
+PACKAGES = ("torch", "triton", "numpy", "transformers", "diffusers", "liger-kernel", "cut-cross-entropy", "xformers")
+QUERY = ("name", "compute_cap", "memory.total", "driver_version", "compute_mode", "clocks.max.sm", "power.limit")
+
+
+def card() -> dict[str, str] | None:
+    """The first GPU as nvidia-smi describes it, by the names of QUERY; None without one."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader", "--id=0"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    values = [value.strip() for value in done.stdout.strip().split(",")]
+    return dict(zip(QUERY, values, strict=True)) if done.returncode == 0 and len(values) == len(QUERY) else None
+
+
+def describe(gpu: dict[str, str] | None) -> dict[str, Any]:
+    """The first line of the results."""
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "card": gpu,
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "revision": git("rev-parse", "HEAD"),
+        "dirty": None if (changes := git("status", "--porcelain", "--untracked-files=no")) is None else bool(changes),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def why_not_importable() -> str | None:
+    """None when a child will find what it imports, else the sentence that says what to do."""
+    if importlib.util.find_spec("torch") is None:
+        return "torch is not installed for this Python."
+    try:
+        found = importlib.util.find_spec("reca_fast.kernels") is not None
+    except ImportError:
+        found = False
+    if not found:
+        return (
+            f"reca_fast.kernels cannot be imported; run `pip install -e {ROOT}`, or without network "
+            f"`ln -sfn ../kernels/ops {ROOT / 'reca_fast' / 'kernels'}`."
+        )
+    return None

@@ -1,0 +1,10 @@
+"""The same as `ops` in everybody else's hands: torch.compile, Apple's cross-entropy, flex attention, other backends."""
+
+from .ops import side_by_side
+from .report import Report
+
+SHOWN = ("eager", "ours", "liger", "reference")
+
+
+def run(report: Report) -> None:
+    side_by_side(report, lambda name: name not in SHOWN)

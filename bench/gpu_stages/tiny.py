@@ -1,0 +1,103 @@
+"""The tiny BAGEL of the smoke test: a checkpoint in a temporary folder, a pack of random pictures, one real step."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reca_fast.config import LossWeights, ModelConfig, OptimConfig, RunConfig
+from reca_fast.data.loader import Pack
+from reca_fast.flow import I2T, RECA, Sample
+from reca_fast.kernels import use_kernels
+from reca_fast.models.bagel.adapter import BagelAdapter
+from reca_fast.models.bagel.tiny import write_tiny_checkpoint
+from reca_fast.optim import make_optimizer
+from reca_fast.train.distributed import Processes
+from reca_fast.train.step import StepStats, train_step
+from reca_fast.train.wrap import compile_blocks
+
+TARGETS, VIEWS = ((64, 64), (48, 64), (64, 40)), ((112, 112), (84, 112), (112, 70))
+
+
+@contextmanager
+def tiny_checkpoint() -> Iterator[Path]:
+    """Two heads per key head, head width 32: the smallest that has everything."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_tiny_checkpoint(folder, layers=2)
+        yield Path(folder)
+
+
+def pictures(joint: bool) -> list[Sample]:
+    """Three pictures of different shapes, one of them without its prompt; with `joint` two captions besides."""
+    draw = torch.Generator().manual_seed(0)
+
+    def picture(size: tuple[int, int]) -> Tensor:
+        return torch.randint(0, 256, (*size, 3), dtype=torch.uint8, generator=draw)
+
+    samples = [
+        Sample(f"picture {n}", RECA, picture(view), picture(target), None if n == 1 else (5, 6, 7, 8 + n))
+        for n, (view, target) in enumerate(zip(VIEWS, TARGETS, strict=True))
+    ]
+    if joint:
+        samples += [Sample(f"caption {n}", I2T, picture(VIEWS[n]), None, tuple(range(9, 15 + n))) for n in range(2)]
+    return samples
+
+
+@dataclass
+class Step:
+    """A model ready to be trained, and what its next step is given."""
+
+    adapter: BagelAdapter
+    pack: Pack[Any]
+    config: RunConfig
+    optimizer: torch.optim.Optimizer
+    processes: Processes
+
+    def __call__(self) -> StepStats:
+        return train_step(self.adapter, [self.pack], 1, self.config, self.optimizer, None, self.processes)
+
+
+def prepare(folder: Path, device: torch.device, backend: str = "inductor", **options: Any) -> Step:
+    """The step under some of the model's options. `backend`: of torch.compile, where `compile` asks for it."""
+    joint = not options.get("freeze_und", True)
+    loss = LossWeights(i2t=1.0) if joint else LossWeights()
+    model = ModelConfig(path=str(folder), **options)
+    config = RunConfig(model=model, loss=loss, optim=OptimConfig(lr=1e-3, warmup_steps=0))
+    processes = Processes()
+    processes.join(device.type)
+    adapter = BagelAdapter(model)
+    if model.compile:
+        compile_blocks(adapter.blocks(), backend)
+    adapter.load(processes.device)
+    draw = torch.Generator().manual_seed(1)
+    for parameter in adapter.module.llm2vae.parameters():  # it starts at zero, and nothing before it would learn
+        parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=draw))
+    batch = adapter.collate(samples := pictures(joint))
+    pack = Pack(0, 0, batch, tuple(sample.key for sample in samples), batch.num_tokens, {})
+    return Step(adapter, pack, config, make_optimizer(adapter.module, config.optim), processes)
+
+
+def gradients_of(step: Step) -> tuple[dict[str, Tensor], dict[str, float], float]:
+    """Run a step: every trained weight's gradient before clipping (fp32 on the CPU), losses, share of weights moved."""
+    trained = {name: p for name, p in step.adapter.module.named_parameters() if p.requires_grad}
+    before = {name: p.detach().clone() for name, p in trained.items()}
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str):
+        return lambda parameter: found.__setitem__(name, parameter.grad.detach().clone())
+
+    hooks = [p.register_post_accumulate_grad_hook(keep(name)) for name, p in trained.items()]
+    try:
+        stats = step()
+    finally:
+        for hook in hooks:
+            hook.remove()
+        use_kernels("auto")
+    losses = {task: total.item() / max(1, stats.counts[task]) for task, total in stats.sums.items()}
+    moved = sum(not torch.equal(p, before[name]) for name, p in trained.items()) / len(trained)
+    return {name: grad.float().cpu() for name, grad in found.items()}, losses, moved
