@@ -1,6 +1,6 @@
 """Time and memory of one RECA training step (forward + backward, no optimizer) at a small BAGEL configuration.
 
-    python bench/bagel_step.py                      # every variant, about five minutes on a quiet core
+    python bench/bagel_step.py                      # every variant, about six minutes on a quiet core
     python bench/bagel_step.py --variants fused ours --rounds 3
 
 Each measurement runs in a fresh process, so that one variant's memory never serves another; rounds interleave the
@@ -96,7 +96,7 @@ def reference_step(config: StepConfig, kernel: AttentionKernel, checkpointing: b
     return step
 
 
-def ours_step(config: StepConfig) -> Step:
+def ours_step(config: StepConfig, checkpointing: bool) -> Step:
     """The same step by reca_fast. Imported in here, so that the baselines are measured without it."""
     from reca_fast.flow import RECA
     from reca_fast.kernels import flow_interpolate
@@ -107,7 +107,7 @@ def ours_step(config: StepConfig) -> Step:
     from reca_fast.objectives import flow_loss_by_task, shifted_logit_normal
 
     case = Case(Path(), BagelConfig.from_dict(config.model, "the benchmark"), config.model, config.inputs)
-    model = Bagel(case.config)
+    model = Bagel(case.config, recompute=checkpointing)
     names = public_names(dict(model.named_parameters()))
     model.load_state_dict({name: config.weights[key] for key, name in names.items()})
     model.fill_tables("cpu")
@@ -132,7 +132,8 @@ VARIANTS: dict[str, Callable[[StepConfig], Step]] = {
     "generic+checkpoint": partial(reference_step, kernel="generic", checkpointing=True),
     "fused": partial(reference_step, kernel="fused", checkpointing=False),
     "fused+checkpoint": partial(reference_step, kernel="fused", checkpointing=True),
-    "ours": ours_step,
+    "ours": partial(ours_step, checkpointing=False),
+    "ours+checkpoint": partial(ours_step, checkpointing=True),
 }
 DEFAULT_VARIANTS = [*VARIANTS]
 
@@ -213,6 +214,18 @@ def summarise(rounds: list[dict[str, dict[str, Any]]], baseline: str) -> dict[st
     return summary
 
 
+def like_with_like(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, float]]:
+    """How many times faster than each baseline ours is, checkpointing against checkpointing and none against none."""
+    ratios: dict[str, dict[str, float]] = {}
+    for suffix in ("", "+checkpoint"):
+        for kernel in ("generic", "fused"):
+            names = (f"{kernel}{suffix}", f"ours{suffix}")
+            if all(name in rounds[0] for name in names):
+                each = [median(r[names[0]]["cpu_s"]) / median(r[names[1]]["cpu_s"]) for r in rounds]
+                ratios[f"{names[0]} / {names[1]}"] = {"median": median(each), "least": min(each), "most": max(each)}
+    return ratios
+
+
 def print_table(summary: dict[str, dict[str, float]], baseline: str) -> None:
     table = Table(title="One RECA step, forward + backward: medians; peak memory over that of the weights")
     table.add_column("variant", no_wrap=True, min_width=max(map(len, summary)))
@@ -273,8 +286,17 @@ def main() -> None:
             console.print(f"round {number + 1}/{args.rounds} {name}: {median(result['cpu_s']):.2f} CPU s per step")
     summary = summarise(rounds, args.baseline)
     print_table(summary, args.baseline)
+    ratios = like_with_like(rounds)
+    for pair, ratio in ratios.items():
+        console.print(f"{pair}: {ratio['median']:.2f}x in CPU time ({ratio['least']:.2f} to {ratio['most']:.2f})")
     setting = {key: getattr(args, key) for key in ("size", "rounds", "steps", "threads", "baseline", "keep_heap")}
-    report = {"environment": environment(), "setting": setting, "summary": summary, "rounds": rounds}
+    report = {
+        "environment": environment(),
+        "setting": setting,
+        "summary": summary,
+        "like_with_like": ratios,
+        "rounds": rounds,
+    }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=1) + "\n")
     console.print(f"written: {args.out}")
