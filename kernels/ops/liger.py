@@ -5,6 +5,7 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .backend import implementation
 
@@ -16,11 +17,12 @@ def liger_installed() -> bool:
 
 
 def use_liger(*tensors: Tensor) -> bool:
-    """Liger's for tensors with elements on a GPU, as far as `use_kernels` wants kernels; not inside torch.compile.
+    """Liger's for tensors with elements on a GPU, as far as `use_kernels` wants kernels; not inside torch.compile, and
+    not for fake tensors, which have no memory that a launch could read.
 
     Raises ValueError when kernels are asked for that cannot run here.
     """
-    if torch.compiler.is_compiling():
-        return False
     first = tensors[0]
+    if torch.compiler.is_compiling() or isinstance(first, FakeTensor):
+        return False
     return implementation(*tensors) == "triton" and first.is_cuda and first.numel() > 0 and liger_installed()

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from reca_fast.kernels import rms_norm, swiglu
+from reca_fast.kernels import backend, rms_norm, swiglu
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pytest.importorskip("liger_kernel", reason="liger-kernel is not installed (pip install reca-fast[peers])")
@@ -13,6 +14,7 @@ from liger_kernel.ops import rms_norm as liger_norm
 
 from reca_fast.kernels.backend import tl
 from reca_fast.kernels.interpreter import interpreting
+from reca_fast.kernels.liger import use_liger
 from reca_fast.kernels.rms_norm import _liger as norm_by_liger
 from reca_fast.kernels.swiglu import _liger as swiglu_by_liger
 
@@ -41,3 +43,10 @@ def test_swiglu() -> None:
     with interpreting():
         got = results(swiglu_by_liger, normal(4, 24), normal(4, 25)[:, :24])
     torch.testing.assert_close(got, results(swiglu, normal(4, 24), normal(4, 25)[:, :24]))
+
+
+def test_fake_tensors_have_nothing_to_launch_for(monkeypatch) -> None:
+    """A step at true shapes that allocates nothing takes the plain formulas, on a machine with a GPU too."""
+    monkeypatch.setattr(backend, "_why_not_gpu", lambda device: None)
+    with FakeTensorMode():
+        assert not use_liger(torch.empty(4, 8, device="cuda"))
