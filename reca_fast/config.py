@@ -247,6 +247,10 @@ class RunConfig:
     """Seed of noise, timesteps and sample grids."""
     device: str = rounding("auto")
     """auto, cpu or cuda."""
+    deterministic: bool = rounding(False)
+    """Take only algorithms that add in a fixed order, so that two runs on a GPU agree bit for bit as they do on a CPU.
+    Slower, above all in attention's backward pass.
+    """
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossWeights = field(default_factory=LossWeights)

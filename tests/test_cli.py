@@ -358,6 +358,25 @@ def test_reconstruct(tiny_folder, pictures, reca_fast, tmp_path) -> None:
     )
 
 
+# The allocator of a GPU
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_ALLOC_CONF": "backend:native"}, "backend:native"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, None),
+    ],
+)
+def test_segments_grow_unless_the_user_says_otherwise(given, expected) -> None:
+    """Set before torch is imported, which is when it reads the variable."""
+    code = "import os; from reca_fast.cli import main; main(['export', '--help'])\n"
+    code += "import sys; print(os.environ.get('PYTORCH_ALLOC_CONF'))"
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")}
+    assert process("-c", code, env=kept | given).stdout.splitlines()[-1] == str(expected)
+
+
 # Doctor
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from reca_fast.config import OptimConfig, RunConfig
 from reca_fast.errors import UserError
 from reca_fast.optim import MovingAverage, clip_gradients, learning_rate, make_optimizer
+from reca_fast.train.determinism import make_deterministic
 from reca_fast.train.distributed import Processes
 from reca_fast.train.peaks import peak_flops
 from reca_fast.train.run import check_config
@@ -147,6 +149,29 @@ class Scale(nn.Module):
 
     def forward(self, x):
         return x * self.weight
+
+
+def test_deterministic_reaches_torch_and_cublas(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        make_deterministic()
+        assert (
+            torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+        )
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = True
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+
+
+def test_a_deterministic_run(train, tmp_path):
+    """Every operation of a joint step with recomputation has a deterministic algorithm, or this would raise."""
+    options = "--model.freeze_und false --loss.i2t 1 --data.tasks.i2t 0.5 --steps 2 --model.recompute true"
+    told = "import torch\nswitch = torch.use_deterministic_algorithms\n"
+    told += "torch.use_deterministic_algorithms = lambda on: (print('deterministic', on), switch(on))\n"
+    metrics = train(tmp_path, *options.split(), "--deterministic", "true", before=told)
+    assert len(metrics) == 2 and "deterministic True" in (tmp_path / "said.txt").read_text()
 
 
 def test_graphs_are_counted():

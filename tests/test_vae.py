@@ -1,17 +1,21 @@
 """The VAE against recorded values, its key table at public size, and the packing of latents into tokens."""
 
+import copy
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from reca_fast.demo import photos
 from reca_fast.demo.photos import PHOTOS, write_crops
 from reca_fast.errors import UserError
+from reca_fast.models.bagel.channels_last import group_norm, to_channels_last
 from reca_fast.models.bagel.tiny_config import TinyConfig
 from reca_fast.models.bagel.vae import (
     VAE,
@@ -158,3 +162,43 @@ def test_demo_photos_and_the_vae_that_was_trained_on_them(tmp_path: Path) -> Non
     truth = torch.stack(pictures).permute(0, 3, 1, 2) / 255
     psnr = -10 * (seen - truth).square().mean(dim=(1, 2, 3)).log10()
     assert psnr.mean() > 25
+
+
+# Channels last, as on a GPU
+
+
+def channels_last(x: torch.Tensor) -> torch.Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_group_norm_with_channels_last(dtype) -> None:
+    """torch's values, also where the mean is far from zero, in the other layout."""
+    draw = torch.Generator().manual_seed(0)
+    x = (torch.randn(2, 24, 5, 7, generator=draw, dtype=torch.float64) + 50).to(dtype)
+    weight, bias = (torch.randn(24, generator=draw, dtype=torch.float64).to(dtype) for _ in range(2))
+    expected = F.group_norm(x.double(), 6, weight.double(), bias.double(), 1e-6)
+    got = group_norm(channels_last(x), 6, weight, bias, 1e-6)
+    assert got.dtype == dtype and got.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(got.double(), expected, rtol=0, atol={2: 0.1, 4: 1e-4, 8: 1e-10}[dtype.itemsize])
+
+
+def test_channels_last_changes_the_layout_and_no_value(tiny) -> None:
+    """The same moments, latents and pictures; nothing between the first and the last convolution turns back."""
+    vae, turned = copy.deepcopy(tiny).double(), copy.deepcopy(tiny).double()
+    to_channels_last(turned)
+    layouts = []
+    for module in turned.modules():
+        if isinstance(module, nn.Conv2d | nn.GroupNorm):
+            module.register_forward_hook(lambda _, inputs, out: layouts.append((inputs[0], out)))
+    pixels = torch.rand(2, 32, 16, 3, generator=torch.Generator().manual_seed(0)).permute(0, 3, 1, 2) * 2 - 1
+    moments = turned.moments(pixels)
+    torch.testing.assert_close(moments, vae.moments(pixels), rtol=1e-5, atol=1e-5)
+    latents = vae.sample(moments, torch.zeros(2, 4, 8, 4))
+    torch.testing.assert_close(turned.decode(latents), vae.decode(latents), rtol=1e-5, atol=1e-5)
+    pictures = [torch.randint(0, 256, (32, 16, 3), dtype=torch.uint8) for _ in range(2)]
+    tokens = [patchify_latents(z) for z in encode_pictures(turned, pictures, torch.Generator().manual_seed(0))]
+    for ours, theirs in zip(tokens, encode_pictures(vae, pictures, torch.Generator().manual_seed(0)), strict=True):
+        torch.testing.assert_close(ours, patchify_latents(theirs), rtol=1e-5, atol=1e-5)
+    wide = [x for pair in layouts for x in pair if x.dim() == 4 and x.shape[1] > 4]
+    assert len(wide) > 40 and all(x.is_contiguous(memory_format=torch.channels_last) for x in wide)

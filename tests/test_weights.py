@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from reca_fast.errors import UserError
 from reca_fast.models.bagel import check_checkpoint
@@ -49,6 +50,37 @@ def rewrite(folder: Path, **changes: Tensor | None) -> None:
 
 
 # What loading gives
+
+
+class Casts(TorchDispatchMode):
+    """Where every cast happens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.devices: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and "copy" in func.__name__ and out.dtype != args[0].dtype:
+            self.devices.append(args[0].device.type)
+        return out
+
+
+def test_weights_are_cast_on_the_device(copy) -> None:
+    """Moved in the file's dtype first: a thread of the host casts far slower, and fp32 is twice the bytes to move."""
+    rewrite(copy, **{key: x.bfloat16() for key, x in load_file(copy / "ema.safetensors").items()})
+    model = on_meta(BagelConfig.from_folder(copy))
+    with Casts() as casts:
+        load_weights(
+            model,
+            copy / "ema.safetensors",
+            device="meta",  # stands for any device that is not the host
+            trained_dtype=torch.float32,
+            frozen_dtype=torch.bfloat16,
+        )
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert len(casts.devices) >= len(trained) and set(casts.devices) == {"meta"}
+    assert {p.dtype for p in trained} == {torch.float32}
 
 
 def test_every_parameter_is_the_file_s_tensor(tiny_folder) -> None:

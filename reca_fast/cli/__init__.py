@@ -1,6 +1,7 @@
 """The command `reca-fast VERB [options]`. A verb's module is imported only when that verb runs."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -30,6 +31,16 @@ def usage() -> str:
     )
 
 
+def set_up_allocator() -> None:
+    """On a GPU: memory segments that grow. Packs differ in length, and fixed segments would leave gaps of gigabytes.
+
+    torch reads the variable when it is imported, so that is too late; a setting of the user's stays.
+    """
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second is the old name
+    if "torch" not in sys.modules and not any(name in os.environ for name in names):
+        os.environ[names[0]] = "expandable_segments:True"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit code; a user's mistake is one sentence on stderr and 2."""
     args = list(sys.argv[1:] if argv is None else argv)
@@ -40,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"reca-fast {__version__}")
         return 0
     verb, options = args[0], args[1:]
+    set_up_allocator()
     try:
         if verb not in VERBS:
             raise UserError(f"Unknown verb {verb!r}.{did_you_mean(verb, VERBS)} `reca-fast --help` lists them.")

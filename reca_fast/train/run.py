@@ -16,6 +16,7 @@ from reca_fast.models import open_adapter
 from reca_fast.optim import MovingAverage, make_optimizer
 from reca_fast.schema import check_ranges
 
+from .determinism import make_deterministic
 from .distributed import Processes
 from .grids import GridWriter, pick_samples
 from .loop import train
@@ -57,6 +58,8 @@ def run(config: RunConfig) -> None:
         KeyboardInterrupt: Ctrl-C asked to stop; the state is saved.
     """
     with Processes() as processes, full_disks_are_user_errors():
+        if config.deterministic:
+            make_deterministic()
         processes.join(config.device, config.parallel.replicate)
         check_config(config, processes.world)
         adapter = open_adapter(config.model)

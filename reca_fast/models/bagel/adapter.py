@@ -70,9 +70,17 @@ class BagelAdapter:
     def collate(self, samples: list[Sample]) -> BagelBatch:
         return collate(samples, self.config, self.tokenizer)
 
-    def autocast(self) -> AbstractContextManager:
-        """bf16 arithmetic over fp32 master weights, or nothing."""
-        return torch.autocast(self.device.type, self.dtype) if self.dtype != torch.float32 else nullcontext()
+    def autocast(self, *, keep_casts: bool = False) -> AbstractContextManager:
+        """bf16 arithmetic over fp32 master weights, or nothing.
+
+        Args:
+            keep_casts: keep the weights' bf16 copies until the context ends. A forward pass uses every weight once, so
+                that would hold 13 GB at BAGEL's size that recomputation has just set free; sampling uses them in every
+                step.
+        """
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype, cache_enabled=keep_casts)
 
     def loss_sums(self, batch: BagelBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """Encode the targets, noise them, predict, and sum the losses by task.
@@ -134,7 +142,7 @@ class BagelAdapter:
         self, conditions: Sequence[Condition], shapes: Sequence[tuple[int, int]], sampling: SamplingConfig
     ) -> list[Tensor]:
         assert self.vae is not None, "load() comes first"
-        with self.autocast():
+        with self.autocast(keep_casts=True):
             tokens = sample_latents(self.module, self.tokenizer, conditions, shapes, sampling)
             patch, channels = self.config.glue.latent_patch_size, self.config.latent_channels
             pictures = [

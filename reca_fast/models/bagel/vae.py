@@ -19,6 +19,7 @@ from reca_fast.errors import UserError
 from reca_fast.kernels import to_device
 from reca_fast.models.safetensors_files import check_layout, open_safetensors, stored_shapes
 
+from .channels_last import to_channels_last
 from .config import VAEConfig
 
 PIXELS_PER_BATCH = 4 * 1024 * 1024
@@ -58,7 +59,7 @@ class VAE(nn.Module):
     def moments(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, H, W] in [-1, 1] -> fp32 [B, 2z, h, w]: means, then log-variances (not clamped)."""
         weight = next(self.encoder.parameters())
-        return self.encoder(pixels.to(weight.device, weight.dtype)).float()
+        return self.encoder(pixels.to(weight.device, weight.dtype)).float().contiguous()
 
     def sample(self, moments: Tensor, noise: Tensor) -> Tensor:
         """Draw latents [B, z, h, w] from moments [B, 2z, h, w] with standard normal noise [B, z, h, w]."""
@@ -74,7 +75,7 @@ class VAE(nn.Module):
             raise UserError("This VAE file holds only the encoder; pictures need one with decoder.* keys.")
         weight = next(self.decoder.parameters())
         z = latents.float() / self.config.scale_factor + self.config.shift_factor
-        return self.decoder(z.to(weight.device, weight.dtype)).float()
+        return self.decoder(z.to(weight.device, weight.dtype)).float().contiguous()
 
 
 # File name, diffusers name. {half} encoder or decoder, {l} level as the file counts, {r} level counted from the other
@@ -150,6 +151,8 @@ def load_vae(
         check_layout(path, {key: _file_shape(own, empty[own]) for key, own in table.items()}, shapes)
         weights = {own: file.get_tensor(key).to(dtype).view(empty[own].shape) for key, own in table.items()}
     vae.load_state_dict(weights, assign=True)
+    if torch.device(device).type == "cuda":
+        to_channels_last(vae)
     return vae.requires_grad_(False).eval()
 
 

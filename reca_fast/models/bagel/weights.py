@@ -46,7 +46,8 @@ def load_weights(
 ) -> None:
     """Fill a model that was built on the meta device (and possibly sharded) from a public-layout file.
 
-    Frozen weights on a CPU in the file's own dtype stay views of the file; trained weights are always copies.
+    Frozen weights on a CPU in the file's own dtype stay views of the file; trained weights are always copies. No more
+    than one tensor is held beside the model.
 
     Raises:
         UserError: the file is missing, damaged, or has missing, unexpected or misshapen keys.
@@ -58,7 +59,9 @@ def load_weights(
             parameter = parameters[name]
             dtype = trained_dtype if parameter.requires_grad else frozen_dtype
             part = _local_part(parameter, file.get_slice(key))
-            local = part.to(device=device, dtype=dtype, copy=parameter.requires_grad)
+            # Moved in the file's dtype and cast there: one thread of the host would take minutes for 14 G numbers.
+            there = part.to(device)
+            local = there.to(dtype, copy=parameter.requires_grad and there is part)
             if isinstance(parameter, DTensor):
                 local = DTensor.from_local(
                     local,
