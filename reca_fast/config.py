@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from reca_fast.schema import Range
+from reca_fast.errors import UserError
+from reca_fast.schema import Range, check_ranges
 
 T = TypeVar("T")
 
@@ -25,6 +26,9 @@ Seed = Annotated[int, Range(at_least=0, at_most=2**62)]
 Weight = Annotated[float, Range(at_least=0, at_most=1e9)]
 Magnitude = Annotated[float, Range(at_least=0, at_most=1e9)]
 Decay = Annotated[float, Range(at_least=0, below=1)]
+GuidanceScale = Annotated[float, Range(at_least=1, at_most=1000)]
+Fraction = Annotated[float, Range(at_least=0, at_most=1)]
+GuidanceRenorm = Literal["global", "channel", "text_channel"]
 Resume = Literal["fixed", "free", "rounding", "neutral"]
 
 
@@ -226,13 +230,64 @@ class SamplingConfig:
     """How pictures are drawn: Euler steps from noise to data with classifier-free guidance."""
 
     steps: Annotated[int, Range(at_least=2, at_most=10_000)] = neutral(50)
-    """Points of the time grid; the model runs once less."""
+    """Points of the time grid, the authors' num_timesteps; the model runs once less."""
     timestep_shift: Annotated[float, Range(above=0, at_most=1000)] = neutral(3.0)
     """Shift of the time grid towards noise."""
-    guidance: float = neutral(1.0)
-    """Classifier-free guidance scale; 1 switches it off and halves the cost (generate starts from 4)."""
+    guidance: GuidanceScale = neutral(1.0)
+    """Guidance away from the condition without its prompt, the authors' cfg_text_scale; 1 switches it off and halves
+    the cost (generate starts from 4).
+    """
+    image_guidance: GuidanceScale = neutral(1.0)
+    """Guidance away from the condition without its picture, the authors' cfg_img_scale; 1 switches it off. It follows
+    `guidance` and needs it above 1.
+    """
+    guidance_interval: tuple[Fraction, Fraction] = neutral((0.0, 1.0))
+    """Guidance acts at times t with first < t <= second, 1 being noise; at all others the unguided pass runs alone."""
+    guidance_renorm: GuidanceRenorm = neutral("global")
+    """What is scaled back to its unguided length: the whole picture, every token (channel), or every token after
+    `guidance` and before `image_guidance` (text_channel).
+    """
+    guidance_renorm_min: Fraction = neutral(0.0)
+    """The least factor of that scaling, from 0 to 1; 1 switches it off."""
     seed: Seed = neutral(0)
-    """Seed of the starting noise."""
+    """Seed of the starting noise; picture i of a call has seed + i, whatever the batch."""
+
+    def check(self) -> None:
+        """Refuse settings that draw nothing.
+
+        Raises:
+            UserError: naming the option and what it must be.
+        """
+        check_ranges(self, "sampling.")
+        first, second = self.guidance_interval
+        if first > second:
+            raise UserError(f"sampling.guidance_interval=[{first}, {second}]: the second time must be the later one.")
+        if self.image_guidance > 1 and self.guidance == 1:
+            raise UserError(
+                f"sampling.image_guidance={self.image_guidance} acts only where sampling.guidance does: set "
+                "--sampling.guidance above 1 as well."
+            )
+
+
+_AUTHORS: dict[str, Any] = {
+    "steps": 50,
+    "timestep_shift": 3.0,
+    "guidance": 4.0,
+    "image_guidance": 1.0,
+    "guidance_interval": [0.0, 1.0],
+    "guidance_renorm": "global",
+    "guidance_renorm_min": 0.0,
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "geneval": _AUTHORS,
+    "dpg": _AUTHORS | {"guidance": 3.0},
+    "wise": _AUTHORS | {"guidance_interval": [0.4, 1.0]},
+    "app": _AUTHORS | {"guidance_interval": [0.4, 1.0], "image_guidance": 1.5},
+    "notebook": _AUTHORS | {"guidance_interval": [0.4, 1.0], "guidance_renorm_min": 1.0},
+    "notebook-reconstruct": _AUTHORS
+    | {"image_guidance": 2.0, "guidance_renorm": "text_channel", "guidance_renorm_min": 1.0},
+}
+"""Name of an authors' script, app or notebook (RECA's) -> the fields of `SamplingConfig` as it sets them."""
 
 
 @dataclass

@@ -1,5 +1,5 @@
-"""How well pictures survive the way through the condition and back. Fixed seeds, so numbers compare across
-checkpoints.
+"""How well pictures survive the way through the condition and back. Every picture has a seed of its own, so numbers
+compare across checkpoints and batches.
 """
 
 import math
@@ -31,11 +31,11 @@ class Reconstruction:
 def reconstruct_all(
     adapter: Adapter, samples: Sequence[Sample], sampling: SamplingConfig, batch: int = 4
 ) -> list[Reconstruction]:
-    """Draw every sample's picture from its own understanding embedding, `batch` at a time."""
+    """Draw every sample's picture from its own understanding embedding and its own seed, `batch` at a time."""
     out: list[Reconstruction] = []
     for start in range(0, len(samples), batch):
         part = samples[start : start + batch]
-        for sample, drawn in zip(part, adapter.reconstruct(part, sampling), strict=True):
+        for sample, drawn in zip(part, adapter.reconstruct(part, sampling, first=start), strict=True):
             assert sample.vae_image is not None  # the adapter has just drawn at its size
             out.append(Reconstruction(sample.key, sample.vae_image, drawn))
     return out

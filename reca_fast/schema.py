@@ -22,7 +22,7 @@ SHOWN = 60
 """Characters of a wrong value that a sentence repeats."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Range:
     """What a number must fulfil besides being finite; of a list, each number in it."""
 
@@ -39,6 +39,10 @@ class Range:
     def __str__(self) -> str:
         bounds = [f"{name.replace('_', ' ')} {bound:,}" for name, bound in vars(self).items() if math.isfinite(bound)]
         return " and ".join(bounds) or "finite"
+
+    def __repr__(self) -> str:
+        """What `--help` shows of it."""
+        return str(self)
 
 
 def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:

@@ -1,17 +1,27 @@
-"""Drawing: a cached prefix is worth the whole sequence, guidance is bounded, batches do not mix, seeds repeat."""
+"""Drawing: a cached prefix is worth the whole sequence, guidance is the authors', batches do not mix, seeds repeat."""
 
+import json
+import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
-from reca_fast.config import ModelConfig, SamplingConfig
+from reca_fast.cli.generate import GenerateOptions
+from reca_fast.cli.options import parse
+from reca_fast.config import PRESETS, ModelConfig, SamplingConfig
 from reca_fast.errors import UserError
+from reca_fast.evaluation import reconstruct_all
 from reca_fast.flow import RECA, Sample
 from reca_fast.models.bagel import BagelAdapter
 from reca_fast.models.bagel import sampling as rule
+from reca_fast.models.bagel.names import public_name
 from reca_fast.models.bagel.sampling import Condition, sample_latents, time_grid
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -31,13 +41,22 @@ def bagel(tiny_folder: Path) -> BagelAdapter:
     return adapter
 
 
+def trained_like(bagel: BagelAdapter, tiny_folder: Path, folder: Path) -> Path:
+    """A copy of the tiny checkpoint with the weights of `bagel`."""
+    shutil.copytree(tiny_folder, folder)
+    weights = {public_name(name): x.detach() for name, x in bagel.module.named_parameters()}
+    tables = {f"{name}.pos_embed": bagel.module.get_buffer(name) for name in ("latent_pos_embed", "vit_pos_embed")}
+    save_file(weights | tables, folder / "ema.safetensors")
+    return folder
+
+
 @pytest.fixture
 def draw(bagel) -> Callable[..., list[Tensor]]:
     """draw(conditions, shapes, guidance=1.0, steps=3, ...): latents [rows * columns, C] of each picture."""
 
-    def sample(conditions, shapes, guidance: float = 1.0, steps: int = 3, **options) -> list[Tensor]:
+    def sample(conditions, shapes, guidance: float = 1.0, steps: int = 3, first: int = 0, **options) -> list[Tensor]:
         options = SamplingConfig(steps=steps, guidance=guidance, **options)
-        return sample_latents(bagel.module, bagel.tokenizer, conditions, shapes, options)
+        return sample_latents(bagel.module, bagel.tokenizer, conditions, shapes, options, first)
 
     return sample
 
@@ -56,14 +75,15 @@ SHAPES = [(2, 3), (3, 3), (4, 1), (2, 2)]
 
 
 def noise_of(shapes: list[tuple[int, int]], channels: int, seed: int = 0) -> Tensor:
-    """The noise that pictures of these shapes start from."""
-    return torch.randn(sum(r * c for r, c in shapes), channels, generator=torch.Generator().manual_seed(seed))
+    """The noise that pictures of these shapes start from, each from a seed of its own."""
+    seeds = [torch.Generator().manual_seed(seed + number) for number in range(len(shapes))]
+    return torch.cat([torch.randn(r * c, channels, generator=g) for (r, c), g in zip(shapes, seeds, strict=True)])
 
 
-def velocities(draw, monkeypatch, t: float, conditions, shapes, guidance: float) -> list[Tensor]:
+def velocities(draw, monkeypatch, t: float, conditions, shapes, **options) -> list[Tensor]:
     """The velocity at time t alone: one Euler step from t to 0 moves x by t * v."""
     monkeypatch.setattr(rule, "time_grid", lambda steps, shift: torch.tensor([t, 0.0]))
-    ends = draw(conditions, shapes, guidance)
+    ends = draw(conditions, shapes, **options)
     starts = noise_of(shapes, ends[0].shape[1]).split([len(end) for end in ends])
     return [(start - end) / t for start, end in zip(starts, ends, strict=True)]
 
@@ -73,7 +93,7 @@ def velocities(draw, monkeypatch, t: float, conditions, shapes, guidance: float)
 def test_cached_prefix_is_worth_the_whole_sequence(t, bagel, draw, monkeypatch) -> None:
     """Prefix once, then the target against its keys, equals what training computes: everything in one sequence."""
     conditions = list(CONDITIONS.values())
-    got = torch.cat(velocities(draw, monkeypatch, t, conditions, SHAPES, guidance=1.0))
+    got = torch.cat(velocities(draw, monkeypatch, t, conditions, SHAPES))
     stride = bagel.config.latent_stride
     samples = [
         Sample(str(number), RECA, image, picture(rows * stride, columns * stride), ids)
@@ -93,14 +113,18 @@ def test_every_condition_matters(name, draw) -> None:
     assert torch.equal(ours, empty) == (name == "nothing")
 
 
-def test_batch_of_different_sizes_equals_one_by_one(draw) -> None:
-    """Turned so that each picture comes first once: the first one's noise does not depend on the rest."""
+SCALES = {"guidance": 3.0, "image_guidance": 2.0, "guidance_interval": (0.5, 1.0)}
+
+
+@pytest.mark.parametrize("options", [{}, {"guidance": 3.0}, SCALES], ids=["plain", "guided", "two scales, interval"])
+def test_batch_of_different_sizes_equals_one_by_one(options, draw) -> None:
+    """Every picture has its own seed, so what is drawn beside it, before it or after it changes only rounding."""
     conditions = list(CONDITIONS.values())
-    for turn in range(len(SHAPES)):
-        turned, shapes = conditions[turn:] + conditions[:turn], SHAPES[turn:] + SHAPES[:turn]
-        together, (alone,) = draw(turned, shapes, guidance=3.0), draw(turned[:1], shapes[:1], guidance=3.0)
-        assert [len(x) for x in together] == [rows * columns for rows, columns in shapes]
-        torch.testing.assert_close(together[0], alone, rtol=1e-4, atol=1e-5)
+    together = draw(conditions, SHAPES, **options)
+    assert [len(x) for x in together] == [rows * columns for rows, columns in SHAPES]
+    for start, end in ((0, 1), (1, 3), (3, 4)):
+        part = draw(conditions[start:end], SHAPES[start:end], first=start, **options)
+        torch.testing.assert_close(part, together[start:end], rtol=1e-4, atol=1e-5)
 
 
 # Classifier-free guidance
@@ -126,18 +150,148 @@ def test_guidance_of_one_skips_the_unconditional_pass(bagel, draw, monkeypatch) 
     assert rows == [6, 6, 12, 12]
 
 
-@pytest.mark.parametrize("scale", [0.5, 1.5, 4.0, 20.0])
-def test_guided_velocity(scale, draw, monkeypatch) -> None:
-    """v_u + s (v - v_u), scaled down over the whole picture where it is longer than the conditional v."""
-    conditions = [CONDITIONS["picture and prompt"], CONDITIONS["prompt"], CONDITIONS["nothing"]]
-    shapes = SHAPES[:3]
-    plain = velocities(draw, monkeypatch, 0.7, conditions, shapes, guidance=1.0)
-    empty = velocities(draw, monkeypatch, 0.7, [(None, None)] * 3, shapes, guidance=1.0)
-    guided = velocities(draw, monkeypatch, 0.7, conditions, shapes, guidance=scale)
-    for g, v, u in zip(guided, plain, empty, strict=True):
-        assert g.norm() <= v.norm() * (1 + 1e-5)
-        straight = u + scale * (v - u)
-        torch.testing.assert_close(g, straight * min(1.0, float(v.norm() / straight.norm())), rtol=1e-4, atol=1e-4)
+def test_a_third_pass_only_where_there_is_a_picture_to_leave_out(bagel, draw, monkeypatch) -> None:
+    rows = calls(bagel, monkeypatch)
+    draw([CONDITIONS["picture and prompt"]], [(2, 3)], steps=2, guidance=2.0, image_guidance=1.5)
+    draw([CONDITIONS["prompt"]], [(2, 3)], steps=2, guidance=2.0, image_guidance=1.5)
+    assert rows == [18, 12]
+
+
+@pytest.mark.parametrize(
+    ("interval", "passes"),
+    [
+        ((0, 1), [2] * 4),
+        ((0.25, 0.75), [1, 2, 2, 1]),
+        ((0.5, 1), [2, 2, 1, 1]),
+        ((0.3, 0.4), [1] * 4),
+        ((0, 0), [1] * 4),
+    ],
+    ids=str,
+)
+def test_outside_the_interval_nothing_unconditional_is_computed(interval, passes, bagel, draw, monkeypatch) -> None:
+    """Times 1, 0.75, 0.5, 0.25; the interval holds its upper end and not its lower one."""
+    rows = calls(bagel, monkeypatch)
+    options = {"steps": 5, "timestep_shift": 1.0, "guidance_interval": interval}
+    draw([CONDITIONS["prompt"]], [(1, 1)], guidance=2.0, **options)
+    assert rows == passes
+
+
+def test_interval_decides_which_velocity_is_followed(draw, monkeypatch) -> None:
+    conditions, shapes = [CONDITIONS["prompt"]], [(2, 2)]
+    plain, guided = (
+        velocities(draw, monkeypatch, 0.4, conditions, shapes, guidance=scale, guidance_interval=(0, 1))[0]
+        for scale in (1.0, 4.0)
+    )
+    for interval, wanted in (((0.4, 1), plain), ((0.39, 0.4), guided), ((0, 0.39), plain)):
+        (got,) = velocities(draw, monkeypatch, 0.4, conditions, shapes, guidance=4.0, guidance_interval=interval)
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(plain, guided, atol=1e-2)
+
+
+def oracle(v: np.ndarray, v_text: np.ndarray, v_image: np.ndarray, scales, kind: str, least: float) -> np.ndarray:
+    """The authors' formula in words: walk from the promptless velocity through the conditional one, `scales[0]` times
+    as far; then the same from the pictureless velocity, `scales[1]` times; and where the result became longer than the
+    conditional velocity, shorten it to that length, but to no less than the fraction `least`. Longer is meant of the
+    picture (global), of each token (channel), of each token before the second walk (text_channel).
+    """
+
+    def shorten(long: np.ndarray, short: np.ndarray) -> np.ndarray:
+        factor = np.linalg.norm(short) / (np.linalg.norm(long) + 1e-8)
+        return long * min(1.0, max(least, factor))
+
+    def per_token(long: np.ndarray) -> np.ndarray:
+        return np.stack([shorten(token, reference) for token, reference in zip(long, v, strict=True)])
+
+    walked = (1 - scales[0]) * v_text + scales[0] * v
+    if kind == "text_channel":
+        walked = per_token(walked)
+    walked = (1 - scales[1]) * v_image + scales[1] * walked
+    return {"global": shorten(walked, v), "channel": per_token(walked), "text_channel": walked}[kind]
+
+
+@pytest.mark.parametrize("least", [0.0, 0.8, 1.0])
+@pytest.mark.parametrize("kind", ["global", "channel", "text_channel"])
+@pytest.mark.parametrize("scales", [(1.5, 1.0), (4.0, 1.0), (4.0, 2.0), (20.0, 1.5)], ids=str)
+def test_guided_velocity(scales, kind, least, draw, monkeypatch) -> None:
+    conditions, shapes = list(CONDITIONS.values()), SHAPES
+    promptless = [(picture, None) for picture, _ in conditions]
+    pictureless = [(None, ids) for _, ids in conditions]
+    v, text, image = (velocities(draw, monkeypatch, 0.7, c, shapes) for c in (conditions, promptless, pictureless))
+    options = {"guidance": scales[0], "image_guidance": scales[1]}
+    options |= {"guidance_renorm": kind, "guidance_renorm_min": least}
+    guided = velocities(draw, monkeypatch, 0.7, conditions, shapes, **options)
+    for got, *parts in zip(guided, v, text, image, strict=True):
+        wanted = oracle(*(part.numpy() for part in parts), scales, kind, least)
+        torch.testing.assert_close(got, torch.from_numpy(wanted), rtol=1e-4, atol=2e-4)
+
+
+IMPOSSIBLE = {
+    "steps": (1, "at least 2"),
+    "timestep_shift": (0.0, "at most 1,000 and above 0"),
+    "guidance": (0.5, "at least 1"),
+    "image_guidance": (math.nan, "at least 1"),
+    "guidance_interval": ((0.4, 1.2), "at least 0 and at most 1"),
+    "guidance_renorm_min": (-0.1, "at least 0"),
+    "seed": (-1, "at least 0"),
+}
+
+
+@pytest.mark.parametrize("option", IMPOSSIBLE)
+def test_impossible_settings(option, draw) -> None:
+    value, range_ = IMPOSSIBLE[option]
+    with pytest.raises(UserError, match=rf"sampling\.{option}=.*: it must be {range_}"):
+        draw([CONDITIONS["prompt"]], [(1, 1)], **{option: value})
+
+
+def test_settings_that_contradict_each_other(draw) -> None:
+    with pytest.raises(UserError, match="the second time must be the later one"):
+        draw([CONDITIONS["prompt"]], [(1, 1)], guidance=2.0, guidance_interval=(0.9, 0.4))
+    with pytest.raises(UserError, match=r"set --sampling\.guidance above 1 as well"):
+        draw([CONDITIONS["picture"]], [(1, 1)], image_guidance=2.0)
+
+
+# Presets: steps, shift, guidance, image guidance, interval, renormalisation, its minimum
+
+
+AUTHORS = {
+    "geneval": (50, 3.0, 4.0, 1.0, (0.0, 1.0), "global", 0.0),
+    "dpg": (50, 3.0, 3.0, 1.0, (0.0, 1.0), "global", 0.0),
+    "wise": (50, 3.0, 4.0, 1.0, (0.4, 1.0), "global", 0.0),
+    "app": (50, 3.0, 4.0, 1.5, (0.4, 1.0), "global", 0.0),
+    "notebook": (50, 3.0, 4.0, 1.0, (0.4, 1.0), "global", 1.0),
+    "notebook-reconstruct": (50, 3.0, 4.0, 2.0, (0.0, 1.0), "text_channel", 1.0),
+}
+
+
+def parsed(*args: str) -> SamplingConfig:
+    return parse(GenerateOptions, "generate", ["--prompt", "x", *args]).sampling
+
+
+@pytest.mark.parametrize("name", AUTHORS)
+def test_preset(name) -> None:
+    assert PRESETS.keys() == AUTHORS.keys()
+    *settings, seed = vars(parsed("--sampling.preset", name)).values()
+    assert (tuple(settings), seed) == (AUTHORS[name], 0)
+
+
+def test_a_preset_overrides_recipes_and_yields_to_every_other_option(tmp_path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("sampling: {preset: dpg, steps: 30}\n")
+    assert (parsed("--config", str(recipe)).guidance, parsed("--config", str(recipe)).steps) == (3.0, 30)
+    for args in (
+        ["--sampling.preset", "wise", "--config", "demo", "--sampling.guidance", "2", "--sampling.seed", "7"],
+        ["--sampling.seed=7", "--sampling.guidance=2", "--config=demo", "--sampling.preset=wise"],
+    ):
+        got = parsed(*args)
+        assert (got.steps, got.timestep_shift, got.guidance_interval) == (50, 3.0, (0.4, 1.0))  # not the demo's 21
+        assert (got.guidance, got.seed) == (2.0, 7)
+
+
+def test_unknown_preset(reca_fast, tmp_path) -> None:
+    said = reca_fast("generate", "--prompt", "x", "--sampling.preset", "gen-eval").sentence
+    assert "there is no preset 'gen-eval', only geneval, dpg, wise" in said
+    (tmp_path / "recipe.yaml").write_text("sampling: {preset: [1]}\n")
+    assert "no preset [1]" in reca_fast("generate", "--config", tmp_path / "recipe.yaml").sentence
 
 
 # The time grid
@@ -168,6 +322,38 @@ def test_euler_steps_reach_the_end_of_a_straight_path(bagel, draw, monkeypatch) 
 
 
 # Pictures
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_prompt_s_picture_does_not_depend_on_the_batch(precision, bagel, tiny_folder, tmp_path, reca_fast) -> None:
+    prompts = json.dumps(["a cat", "a red square", "the sea at night", "x", "two dogs"])
+    folder = trained_like(bagel, tiny_folder, tmp_path / "checkpoint")
+    drawn = {}
+    for batch in (1, 2, 4, 5):
+        out, size = tmp_path / str(batch), ["--width", 32, "--height", 16]
+        options = ["--model.path", folder, "--model.precision", precision, "--device", "cpu", "--sampling.steps", 6]
+        said = reca_fast("generate", "--prompt", prompts, "--batch", batch, "--out", out, *size, *options)
+        assert said.code == 0, said.err
+        drawn[batch] = [np.asarray(Image.open(path)).astype(int) for path in sorted(out.glob("*.png"))]
+    assert len(drawn[1]) == 5 and not np.array_equal(drawn[1][0], drawn[1][1])
+    for pictures in drawn.values():
+        for one, other in zip(drawn[1], pictures, strict=True):
+            assert abs(one - other).max() <= 1  # a last bit that falls on the edge of a grey level
+
+
+def test_reconstructions_do_not_depend_on_the_batch(bagel) -> None:
+    samples = [Sample(str(n), RECA, picture(28, 28, n), picture(16, 16, n), (3, 4)) for n in range(3)]
+    one, three = (reconstruct_all(bagel, samples, SamplingConfig(steps=4), batch=batch) for batch in (1, 3))
+    assert all((a.drawn.int() - b.drawn.int()).abs().max() <= 1 for a, b in zip(one, three, strict=True))
+
+
+def test_pixels_are_cut_to_grey_levels(bagel, monkeypatch) -> None:
+    """As the authors do: 0.999 of a level is not the next one."""
+    levels = torch.tensor([-5.0, 0.0, 0.6, 1.1, 41.999, 254.9, 255.0, 300.0])
+    pixels = (levels / 255 * 2 - 1).double().expand(1, 3, 1, 8)
+    monkeypatch.setattr(bagel.vae, "decode", lambda z: pixels)
+    (got,) = bagel.generate(["x"], (8, 8), SamplingConfig(steps=2))
+    assert got[0, :, 0].tolist() == [0, 0, 0, 1, 41, 254, 255, 255]
 
 
 def test_same_seed_same_picture(bagel) -> None:

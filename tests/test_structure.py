@@ -25,7 +25,7 @@ outside, the words that rooms exchange.
 
 MAY_IMPORT = {
     "kernels": set(),
-    "config": {"schema"},
+    "config": {"errors", "schema"},
     "errors": set(),
     "schema": {"errors"},
     "flow": set(),
@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "checkpoints": FREE,
     "models": FREE | {"kernels", "objectives", "data"},
     "evaluation": FREE | {"models"},
-    "train": FREE | {"kernels", "objectives", "data", "optim", "checkpoints", "models"},
+    "train": FREE | {"kernels", "objectives", "data", "optim", "checkpoints", "models", "evaluation"},
     "cli": FREE | {"kernels", "data", "checkpoints", "models", "evaluation", "train"},
     "demo": FREE | {"data", "models", "evaluation", "train", "cli"},
     "__main__": {"cli"},

@@ -25,7 +25,7 @@ class GenerateOptions:
     height: int = 1024
     """Height in pixels."""
     batch: int = 4
-    """Pictures drawn at once."""
+    """Pictures drawn at once. What is drawn does not depend on it: picture i has the noise of sampling.seed + i."""
     device: str = "auto"
     """auto, cpu or cuda."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -45,6 +45,7 @@ def run(args: Sequence[str]) -> int:
         raise UserError("No prompt given; use --prompt 'a cat' or --prompts FILE.jsonl.")
     if options.batch < 1:
         raise UserError(f"batch={options.batch}: at least 1 is needed.")
+    options.sampling.check()
     from PIL import Image
 
     from reca_fast.models import open_adapter
@@ -57,9 +58,8 @@ def run(args: Sequence[str]) -> int:
     adapter.load(pick_device(options.device))
     for start in range(0, len(prompts), options.batch):
         part = prompts[start : start + options.batch]
-        # A seed of its own per batch, so that pictures do not repeat their noise.
-        sampling = SamplingConfig(**{**vars(options.sampling), "seed": options.sampling.seed + start})
-        pictures = adapter.generate([prompt for _, prompt in part], (options.width, options.height), sampling)
+        size = (options.width, options.height)
+        pictures = adapter.generate([prompt for _, prompt in part], size, options.sampling, first=start)
         for (name, prompt), picture in zip(part, pictures, strict=True):
             path = folder / f"{name}.png"
             with writing(path):

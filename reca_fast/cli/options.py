@@ -1,19 +1,25 @@
 """Typed options of a verb: a dataclass, filled from a YAML recipe and then from the command line (jsonargparse)."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from reca_fast.cli import VERBS
-from reca_fast.config import RunConfig
+from reca_fast.config import PRESETS, RunConfig
 from reca_fast.errors import UserError, did_you_mean
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+PRESET = "--sampling.preset"
+PRESET_HELP = (
+    "settings of the authors' scripts under one name, which the options below override: geneval, dpg, wise, app, "
+    "notebook (RECA's text to image), notebook-reconstruct (RECA's picture to picture)"
+)
 T = TypeVar("T")
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -56,24 +62,41 @@ def _recipe(value: str, accepted: set[str]) -> str:
         raise UserError(f"The recipe {path} is not YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(content, dict):
         raise UserError(f"The recipe {path} holds no options (name: value).")
+    sampling = content.get("sampling")
+    if isinstance(sampling, dict) and "preset" in sampling:
+        content["sampling"] = _preset(sampling.pop("preset")) | sampling
     of_train = {field.name for field in fields(RunConfig)}
     return yaml.safe_dump({key: v for key, v in content.items() if key in accepted or key not in of_train})
 
 
+def _preset(name: Any) -> dict[str, Any]:
+    """Settings of the sampler under a preset's name."""
+    if name not in list(PRESETS):  # a recipe may hold a list there, which has no place in a dict
+        raise UserError(f"sampling.preset: there is no preset {name!r}, only {', '.join(PRESETS)}.")
+    return dict(PRESETS[name])
+
+
 def _expand(args: Sequence[str], switches: set[str], accepted: set[str]) -> list[str]:
-    """Recipes become their text, and a bare switch (`--profile`) means true."""
+    """Recipes become their text, so does a preset, and a bare switch (`--profile`) means true.
+
+    Later ones win: the recipes, in their order, come before the preset, and both before every other option.
+    """
+    recipes: list[str] = []
+    presets: list[str] = []
     out: list[str] = []
-    for position, arg in enumerate(args):
-        following = args[position + 1] if position + 1 < len(args) else "--"
-        if out and out[-1] == "--config":
-            out.append(_recipe(arg, accepted))
-        elif arg.startswith("--config="):
-            out += ["--config", _recipe(arg.removeprefix("--config="), accepted)]
+    rest = list(args)
+    while rest:
+        arg, value = rest.pop(0), rest[0] if rest else "--"
+        name, equals, inline = arg.partition("=")
+        if name in ("--config", PRESET) and (equals or rest):
+            value = inline if equals else rest.pop(0)
+            if name == "--config":
+                recipes += ["--config", _recipe(value, accepted)]
+            else:
+                presets = ["--config", json.dumps({"sampling": _preset(value)})]
         else:
-            out.append(arg)
-            if arg in switches and following.startswith("-"):
-                out.append("true")
-    return out
+            out += [arg, "true"] if arg in switches and value.startswith("-") else [arg]
+    return recipes + presets + out
 
 
 def parse(kind: type[T], verb: str, args: Sequence[str], *, positional: Mapping[str, str] = MappingProxyType({})) -> T:
@@ -87,18 +110,21 @@ def parse(kind: type[T], verb: str, args: Sequence[str], *, positional: Mapping[
         UserError: unknown option (the nearest valid one is named), ill-typed value, missing recipe.
         SystemExit: after --help.
     """
+    accepted = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     parser = OptionParser(prog=f"reca-fast {verb}", description=VERBS[verb].capitalize() + ".", default_env=False)
     parser.add_argument("--config", action="config", help="YAML recipe: a file, or the name of a shipped one")
     for name, about in positional.items():
         parser.add_argument(name, type=str, help=about)
     parser.add_class_arguments(kind, as_group=False, skip=set(positional))
+    if "sampling" in accepted:
+        parser.add_argument(PRESET, type=Literal[tuple(PRESETS)], help=PRESET_HELP)
     actions = parser._option_string_actions.items()
     switches = {option for option, action in actions if getattr(action, "_typehint", None) is bool}
-    accepted = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     given = parser.parse_args(_expand(args, switches, accepted))
     for group in sorted({option.rpartition(".")[0] for option in parser.options()} - {""}):
         if not isinstance(given[group], Namespace):
             raise UserError(f"Option {group!r} is a group of options (name: value), not {given[group]!r}.")
+    given.pop(PRESET.removeprefix("--"), None)  # its settings have taken effect
     values = vars(parser.instantiate(given))
     values.pop("config", None)
     return kind(**values)

@@ -1,4 +1,9 @@
-"""`reca-fast reconstruct IMAGES`: pictures through the condition path and back, beside their originals."""
+"""`reca-fast reconstruct IMAGES`: pictures through the condition path and back, beside their originals.
+
+The condition is the understanding picture and a prompt that asks for its description. With guidance above 1 the
+authors' two scales act on it: sampling.guidance leads away from the picture without the prompt, sampling.image_guidance
+from the prompt without the picture.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -33,6 +38,7 @@ def run(args: Sequence[str]) -> int:
         raise UserError(f"count={options.count}: at least 1 is needed.")
     if Path(options.out).is_dir():
         raise UserError(f"{options.out} is a folder; set --out to the name of a PNG file.")
+    options.sampling.check()
     from reca_fast.data.sources import open_source
     from reca_fast.evaluation import psnr, reconstruct_all
     from reca_fast.models import open_adapter

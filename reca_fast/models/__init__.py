@@ -52,11 +52,15 @@ class Adapter(Protocol):
     def flops(self, batch: Any) -> float:
         """Useful floating-point operations of forward and backward on this batch."""
 
-    def reconstruct(self, samples: Sequence[Sample], sampling: SamplingConfig) -> list[Tensor]:
-        """Pictures uint8 [H, W, 3] drawn from the samples' conditions at the size of their targets."""
+    def reconstruct(self, samples: Sequence[Sample], sampling: SamplingConfig, first: int = 0) -> list[Tensor]:
+        """Pictures uint8 [H, W, 3] drawn from the samples' conditions at the size of their targets, the i-th from the
+        noise of seed sampling.seed + first + i.
+        """
 
-    def generate(self, prompts: Sequence[str], size: tuple[int, int], sampling: SamplingConfig) -> list[Tensor]:
-        """Pictures uint8 [H, W, 3] of (width, height) from text alone."""
+    def generate(
+        self, prompts: Sequence[str], size: tuple[int, int], sampling: SamplingConfig, first: int = 0
+    ) -> list[Tensor]:
+        """Pictures uint8 [H, W, 3] of (width, height) from text alone, seeded as in `reconstruct`."""
 
     def export(self, folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
         """Write a checkpoint folder in the authors' layout, with `weights` (by module name) in place of the base's."""

@@ -11,6 +11,7 @@ from reca_fast.config import RunConfig
 from reca_fast.data.images import BadRecord
 from reca_fast.data.samples import SampleBuilder
 from reca_fast.data.sources import Source
+from reca_fast.evaluation import reconstruct_all
 from reca_fast.flow import RECA, Sample
 from reca_fast.models import Adapter
 
@@ -59,7 +60,7 @@ class GridWriter:
         """Originals above, reconstructions below, to `samples/step-0000100.png` in the run folder."""
         if not self.samples:
             return
-        pictures = self.adapter.reconstruct(self.samples, self.config.sampling)
+        done = reconstruct_all(self.adapter, self.samples, self.config.sampling)
         if self.is_main:
-            originals = [sample.vae_image for sample in self.samples if sample.vae_image is not None]
-            draw_grid([originals, pictures], Path(self.config.out) / "samples" / f"step-{step:07d}.png")
+            rows = [[r.original for r in done], [r.drawn for r in done]]
+            draw_grid(rows, Path(self.config.out) / "samples" / f"step-{step:07d}.png")

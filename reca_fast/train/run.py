@@ -48,6 +48,8 @@ def check_config(config: RunConfig, world: int) -> None:
             f"data.packs_per_step={config.data.packs_per_step} cannot be shared by {world} processes; "
             f"set it to a multiple of {world}."
         )
+    if config.sample_every:
+        config.sampling.check()
 
 
 def run(config: RunConfig) -> None:

@@ -120,14 +120,16 @@ class BagelAdapter:
     def flops(self, batch: BagelBatch) -> float:
         return step_flops(self.config, batch, frozen=self.options.freeze_und)
 
-    def reconstruct(self, samples: Sequence[Sample], sampling: SamplingConfig) -> list[Tensor]:
+    def reconstruct(self, samples: Sequence[Sample], sampling: SamplingConfig, first: int = 0) -> list[Tensor]:
         stride = self.config.latent_stride
         conditions = [(sample.vit_image, sample.prompt_ids) for sample in samples]
         sizes = [s.vae_image.shape for s in samples if s.vae_image is not None]
         shapes = [(height // stride, width // stride) for height, width, _ in sizes]
-        return self._draw(conditions, shapes, sampling)
+        return self._draw(conditions, shapes, sampling, first)
 
-    def generate(self, prompts: Sequence[str], size: tuple[int, int], sampling: SamplingConfig) -> list[Tensor]:
+    def generate(
+        self, prompts: Sequence[str], size: tuple[int, int], sampling: SamplingConfig, first: int = 0
+    ) -> list[Tensor]:
         stride, side = self.config.latent_stride, self.config.glue.max_latent_size
         if size[0] % stride or size[1] % stride or not 0 < min(size) <= max(size) <= side * stride:
             raise UserError(
@@ -135,23 +137,22 @@ class BagelAdapter:
                 f"and at most {side * stride}."
             )
         conditions: list[Condition] = [(None, self.tokenizer.encode(prompt)) for prompt in prompts]
-        return self._draw(conditions, [(size[1] // stride, size[0] // stride)] * len(prompts), sampling)
+        return self._draw(conditions, [(size[1] // stride, size[0] // stride)] * len(prompts), sampling, first)
 
     @torch.no_grad()
     def _draw(
-        self, conditions: Sequence[Condition], shapes: Sequence[tuple[int, int]], sampling: SamplingConfig
+        self, conditions: Sequence[Condition], shapes: Sequence[tuple[int, int]], sampling: SamplingConfig, first: int
     ) -> list[Tensor]:
         assert self.vae is not None, "load() comes first"
         with self.autocast(keep_casts=True):
-            tokens = sample_latents(self.module, self.tokenizer, conditions, shapes, sampling)
+            tokens = sample_latents(self.module, self.tokenizer, conditions, shapes, sampling, first)
             patch, channels = self.config.glue.latent_patch_size, self.config.latent_channels
             pictures = [
                 self.vae.decode(unpatchify_latents(x, rows, columns, patch, channels)[None])[0]
                 for x, (rows, columns) in zip(tokens, shapes, strict=True)
             ]
-        return [
-            ((p.float() * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu() for p in pictures
-        ]
+        # Cut to whole grey levels, not rounded: as the authors do.
+        return [((p.float() * 0.5 + 0.5).clamp(0, 1) * 255).to(torch.uint8).permute(1, 2, 0).cpu() for p in pictures]
 
     def export(self, folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
         export_folder(self.folder, folder, self.config, weights, dtype)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from reca_fast.config import SamplingConfig
-from reca_fast.errors import UserError
 
 from .batch import BagelBatch
 from .collate import collate_prefixes, collate_targets
@@ -50,6 +49,7 @@ def sample_latents(
     conditions: Sequence[Condition],
     shapes: Sequence[tuple[int, int]],
     sampling: SamplingConfig,
+    first: int = 0,
 ) -> list[Tensor]:
     """Draw one latent picture per condition.
 
@@ -57,31 +57,67 @@ def sample_latents(
         conditions: what each picture is drawn from.
         shapes: (rows, columns) of each picture in latent tokens.
         sampling: steps, shift, guidance, seed.
+        first: number of the first picture among all that are drawn: picture i starts from the noise of seed
+            `sampling.seed + first + i`, whatever is drawn beside it.
 
     Returns:
         latent tokens [rows * columns, C] of each picture, fp32.
-    """
-    if sampling.steps < 2:
-        raise UserError(f"sampling.steps={sampling.steps}: at least 2 points of time are needed.")
-    device = model.latent_pos_embed.device
-    guided = sampling.guidance != 1.0
-    # The unconditional pass of classifier-free guidance rides in the same batch, as pictures with an empty condition.
-    conditions = [*conditions, *([(None, None)] * len(conditions) if guided else [])]
-    cache, past, following = encode_conditions(model, tokenizer, conditions)
-    doubled = [*shapes, *(shapes if guided else [])]
-    batch = collate_targets(doubled, following, past, model.config, tokenizer).to(device)
 
-    generator = torch.Generator().manual_seed(sampling.seed)
-    areas = [rows * columns for rows, columns in shapes]
-    x = torch.randn(sum(areas), model.config.patch_latent_dim, generator=generator).to(device)
+    Raises:
+        UserError: settings that draw nothing (`SamplingConfig.check`).
+    """
+    sampling.check()
+    device = model.latent_pos_embed.device
     grid = time_grid(sampling.steps, sampling.timestep_shift)
-    for t, t_next in zip(grid[:-1].tolist(), grid[1:].tolist(), strict=True):
-        velocity = _velocity(model, batch, torch.cat((x, x)) if guided else x, t, cache)
-        if guided:
-            conditional, unconditional = velocity.chunk(2)
-            velocity = _guide(conditional, unconditional, areas, sampling.guidance)
+    above, up_to = sampling.guidance_interval
+    inside = ((grid[:-1] > above) & (grid[:-1] <= up_to)).tolist()
+    # The conditions of guidance ride in the same batch, and only at the times that are guided.
+    passes = _passes(conditions, sampling) if any(inside) else [list(conditions)]
+    cache, past, following = encode_conditions(model, tokenizer, [c for group in passes for c in group])
+
+    def targets(groups: int) -> BagelBatch:
+        count = groups * len(shapes)
+        where = (list(shapes) * groups, following[:count], past[:count])
+        return collate_targets(*where, model.config, tokenizer).to(device)
+
+    plain, plain_cache = targets(1), _first_rows(cache, sum(past[: len(shapes)]))
+    guided = targets(len(passes)) if len(passes) > 1 else plain
+
+    areas = [rows * columns for rows, columns in shapes]
+    noise = [
+        torch.randn(area, model.config.patch_latent_dim, generator=_generator(sampling.seed + first + number))
+        for number, area in enumerate(areas)
+    ]
+    x = torch.cat(noise).to(device)
+    for t, t_next, is_guided in zip(grid[:-1].tolist(), grid[1:].tolist(), inside, strict=True):
+        if is_guided and len(passes) > 1:
+            velocities = _velocity(model, guided, x.repeat(len(passes), 1), t, cache).chunk(len(passes))
+            velocity = _guide(velocities, areas, sampling)
+        else:
+            velocity = _velocity(model, plain, x, t, plain_cache)
         x = x - velocity * (t - t_next)
     return list(x.split(areas))
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _first_rows(cache: list[KeyValue] | None, rows: int) -> list[KeyValue] | None:
+    """The cache of the first conditions alone; None when they are empty."""
+    return [(k[:rows], v[:rows]) for k, v in cache] if cache is not None and rows else None
+
+
+def _passes(conditions: Sequence[Condition], sampling: SamplingConfig) -> list[list[Condition]]:
+    """Conditions of each forward pass of a guided time: as given, without the prompt and, when the picture guides as
+    well, without the picture. Guidance that is off, or has no picture to leave out, adds no pass.
+    """
+    passes = [list(conditions)]
+    if sampling.guidance > 1:
+        passes.append([(picture, None) for picture, _ in conditions])
+        if sampling.image_guidance > 1 and any(picture is not None for picture, _ in conditions):
+            passes.append([(None, ids) for _, ids in conditions])
+    return passes
 
 
 def _velocity(model: Bagel, batch: BagelBatch, x: Tensor, t: float, cache: list[KeyValue] | None) -> Tensor:
@@ -93,8 +129,27 @@ def _velocity(model: Bagel, batch: BagelBatch, x: Tensor, t: float, cache: list[
     return model.llm2vae(model.norm_gen(out)).float()
 
 
-def _guide(conditional: Tensor, unconditional: Tensor, areas: Sequence[int], scale: float) -> Tensor:
-    """Guided velocity, rescaled per picture so that its norm never exceeds the conditional one's."""
-    guided = unconditional + scale * (conditional - unconditional)
-    parts = zip(guided.split(list(areas)), conditional.split(list(areas)), strict=True)
-    return torch.cat([g * (c.norm() / g.norm().clamp(min=1e-12)).clamp(max=1.0) for g, c in parts])
+def _guide(velocities: Sequence[Tensor], areas: Sequence[int], sampling: SamplingConfig) -> Tensor:
+    """One velocity [G, C] out of those of `_passes`: away from the one without prompt, then from the one without
+    picture, rescaled towards the length of the first.
+    """
+    conditional, promptless, *rest = velocities
+    kind, least = sampling.guidance_renorm, sampling.guidance_renorm_min
+    guided = promptless + sampling.guidance * (conditional - promptless)
+    if kind == "text_channel":  # the picture's guidance comes after it and is not rescaled
+        guided = _rescale(guided, conditional, least)
+    if sampling.image_guidance > 1:
+        pictureless = rest[0] if rest else conditional
+        guided = pictureless + sampling.image_guidance * (guided - pictureless)
+    if kind == "channel":
+        guided = _rescale(guided, conditional, least)
+    if kind == "global":
+        pictures = zip(guided.split(list(areas)), conditional.split(list(areas)), strict=True)
+        guided = torch.cat([_rescale(g.flatten(), c.flatten(), least).view_as(g) for g, c in pictures])
+    return guided
+
+
+def _rescale(guided: Tensor, conditional: Tensor, least: float) -> Tensor:
+    """Scale `guided` along its last dimension to the length of `conditional`: by at least `least`, by 1 at most."""
+    wanted, found = (v.norm(dim=-1, keepdim=True) for v in (conditional, guided))
+    return guided * (wanted / (found + 1e-8)).clamp(min=least, max=1.0)
