@@ -63,6 +63,6 @@ def _photo(name: str) -> Image.Image:
         raise UserError("the demo's photographs come with scikit-image; install it: pip install 'reca-fast[demo]'")
     path = Path(package.origin).parent / "data" / name
     if not path.is_file():
-        raise UserError(f"this scikit-image does not ship {name}; reinstall it: pip install -U 'scikit-image>=0.24'")
+        raise UserError(f"this scikit-image does not ship {name}; reinstall it: pip install -U 'scikit-image>=0.25'")
     with Image.open(path) as photo:
         return photo.convert("RGB")
