@@ -1,6 +1,6 @@
 """Triton's CPU interpreter, made exact in bfloat16 and usable beside the compiler in one process.
 
-Triton 3.9's own interpreter multiplies the raw bits of bf16 operands in `tl.dot`, truncates when it casts fp32 to bf16,
+Triton's own interpreter (3.6 to 3.9) multiplies the raw bits of bf16 operands in `tl.dot`, truncates when it casts fp32 to bf16,
 and computes nonsense, silently, on bf16 that was not upcast. `make_exact` rounds to nearest even, converts the operands
 of a dot, and raises on the rest. It touches private names; `tests/kernels/test_interpreter.py` notices when they move.
 """
@@ -86,7 +86,15 @@ def make_exact() -> None:
             return tl.tensor(upstream.TensorHandle(np.array([arg], dtype=np.float32), tl.float32), tl.float32)
         return convert(arg)
 
+    patch_tensor = upstream._patch_lang_tensor
+
+    def patch_lang_tensor(tensor, scope):
+        """Triton 3.6 calls int() on an array of one element for a run-time `range`; numpy refuses that since 2.4."""
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
     upstream._implicit_cvt = implicit_cvt
+    upstream._patch_lang_tensor = patch_lang_tensor
     _Builder.cast_impl, _Builder.create_dot, _Builder.binary_op = cast_impl, create_dot, binary_op
     _Builder.create_fp_ext = _Builder.create_fp_trunc = cast_impl
     _Builder.create_fp_to_fp = create_fp_to_fp
