@@ -289,7 +289,9 @@ def blur_patch_embed(
         got = f"{position_ids.dtype} {list(position_ids.shape)}"
         raise ValueError(f"position_ids: expected int64 [{tokens}], got {got}")
     named = {"bias": bias, "position_embedding": position_embedding, "position_ids": position_ids}
-    for name, tensor in named.items() | ({"images": images[0]}.items() if len(images) else set()):
+    if len(images):
+        named["images"] = images[0]
+    for name, tensor in named.items():
         if tensor.device != weight.device:
             raise ValueError(f"{name}: expected the device {weight.device}, got {tensor.device}")
     if (dtype := autocast_dtype(weight.device)) is not None:

@@ -1,8 +1,8 @@
 """Triton's CPU interpreter, made exact in bfloat16 and usable beside the compiler in one process.
 
-Triton's own interpreter (3.6 to 3.9) multiplies the raw bits of bf16 operands in `tl.dot`, truncates when it casts fp32 to bf16,
-and computes nonsense, silently, on bf16 that was not upcast. `make_exact` rounds to nearest even, converts the operands
-of a dot, and raises on the rest. It touches private names; `tests/kernels/test_interpreter.py` notices when they move.
+Triton's own interpreter (3.6 to 3.9) multiplies the raw bits of bf16 operands in `tl.dot`, truncates when it casts fp32
+to bf16, and computes nonsense, silently, on bf16 that was not upcast. `make_exact` rounds to nearest even, converts the
+operands of a dot, and raises on the rest. It touches private names; `tests/kernels/test_interpreter.py` notices when they move.
 """
 
 from collections.abc import Iterator
@@ -78,6 +78,10 @@ def make_exact() -> None:
             raise TypeError("a reduction over bfloat16 inside a kernel: upcast with .to(tl.float32) first")
         return reduce(self, operand)
 
+    def get_bf16(self, value):
+        """A constant; Triton's own, where it has one (since 3.9), goes the same way."""
+        return upstream.TensorHandle(_narrow(np.array([value], dtype=np.float32)), tl.bfloat16)
+
     convert = upstream._implicit_cvt
 
     def implicit_cvt(arg):
@@ -97,7 +101,7 @@ def make_exact() -> None:
     upstream._patch_lang_tensor = patch_lang_tensor
     _Builder.cast_impl, _Builder.create_dot, _Builder.binary_op = cast_impl, create_dot, binary_op
     _Builder.create_fp_ext = _Builder.create_fp_trunc = cast_impl
-    _Builder.create_fp_to_fp = create_fp_to_fp
+    _Builder.create_fp_to_fp, _Builder.get_bf16 = create_fp_to_fp, get_bf16
     upstream.ReduceOps.apply_impl = apply_impl
 
 
