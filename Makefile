@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench versions clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m reca_fast.demo
@@ -21,7 +21,12 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python bench/bagel_step.py
 	$(BIN)/python -m bench.images
 
-# constraints.txt pins the set that the tests have passed with; without it pip takes the newest of each range.
+# The suite at the lowest, the pinned and the newest versions: hours, and gigabytes of downloads.
+versions: $(VENV)/installed-dev
+	$(BIN)/python tests/versions.py
+
+# constraints.txt pins the set that the tests have passed with, a torch with the Triton that its CUDA build demands;
+# without it pip takes the newest of each range.
 $(VENV)/installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo]'

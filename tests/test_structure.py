@@ -1,11 +1,8 @@
-"""Who imports whom, what a wheel holds, and that `kernels/` is never taken for the PyPI package of that name."""
+"""Who imports whom, and that `kernels/` is never taken for the PyPI package of that name."""
 
 import ast
 import importlib
-import importlib.metadata
-import os
 import pkgutil
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -131,41 +128,3 @@ assert not ours, ours
 def test_transformers_does_not_find_our_folder() -> None:
     """In a fresh interpreter in the checkout, which `python -c` puts first on sys.path."""
     subprocess.run([sys.executable, "-c", PROBE, str(ROOT)], cwd=ROOT, check=True)
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The distribution, built from a copy of the sources and installed into a folder of its own, offline."""
-    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
-    ignore = shutil.ignore_patterns("__pycache__")
-    for folder in ("reca_fast", "kernels"):
-        shutil.copytree(ROOT / folder, source / folder, ignore=ignore)
-    for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copyfile(ROOT / file, source / file)
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "--no-deps", "--no-build-isolation", "--no-index", "--target", target, source], check=True)
-    return target
-
-
-def test_wheel_holds_everything(installed: Path) -> None:
-    """Every module and every data file, the kernels under reca_fast and nowhere else."""
-    found = {str(path.relative_to(installed)) for path in installed.rglob("*") if path.suffix != ".pyc"}
-    assert {f"{module_name(path).replace('.', '/')}.py" for path in SOURCES if path.name != "__init__.py"} <= found
-    assert {
-        f"{module_name(path).replace('.', '/')}/__init__.py" for path in SOURCES if path.name == "__init__.py"
-    } <= found
-    data = [path for path in ROOT.glob("reca_fast/**/*") if path.suffix in (".yaml", ".safetensors", ".txt")]
-    assert data and {str(path.relative_to(ROOT)) for path in data} <= found
-    assert not (installed / "kernels").exists()
-
-
-def test_installed_package_imports(installed: Path, tmp_path: Path) -> None:
-    code = "import reca_fast, reca_fast.kernels as ours; print(reca_fast.__file__, ours.__file__)"
-    code += "\ntry:\n  import kernels\n  print(kernels.__path__)\nexcept ModuleNotFoundError:\n  print('none')"
-    environment = {**os.environ, "PYTHONPATH": str(installed)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
-    )
-    package, other = done.stdout.splitlines()
-    assert package == f"{installed}/reca_fast/__init__.py {installed}/reca_fast/kernels/__init__.py"
-    assert str(ROOT) not in other and str(installed) not in other

@@ -127,7 +127,9 @@ def main() -> int:
     outcomes = {}
     for python in options.python or [sys.executable]:
         for kind in options.only or KINDS:
-            name = "-".join([kind, tag(python), *(re.sub(r"[^\w.]+", "", other).strip(".") for other in options.others)])
+            name = "-".join(
+                [kind, tag(python), *(re.sub(r"[^\w.]+", "", other).strip(".") for other in options.others)]
+            )
             inside = build(kind, python, options.others, options.envs / name)
             if options.no_tests:
                 continue

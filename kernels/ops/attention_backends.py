@@ -32,7 +32,7 @@ class Backend(NamedTuple):
     run: Callable[..., Tensor]
 
 
-def _not_found(module: str, function: str, package: str) -> str | None:
+def _not_found(module: str, function: str, package: str, remedy: str) -> str | None:
     """None when `function` can be imported from `module`, else the reason as a phrase.
 
     Imports the module: a package of that name may be an empty shell (flash-attn-4 alone brings a flash_attn with
@@ -43,10 +43,10 @@ def _not_found(module: str, function: str, package: str) -> str | None:
     except ModuleNotFoundError as error:
         if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
             return f"{module} cannot be imported: {error}"
-        return f"{package} is not installed"
+        return f"{package} is not installed; {remedy}"
     except (ImportError, OSError, RuntimeError) as error:  # a library built for another torch, or without its driver
         return f"{module} cannot be imported: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-    return None if hasattr(found, function) else f"{module} has no {function}; {package} is not installed"
+    return None if hasattr(found, function) else f"{module} has no {function}; {package} is not installed; {remedy}"
 
 
 def _unfit(device: torch.device, dtype: torch.dtype, oldest: tuple[int, int], newest: tuple[int, int]) -> str | None:
@@ -102,7 +102,11 @@ def _run_flash(function, q, k, v, cu_q, cu_k, max_q, max_k, causal):
 
 
 def _missing_flash_attn(device: torch.device, dtype: torch.dtype) -> str | None:
-    return _not_found("flash_attn", "flash_attn_varlen_func", "flash-attn") or _unfit(device, dtype, (8, 0), _ANY)
+    """The GPU first, here and below: nobody is to build for an hour what cannot run."""
+    remedy = "pip install --no-build-isolation 'reca-fast[flash-attn]' compiles it, for an hour or so"
+    return _unfit(device, dtype, (8, 0), _ANY) or _not_found(
+        "flash_attn", "flash_attn_varlen_func", "flash-attn", remedy
+    )
 
 
 def _run_flash_attn(q, k, v, *segments):
@@ -112,8 +116,10 @@ def _run_flash_attn(q, k, v, *segments):
 
 
 def _missing_flash_attn_3(device: torch.device, dtype: torch.dtype) -> str | None:
-    absent = _not_found("flash_attn_interface", "flash_attn_varlen_func", "FlashAttention-3")
-    return absent or _unfit(device, dtype, (9, 0), (9, 0))
+    remedy = "it is built from the folder `hopper` of flash-attention's sources"
+    return _unfit(device, dtype, (9, 0), (9, 0)) or _not_found(
+        "flash_attn_interface", "flash_attn_varlen_func", "FlashAttention-3", remedy
+    )
 
 
 def _run_flash_attn_3(q, k, v, *segments):
@@ -123,8 +129,10 @@ def _run_flash_attn_3(q, k, v, *segments):
 
 
 def _missing_flash_attn_4(device: torch.device, dtype: torch.dtype) -> str | None:
-    absent = _not_found("flash_attn.cute", "flash_attn_varlen_func", "flash-attn-4")
-    return absent or _unfit(device, dtype, (9, 0), _ANY)
+    remedy = "pip install --pre flash-attn-4"
+    return _unfit(device, dtype, (9, 0), _ANY) or _not_found(
+        "flash_attn.cute", "flash_attn_varlen_func", "flash-attn-4", remedy
+    )
 
 
 def _run_flash_attn_4(q, k, v, *segments):
@@ -134,7 +142,8 @@ def _run_flash_attn_4(q, k, v, *segments):
 
 
 def _missing_xformers(device: torch.device, dtype: torch.dtype) -> str | None:
-    absent = _not_found("xformers.ops", "memory_efficient_attention", "xformers")
+    remedy = "pip install 'reca-fast[gpu]'"
+    absent = _not_found("xformers.ops", "memory_efficient_attention", "xformers", remedy)
     if absent or device.type != "cuda":
         return absent
     from xformers import _cpp_lib

@@ -34,7 +34,9 @@ def kernel_choices(device: torch.device) -> dict[str, tuple[str, str]]:
     mode = kernel_mode()
     if chosen == "triton":
         why = f"kernels={mode}"
-        liger = ("liger", why) if liger_installed() else ("reference", "liger-kernel is not installed")
+        liger = ("liger", why)
+        if not liger_installed():
+            liger = ("reference", "liger-kernel is not installed; pip install 'reca-fast[gpu]'")
         if device.type != "cuda":
             liger = ("reference", "Liger's kernels run on a GPU only")
     else:

@@ -2,7 +2,8 @@
 
 Triton's own interpreter (3.6 to 3.9) multiplies the raw bits of bf16 operands in `tl.dot`, truncates when it casts fp32
 to bf16, and computes nonsense, silently, on bf16 that was not upcast. `make_exact` rounds to nearest even, converts the
-operands of a dot, and raises on the rest. It touches private names; `tests/kernels/test_interpreter.py` notices when they move.
+operands of a dot, and raises on the rest. It touches private names; `tests/kernels/test_interpreter.py` notices when
+they move.
 """
 
 from collections.abc import Iterator
