@@ -299,7 +299,7 @@ def main() -> int:
     gpu = card() if args.device == "cuda" else None
     problem = why_not_importable()
     if args.device == "cuda" and gpu is None:
-        problem = "nvidia-smi finds no GPU here; `--device cpu` rehearses every stage without one."
+        problem = "neither nvidia-smi nor torch finds a GPU here; `--device cpu` rehearses every stage without one."
     if problem:
         print(f"on_gpu: {problem}", file=sys.stderr)
         return 2

@@ -7,6 +7,7 @@ is left out. `predicted_peak` says from shapes alone how much memory it will nee
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -99,7 +100,8 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
 
     def autocast(self) -> AbstractContextManager:
-        return torch.autocast(self.latents.device.type, torch.bfloat16)
+        """As the trainer has it: no narrow copy of a weight outlives its product."""
+        return torch.autocast(self.latents.device.type, torch.bfloat16, cache_enabled=False)
 
     @property
     def phases(self) -> dict:
@@ -149,15 +151,18 @@ def predicted_memory(layers: int, pictures: int, *, recompute: bool, tiny: bool 
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     in_layers = sum(p.numel() for p in model.layers.parameters() if p.requires_grad)
-    one, two = (_activations(real_config(n, tiny=tiny), batch) for n in (1, 2))
+    one, two = (_activations(n, pictures, tiny) for n in (1, 2))
     layer = two - one + 2 * in_layers // layers
     kept = one - (two - one) + layers * (batch.num_tokens * config.llm.hidden_size * 2 if recompute else layer)
     transient = 3 * len(batch.gen_rows) * config.llm.intermediate_size * 2
     return Memory(4 * trained + 2 * frozen, 8 * trained, 4 * trained, kept, layer, transient)
 
 
-def _activations(config: BagelConfig, batch: BagelBatch) -> int:
+@cache
+def _activations(layers: int, pictures: int, tiny: bool) -> int:
     """Bytes that the backward pass of a bf16 step keeps without recomputation, weights not counted."""
+    config = real_config(layers, tiny=tiny)
+    batch = pack(config, pictures, tiny=tiny)
     kept: dict[int, torch.UntypedStorage] = {}
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
         model = Bagel(config)

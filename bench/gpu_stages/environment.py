@@ -8,7 +8,6 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import psutil
 import torch
 
 from bench.environment import PACKAGES
@@ -48,6 +47,8 @@ def memory(report: Report) -> None:
         free, total = torch.cuda.mem_get_info()
         report.figure("GPU memory", total / 2**30, "GiB")
         report.at_least("GPU memory free", free / total, 0.9, "of all")
+    import psutil
+
     report.figure("host memory", psutil.virtual_memory().total / 2**30, "GiB")
     report.figure("cores", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     report.figure("disk for temporary files", shutil.disk_usage(tempfile.gettempdir()).free / 2**30, "GiB")

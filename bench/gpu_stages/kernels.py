@@ -21,7 +21,7 @@ from .report import Report
 from .tiny import prepare, tiny_checkpoint
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-INTERPRETED = ("adaln_modulate", "mar_diffusion_loss")
+INTERPRETED = ("adaln_modulate", "fused_linear_cross_entropy")
 REPEATS = 20
 LONG_SUMS = 2e-5
 """Relative error of a sum over thousands of programs in fp32."""

@@ -10,6 +10,9 @@ from statistics import median
 
 import torch
 
+from bench.timing import interleaved
+from reca_fast.models.bagel.channels_last import to_channels_last
+from reca_fast.models.bagel.vae import VAE, VAEConfig, encode_pictures
 from reca_fast.train.peaks import peak_flops
 
 from .bagel import LAYERS, Training, predicted_memory, training
@@ -31,8 +34,29 @@ def run(report: Report) -> None:
         if {(2, recompute), (4, recompute)} <= took.keys():
             whole = took[2, recompute] + (took[4, recompute] - took[2, recompute]) / 2 * (LAYERS - 2)
             report.figure(f"{title(LAYERS, recompute, False)}: step, extrapolated", whole, "ms")
+    report.attempt("VAE", encode, report, pictures)
     report.attempt("as many layers as fit", as_many_as_fit, report, pictures, took)
     report.attempt(title(2, True, True), measure, report, 2, pictures, True, True, took)
+
+
+def encode(report: Report, pictures: int) -> None:
+    """The VAE's half of a step: the targets' latents, under the trainer's autocast."""
+    config = VAEConfig(ch=32) if report.rehearsal else VAEConfig()
+    side = 64 if report.rehearsal else 1024
+    with torch.device(report.device):
+        vae = VAE(config, with_decoder=False).requires_grad_(False).eval()
+        targets = [torch.zeros(side, side, 3, dtype=torch.uint8) for _ in range(pictures)]
+    if not report.rehearsal:
+        to_channels_last(vae)
+
+    def run_once() -> None:
+        with torch.autocast(report.device.type, torch.bfloat16, cache_enabled=False):
+            encode_pictures(vae, targets, torch.Generator().manual_seed(0))
+
+    times = interleaved({"VAE": run_once}, report.device, budget=0, least=1 if report.rehearsal else 3)["VAE"]
+    report.figure(f"VAE, {pictures} pictures of {side} x {side}: encode", times.p50, "ms")
+    if times.peak_bytes is not None:
+        report.figure(f"VAE, {pictures} pictures of {side} x {side}: peak memory", times.peak_bytes / 1e9, "GB")
 
 
 def title(layers: int, recompute: bool, compiled: bool) -> str:

@@ -2,9 +2,12 @@
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
+import shutil
 import subprocess
+import sys
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,8 +18,28 @@ QUERY = ("name", "compute_cap", "memory.total", "driver_version", "compute_mode"
 
 
 def card() -> dict[str, str] | None:
-    """The first GPU as nvidia-smi describes it, by the names of QUERY; None without one."""
-    command = ["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader", "--id=0"]
+    """The first GPU by the names of QUERY, as nvidia-smi describes it, or torch in a process of its own; None: none."""
+    return _by_tool() or _by_torch()
+
+
+def _by_torch() -> dict[str, str] | None:
+    """For machines without nvidia-smi."""
+    code = "import json, torch\np = torch.cuda.get_device_properties(0)\n"
+    code += "print(json.dumps([p.name, f'{p.major}.{p.minor}', str(p.total_memory), 'unknown', 'unknown']))"
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90)
+    except subprocess.TimeoutExpired:
+        return None
+    if done.returncode:
+        return None
+    return dict(zip(QUERY, [*json.loads(done.stdout.splitlines()[-1]), "unknown", "unknown"], strict=True))
+
+
+def _by_tool() -> dict[str, str] | None:
+    tool = shutil.which("nvidia-smi") or shutil.which("nvidia-smi", path="/usr/local/nvidia/bin:/usr/bin:/usr/sbin")
+    if tool is None:
+        return None
+    command = [tool, f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader", "--id=0"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
