@@ -18,6 +18,9 @@ T = TypeVar("T")
 Attention = Literal["auto", "torch", "flash_attn_3", "flash_attn_4", "flash_attn", "xformers", "sdpa", "eager"]
 Precision = Literal["fp32", "bf16"]
 Kernels = Literal["auto", "triton", "reference"]
+HOME = "~ is the home folder"
+Place = Annotated[str, HOME]
+"""A path, glob or hub id."""
 Steps = Annotated[int, Range(at_least=1, at_most=10**9)]
 StepsOrNone = Annotated[int, Range(at_least=0, at_most=10**9)]
 Few = Annotated[int, Range(at_least=1, at_most=2**16)]
@@ -84,7 +87,7 @@ def settings(config: Any, prefix: str = "") -> Iterator[Setting]:
 class ModelConfig:
     """Which checkpoint is post-trained and what of it moves."""
 
-    path: str = fixed("", by="content")
+    path: Place = fixed("", by="content")
     """Checkpoint folder: ema.safetensors, ae.safetensors, llm_config.json, vit_config.json and the tokenizer's
     files.
     """
@@ -134,7 +137,7 @@ class TaskWeights:
 class DataConfig:
     """Where pictures come from and how they become packed batches."""
 
-    source: str = fixed("", by="content")
+    source: Place = fixed("", by="content")
     """A folder of pictures, tar shards (a file, a folder or a glob), parquet files, or a Hugging Face dataset (folder
     or hub id).
     """
@@ -294,7 +297,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 class RunConfig:
     """RECA post-training: pictures in, checkpoint out."""
 
-    out: str = neutral("runs/reca")
+    out: Place = neutral("runs/reca")
     """Run folder: checkpoints, metrics.jsonl, TensorBoard events, sample grids."""
     steps: Steps = free(1000)
     """Optimizer steps in all."""

@@ -18,8 +18,11 @@ from safetensors.torch import load_file, save_file
 import reca_fast as package
 from reca_fast.checkpoints import CheckpointStore
 from reca_fast.cli import VERBS, main
-from reca_fast.cli.generate import read_prompts
-from reca_fast.cli.options import RECIPES, parse
+from reca_fast.cli.generate import GenerateOptions, read_prompts
+from reca_fast.cli.habits import MEANT
+from reca_fast.cli.options import option_names, parse
+from reca_fast.cli.recipe import SHIPPED
+from reca_fast.cli.verify import VerifyOptions
 from reca_fast.config import RunConfig
 from reca_fast.errors import UserError, did_you_mean
 
@@ -131,12 +134,12 @@ def test_later_recipe_wins(tmp_path) -> None:
     assert (config.steps, config.seed) == (2, 5)
 
 
-@pytest.mark.parametrize("name", [path.stem for path in RECIPES.glob("*.yaml")])
+@pytest.mark.parametrize("name", [path.stem for path in SHIPPED.glob("*.yaml")])
 def test_shipped_recipes(name) -> None:
     """They parse, by name, and what they name takes effect."""
     import yaml
 
-    config, recipe = train_config("--config", name), yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    config, recipe = train_config("--config", name), yaml.safe_load((SHIPPED / f"{name}.yaml").read_text())
     assert config.steps == recipe["steps"] and config.optim.lr == recipe["optim"]["lr"]
 
 
@@ -210,6 +213,27 @@ RECIPE_MISTAKES = {
     "value for an inner group": ("data: {tasks: 3}", r"'data\.tasks' is a group of options"),
     "list": ("- steps", "holds no options"),
     "no YAML": ("steps: [", "is not YAML"),
+    "no value": ("steps:", r"gives option 'steps' no value; write one, or remove the line"),
+    "no nested value": ("optim:\n  lr:", r"gives option 'optim\.lr' no value"),
+    "a lone tilde": ("out: ~", r"gives option 'out' no value; .* write ~/ for your home folder"),
+    "no section": ("optim:", r"Option 'optim' is a group of options \(name: value\), not None"),
+    "nesting": ("steps: " + "[" * 2000, "nests deeper than 50 levels"),
+    "nesting of blocks": ("- " * 3000, "nests deeper than 50 levels"),
+    "alias": ("a: &a [x, x]\nb: [*a, *a]", r"refers to another place of itself \(\*a\)"),
+    "twice": ("steps: 1\nsteps: 2", "it sets 'steps' twice"),
+    "number as a name": ("1: 2", "holds 1 in the place of an option's name"),
+    "list as a name": ("? [a]\n: 2", "unhashable key"),
+    "switch for a number": ("steps: yes", r"steps.*int.*True"),
+    "switch for a fraction": ("optim: {lr: true}", r"optim\.lr.*float.*True"),
+    "below the range": ("optim: {lr: -1}", r"optim\.lr=-1\.0: it must be at least 0"),
+    "beyond the range": (f"steps: {10**30}", r"steps=1000.*: it must be at least 1 and at most"),
+    "digits without end": (f"steps: {'9' * 5000}", "is not YAML: Exceeds the limit"),
+    "infinity": ("optim: {lr: .inf}", r"optim\.lr"),
+    "a class to import": ("model: {class_path: antigravity}", r"Unknown option 'model\.class_path'"),
+    "a tag": ("steps: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+    "another recipe": ("config: other.yaml", "Unknown option 'config'"),
+    "a file for a group": ("data: other.yaml", "'data' is a group of options"),
+    "size": ("# " + "x" * 2**16, "is larger than 65,536 bytes"),
 }
 
 
@@ -218,6 +242,77 @@ def test_mistakes_in_a_recipe(mistake, reca_fast, tmp_path) -> None:
     text, message = RECIPE_MISTAKES[mistake]
     (tmp_path / "mine.yaml").write_text(text)
     assert re.search(message, reca_fast("train", "--config", tmp_path / "mine.yaml").sentence)
+
+
+def test_a_recipe_imports_nothing(reca_fast, tmp_path, monkeypatch) -> None:
+    """jsonargparse would import what class_path names, to see whether it is a subclass."""
+    (tmp_path / "planted_module.py").write_text("raise SystemExit('planted')")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mine.yaml").write_text("model: {class_path: planted_module.X}")
+    assert "Unknown option" in reca_fast("train", "--config", tmp_path / "mine.yaml").sentence
+    assert "Unknown option" in reca_fast("train", "--model", "{class_path: planted_module.X}").sentence
+
+
+def test_a_group_in_one_value() -> None:
+    config = train_config("--optim", "{lr: 1e-3, betas: [0.5, 0.6]}", "--data.tasks={t2i: 1}", "--optim.lr", "2e-3")
+    assert (config.optim.lr, config.optim.betas, config.data.tasks.t2i) == (2e-3, (0.5, 0.6), 1.0)
+
+
+def test_numbers_of_a_recipe_are_decimal(tmp_path) -> None:
+    """YAML 1.1 would read octal, and take 1e-4 for text."""
+    (tmp_path / "mine.yaml").write_text("steps: 0100\nseed: 1_000\noptim: {lr: 1e-4, weight_decay: .5}\nresume: no")
+    config = train_config("--config", str(tmp_path / "mine.yaml"))
+    assert (config.steps, config.seed, config.optim.lr, config.optim.weight_decay) == (100, 1000, 1e-4, 0.5)
+    assert config.resume is False
+
+
+def test_the_home_folder_in_paths(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("model: {path: ~/bagel}\nout: ~/run\ndata: {source: ~/pics/*.tar}\nsteps: 7")
+    config = train_config("--config", "~/mine.yaml")
+    assert (config.model.path, config.out, config.steps) == (f"{tmp_path}/bagel", f"{tmp_path}/run", 7)
+    assert config.data.source == f"{tmp_path}/pics/*.tar"
+    assert train_config("--model.path=~/other").model.path == f"{tmp_path}/other"
+    options = parse(VerifyOptions, "verify", ["~/case", "--out", "~/x"], positional={"case": ""})
+    assert (options.case, options.out) == (f"{tmp_path}/case", f"{tmp_path}/x")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("lr", "optim.lr"),
+        ("learning_rate", "optim.lr"),
+        ("learning-rate", "optim.lr"),
+        ("batch_size", "data.tokens_per_pack"),
+        ("per_device_train_batch_size", "data.tokens_per_pack"),
+        ("output_dir", "out"),
+        ("epochs", "steps"),
+        ("num_epochs", "steps"),
+        ("max_steps", "steps"),
+        ("gradient_accumulation_steps", "data.packs_per_step"),
+        ("bf16", "model.precision"),
+        ("resume_from_checkpoint", "resume"),
+        ("data_path", "data.source"),
+        ("model_name_or_path", "model.path"),
+        ("weight_decay", "optim.weight_decay"),
+        ("num_workers", "data.workers"),
+        ("save-every", "save_every"),
+    ],
+)
+def test_habits_of_other_trainers(typed, meant, reca_fast) -> None:
+    assert f"Unknown option {typed!r}. Did you mean {meant!r}?" in reca_fast("train", f"--{typed}", "1").err
+
+
+def test_what_needs_no_option(reca_fast) -> None:
+    assert "Unknown option 'wandb'. Metrics go to metrics.jsonl" in reca_fast("train", "--wandb").sentence
+    assert "'3' stands where an option" in reca_fast("train", "3").sentence
+    assert "Did you mean 'batch'?" in reca_fast("generate", "--batch_size", "3").sentence
+
+
+def test_every_habit_leads_to_an_option() -> None:
+    options = {name for kind in (RunConfig, GenerateOptions) for name, _ in option_names(kind)} | {"config"}
+    meant = {target for targets, _ in MEANT.values() for target in targets.split()}
+    assert meant <= options and not MEANT.keys() & options
 
 
 def test_nearest_name() -> None:
@@ -294,7 +389,7 @@ def test_impossible_drawings(tiny_folder, reca_fast, tmp_path) -> None:
     assert "bad.jsonl, line 3: not JSON" in generate("--prompts", bad)
     bad.write_text('{"text": "no prompt"}\n')
     assert "bad.jsonl, line 1: no 'prompt'" in generate("--prompts", bad)
-    assert "batch=0: at least 1" in generate("--prompt", "x", "--batch", 0)
+    assert "batch=0: it must be at least 1" in generate("--prompt", "x", "--batch", 0)
     assert "multiples of 8" in generate("--prompt", "x", "--width", 30)
     assert "sampling.steps" in generate("--prompt", "x", "--width", 16, "--height", 16, "--sampling.steps", 1)
     (tmp_path / "file").write_text("")
@@ -349,7 +444,10 @@ def test_reconstruct(tiny_folder, pictures, reca_fast, tmp_path) -> None:
     assert Image.open(tmp_path / "grid.odd").format == "PNG"
     assert f"{tmp_path} is a folder" in reca_fast("reconstruct", pictures, *usual, "--out", tmp_path).sentence
     for count in (0, -1):
-        assert f"count={count}: at least 1" in reca_fast("reconstruct", pictures, *usual, "--count", count).sentence
+        assert (
+            f"count={count}: it must be at least 1"
+            in reca_fast("reconstruct", pictures, *usual, "--count", count).sentence
+        )
     assert "/nowhere" in reca_fast("reconstruct", "/nowhere", *usual).sentence
     (tmp_path / "file").write_text("")
     assert (
@@ -371,7 +469,7 @@ def test_reconstruct(tiny_folder, pictures, reca_fast, tmp_path) -> None:
 )
 def test_segments_grow_unless_the_user_says_otherwise(given, expected) -> None:
     """Set before torch is imported, which is when it reads the variable."""
-    code = "import os; from reca_fast.cli import main; main(['export', '--help'])\n"
+    code = "import os; from reca_fast.cli import main; main(['verify', '/nowhere'])\n"
     code += "import sys; print(os.environ.get('PYTORCH_ALLOC_CONF'))"
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")}
     assert process("-c", code, env=kept | given).stdout.splitlines()[-1] == str(expected)

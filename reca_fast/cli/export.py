@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from reca_fast.cli.options import parse
+from reca_fast.config import Place
 from reca_fast.errors import UserError
 
 POSITIONAL = {
@@ -17,9 +18,9 @@ POSITIONAL = {
 
 @dataclass
 class ExportOptions:
-    run: str
-    out: str
-    base: str = ""
+    run: Place
+    out: Place
+    base: Place = ""
     """Checkpoint folder that the run started from, when it has moved since."""
     weights: Literal["live", "average"] = "live"
     """live: the trained weights; average: their moving average (only when optim.ema_decay was above 0)."""

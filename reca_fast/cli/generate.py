@@ -8,23 +8,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from reca_fast.cli.options import parse
-from reca_fast.config import ModelConfig, SamplingConfig
+from reca_fast.config import Few, ModelConfig, Pixels, Place, SamplingConfig
 from reca_fast.errors import UserError, writing
 
 
 @dataclass
 class GenerateOptions:
-    out: str = "samples"
+    out: Place = "samples"
     """Folder of the pictures, one PNG per prompt."""
     prompt: str | list[str] = ""
     """A prompt, or a list of them (the option is given once): --prompt 'a cat', --prompt '["a cat", "a red cup"]'."""
-    prompts: str = ""
+    prompts: Place = ""
     """JSONL file of prompts: a string, or an object with "prompt" and perhaps "id", on every line."""
-    width: int = 1024
+    width: Pixels = 1024
     """Width in pixels."""
-    height: int = 1024
+    height: Pixels = 1024
     """Height in pixels."""
-    batch: int = 4
+    batch: Few = 4
     """Pictures drawn at once. What is drawn does not depend on it: picture i has the noise of sampling.seed + i."""
     device: str = "auto"
     """auto, cpu or cuda."""
@@ -43,8 +43,6 @@ def run(args: Sequence[str]) -> int:
         raise UserError(f"{options.prompts}: two prompts would be drawn to {repeated[0]}.png; give each its own 'id'.")
     if not prompts:
         raise UserError("No prompt given; use --prompt 'a cat' or --prompts FILE.jsonl.")
-    if options.batch < 1:
-        raise UserError(f"batch={options.batch}: at least 1 is needed.")
     options.sampling.check()
     from PIL import Image
 

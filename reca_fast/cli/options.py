@@ -1,21 +1,22 @@
 """Typed options of a verb: a dataclass, filled from a YAML recipe and then from the command line (jsonargparse)."""
 
-import json
+import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal, NoReturn, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from types import MappingProxyType, NoneType
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_type_hints
 
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from reca_fast.cli import VERBS
-from reca_fast.config import PRESETS, RunConfig
-from reca_fast.errors import UserError, did_you_mean
+from reca_fast.cli.habits import suggestion
+from reca_fast.cli.recipe import as_argument, check_names, parse_yaml, read_recipe
+from reca_fast.config import HOME, PRESETS, RunConfig
+from reca_fast.errors import UserError
+from reca_fast.schema import check_ranges, shown
 
-RECIPES = Path(__file__).parent.parent / "recipes"
-PRESET = "--sampling.preset"
+PRESET = "sampling.preset"
 PRESET_HELP = (
     "settings of the authors' scripts under one name, which the options below override: geneval, dpg, wise, app, "
     "notebook (RECA's text to image), notebook-reconstruct (RECA's picture to picture)"
@@ -25,6 +26,16 @@ T = TypeVar("T")
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
+class HelpFormatter(DefaultHelpFormatter):
+    """Says a number's range where the stock one shows its Python type, and what `parse` makes of a group's value."""
+
+    def _expand_help(self, action: Any) -> str:
+        shown = (
+            super()._expand_help(action).replace("Path to a configuration file.", "All of these: {name: value, ...}")
+        )
+        return re.sub(r"Annotated\[(\w+), '?(.+?)'?\](?=[],)])", r"\1, \2", shown)
+
+
 class OptionParser(ArgumentParser):
     """Raises UserError, with the nearest valid option, where the stock parser prints usage and exits."""
 
@@ -32,71 +43,83 @@ class OptionParser(ArgumentParser):
         """Every option by its dotted name."""
         return [name[2:] for name in self._option_string_actions if name.startswith("--")]
 
+    def unknown(self, name: str) -> UserError:
+        return UserError(f"Unknown option {name!r}.{suggestion(name, self.options())}")
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         text = " ".join(str(message).split())
-        if unknown := re.search(r"unrecognized arguments: -*([\w.]+)", text, re.IGNORECASE):
-            name = unknown[1]
-        elif inner := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", text):
-            name = f"{inner[1]}.{inner[2]}"
-        elif top := re.search(r"(?:Key|option) ['\"]([\w.]+)['\"] is not (?:expected|accepted)", text, re.IGNORECASE):
-            name = top[1]
+        if unknown := re.search(r"unrecognized arguments: (-*)([^\s=]+)", text, re.IGNORECASE):
+            if not unknown[1]:
+                raise UserError(f"{unknown[2]!r} stands where an option (--name value) is expected.")
+            raise self.unknown(unknown[2])
+        raise UserError(re.sub(r"<class '(\w+)'>|typing\.", r"\1", text.removeprefix("Parser key ")).rstrip(".") + ".")
+
+
+def option_names(kind: Any, prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """(dotted name, whether it may be null) of every option in a dataclass."""
+    for name, hint in get_type_hints(kind).items():
+        if is_dataclass(hint):
+            yield from option_names(hint, f"{prefix}{name}.")
         else:
-            raise UserError(re.sub(r"<class '(\w+)'>|typing\.", r"\1", text.removeprefix("Parser key ")) + ".")
-        raise UserError(f"Unknown option {name!r}.{did_you_mean(name, self.options())}")
+            yield prefix + name, NoneType in get_args(hint)
 
 
-def _recipe(value: str, accepted: set[str]) -> str:
-    """The YAML text of a recipe, given by path or by the name of a shipped one.
+def _expand(parser: OptionParser, args: Sequence[str], options: Mapping[str, bool], switches: set[str]) -> list[str]:
+    """Recipes, presets and groups of options given as one value become their text; a bare switch (`--profile`) is true.
 
-    A training recipe serves every verb: sections that only `train` knows are left out for the others.
+    Later ones win: the recipes, in their order, come before the preset, and both before every other option. A training
+    recipe serves every verb: sections that only `train` knows are left out for the others.
     """
-    import yaml
+    groups = {name.rpartition(".")[0] for name in options if "." in name}
+    groups |= {group.partition(".")[0] for group in groups}
+    skipped = {field.name for field in fields(RunConfig)} - {option.partition(".")[0] for option in options}
 
-    shipped = {path.stem: path for path in RECIPES.glob("*.yaml")}
-    path = Path(value) if Path(value).is_file() else shipped.get(value)
-    if path is None:
-        raise UserError(f"There is no recipe {value!r}: neither a file nor one of {', '.join(sorted(shipped))}.")
-    try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"The recipe {path} is not YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"The recipe {path} holds no options (name: value).")
-    sampling = content.get("sampling")
-    if isinstance(sampling, dict) and "preset" in sampling:
-        content["sampling"] = _preset(sampling.pop("preset")) | sampling
-    of_train = {field.name for field in fields(RunConfig)}
-    return yaml.safe_dump({key: v for key, v in content.items() if key in accepted or key not in of_train})
+    def as_config(content: Any, where: str) -> list[str]:
+        sampling = content.get("sampling") if isinstance(content, dict) and "sampling" in groups else None
+        if isinstance(sampling, dict) and "preset" in sampling:
+            content = content | {"sampling": _preset(sampling.pop("preset")) | sampling}
+        return ["--config", as_argument(check_names(content, where, options, skipped, parser.unknown))]
 
-
-def _preset(name: Any) -> dict[str, Any]:
-    """Settings of the sampler under a preset's name."""
-    if name not in list(PRESETS):  # a recipe may hold a list there, which has no place in a dict
-        raise UserError(f"sampling.preset: there is no preset {name!r}, only {', '.join(PRESETS)}.")
-    return dict(PRESETS[name])
-
-
-def _expand(args: Sequence[str], switches: set[str], accepted: set[str]) -> list[str]:
-    """Recipes become their text, so does a preset, and a bare switch (`--profile`) means true.
-
-    Later ones win: the recipes, in their order, come before the preset, and both before every other option.
-    """
     recipes: list[str] = []
     presets: list[str] = []
     out: list[str] = []
     rest = list(args)
     while rest:
-        arg, value = rest.pop(0), rest[0] if rest else "--"
-        name, equals, inline = arg.partition("=")
-        if name in ("--config", PRESET) and (equals or rest):
-            value = inline if equals else rest.pop(0)
-            if name == "--config":
-                recipes += ["--config", _recipe(value, accepted)]
-            else:
-                presets = ["--config", json.dumps({"sampling": _preset(value)})]
+        arg = rest.pop(0)
+        name, equals, value = arg.removeprefix("--").partition("=")
+        if not arg.startswith("--") or name not in {"config", PRESET, *groups} or not (equals or rest):
+            bare = arg in switches and (not rest or rest[0].startswith("-"))
+            out += [arg, "true"] if bare else [arg]
+            continue
+        value = value if equals else rest.pop(0)
+        if name == "config":
+            content, where = read_recipe(value)
+            recipes += as_config({} if content is None else content, where)
+        elif name == PRESET:
+            presets = as_config({"sampling": {"preset": value}}, arg)
         else:
-            out += [arg, "true"] if arg in switches and value.startswith("-") else [arg]
+            content = parse_yaml(value, f"--{name}")
+            for part in reversed(name.split(".")):
+                content = {part: content}
+            out += as_config(content, f"--{name}")
     return recipes + presets + out
+
+
+def _preset(name: Any) -> dict[str, Any]:
+    """Settings of the sampler under a preset's name."""
+    if name not in list(PRESETS):  # a recipe may hold a list there, which has no place in a dict
+        raise UserError(f"{PRESET}: there is no preset {shown(name)}, only {', '.join(PRESETS)}.")
+    return dict(PRESETS[name])
+
+
+def _expand_home(config: Any) -> None:
+    """A leading ~ in a path means the home folder, also where no shell saw it."""
+    for name, hint in get_type_hints(type(config), include_extras=True).items():
+        value = getattr(config, name)
+        if is_dataclass(value):
+            _expand_home(value)
+        elif HOME in getattr(hint, "__metadata__", ()):
+            setattr(config, name, os.path.expanduser(value))
 
 
 def parse(kind: type[T], verb: str, args: Sequence[str], *, positional: Mapping[str, str] = MappingProxyType({})) -> T:
@@ -107,24 +130,29 @@ def parse(kind: type[T], verb: str, args: Sequence[str], *, positional: Mapping[
         positional: fields that are given by position, in this order, with their help; the rest are --options.
 
     Raises:
-        UserError: unknown option (the nearest valid one is named), ill-typed value, missing recipe.
+        UserError: unknown option (the nearest valid one is named), missing recipe, value of another type or range.
         SystemExit: after --help.
     """
-    accepted = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    parser = OptionParser(prog=f"reca-fast {verb}", description=VERBS[verb].capitalize() + ".", default_env=False)
+    parser = OptionParser(
+        prog=f"reca-fast {verb}",
+        description=VERBS[verb].capitalize() + ".",
+        default_env=False,
+        formatter_class=HelpFormatter,
+    )
     parser.add_argument("--config", action="config", help="YAML recipe: a file, or the name of a shipped one")
     for name, about in positional.items():
         parser.add_argument(name, type=str, help=about)
     parser.add_class_arguments(kind, as_group=False, skip=set(positional))
-    if "sampling" in accepted:
-        parser.add_argument(PRESET, type=Literal[tuple(PRESETS)], help=PRESET_HELP)
+    options = {name: empty for name, empty in option_names(kind) if name not in positional}
+    if any(name.startswith("sampling.") for name in options):
+        parser.add_argument(f"--{PRESET}", type=Literal[tuple(PRESETS)], help=PRESET_HELP)
     actions = parser._option_string_actions.items()
     switches = {option for option, action in actions if getattr(action, "_typehint", None) is bool}
-    given = parser.parse_args(_expand(args, switches, accepted))
-    for group in sorted({option.rpartition(".")[0] for option in parser.options()} - {""}):
-        if not isinstance(given[group], Namespace):
-            raise UserError(f"Option {group!r} is a group of options (name: value), not {given[group]!r}.")
-    given.pop(PRESET.removeprefix("--"), None)  # its settings have taken effect
+    given = parser.parse_args(_expand(parser, args, options, switches))
+    given.pop(PRESET, None)  # its settings have taken effect
     values = vars(parser.instantiate(given))
     values.pop("config", None)
-    return kind(**values)
+    config = kind(**values)
+    _expand_home(config)
+    check_ranges(config)
+    return config

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from reca_fast.cli.options import parse
-from reca_fast.config import DataConfig, ModelConfig, SamplingConfig
+from reca_fast.config import DataConfig, Few, ModelConfig, Place, SamplingConfig
 from reca_fast.errors import UserError, writing
 
 POSITIONAL = {
@@ -20,10 +20,10 @@ POSITIONAL = {
 
 @dataclass
 class ReconstructOptions:
-    images: str
-    out: str = "reconstruction.png"
+    images: Place
+    out: Place = "reconstruction.png"
     """PNG with the originals above and the reconstructions below, whatever the name ends in."""
-    count: int = 4
+    count: Few = 4
     """How many pictures of a source are taken."""
     device: str = "auto"
     """auto, cpu or cuda."""
@@ -34,8 +34,6 @@ class ReconstructOptions:
 
 def run(args: Sequence[str]) -> int:
     options = parse(ReconstructOptions, "reconstruct", args, positional=POSITIONAL)
-    if options.count < 1:
-        raise UserError(f"count={options.count}: at least 1 is needed.")
     if Path(options.out).is_dir():
         raise UserError(f"{options.out} is a folder; set --out to the name of a PNG file.")
     options.sampling.check()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from reca_fast.cli.options import parse
-from reca_fast.config import Attention
+from reca_fast.config import Attention, Place
 from reca_fast.errors import UserError
 
 POSITIONAL = {
@@ -16,10 +16,10 @@ POSITIONAL = {
 
 @dataclass
 class VerifyOptions:
-    case: str
-    out: str = ""
+    case: Place
+    out: Place = ""
     """Write every computed tensor to this safetensors file."""
-    weights: str = ""
+    weights: Place = ""
     """Take the weights from this file or checkpoint folder instead of the case's own (round trip of an export)."""
     attention: Attention = "auto"
     """Attention backend to check."""
