@@ -1,53 +1,59 @@
-"""Checkpoints of a run: `checkpoints/step-0000100/`, each a torch DCP directory plus run_state.json.
+"""Checkpoints of a run: `checkpoints/step-0000100/`, safetensors files of the processes, run_state.json and checksums.
 
 A checkpoint is written under a hidden name and renamed when it is whole, and renamed back before it is removed, so
-whatever carries a plain name can be resumed from, after `kill -9` or a full disk as well. run_state.json lists the
-files with their sizes, so damage from outside is noticed too. Only trained weights are saved: frozen ones stay in the
-base.
+whatever carries a plain name can be resumed from, after `kill -9` or a full disk as well. Sizes and checksums of all
+files tell what was damaged later. Only trained weights are saved: frozen ones stay in the base.
 """
 
 import json
 import os
-import pickle
 import re
 import shutil
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 
 from reca_fast.errors import UserError
 
+from .checksums import CHECKSUMS_FILE, checksum, read_checksums, write_checksums
+from .shards import Damaged, Misfit, ShardFiles, all_finite, write_shards
+
 STATE_FILE = "run_state.json"
-DAMAGE = (
-    *(pickle.UnpicklingError, EOFError, LookupError, AttributeError, ImportError, UnicodeError, TypeError),
-    *(OverflowError, MemoryError, AssertionError),
-)
-"""What unpickling raises when the bytes are others than were written."""
-UNREADABLE = (OSError, CheckpointException, RuntimeError, ValueError, *DAMAGE)
 _NAME = re.compile(r"step-(\d{7})")
+_SHARD = re.compile(r"shard-\d{5}\.safetensors")
+
+Sections = Mapping[str, Mapping[str, Tensor]]
+"""Named tensors by what they are: model, average, a moment of the optimizer, ..."""
 
 
 class CheckpointStore:
-    """The checkpoints of one run folder.
+    """The checkpoints of one run folder. The first process creates, renames and removes; the others write their shards.
 
     Args:
         folder: where they live.
         keep: how many whole ones stay.
-        is_main: this process creates, renames and removes; the others only write their shards.
-        agree: gives every process the first non-empty text of any; all call it together.
+        rank: number of this process.
+        gather: gives every process the values of all, in the order of their ranks; all call it together.
     """
 
     def __init__(
-        self, folder: Path, *, keep: int = 2, is_main: bool = True, agree: Callable[[str], str] = lambda text: text
+        self,
+        folder: Path,
+        *,
+        keep: int = 2,
+        rank: int = 0,
+        gather: Callable[[Any], list[Any]] = lambda value: [value],
     ) -> None:
-        self.folder, self.keep, self.is_main, self.agree = folder, keep, is_main, agree
+        self.folder, self.keep, self.rank, self.gather = folder, keep, rank, gather
+        self._world = len(gather(None))
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
 
     def named(self) -> list[tuple[int, Path]]:
         """(step, folder) of everything that carries a checkpoint's name, oldest first."""
@@ -55,13 +61,45 @@ class CheckpointStore:
         return sorted((int(match[1]), path) for path in found if (match := _NAME.fullmatch(path.name)))
 
     def whole(self) -> list[tuple[int, Path]]:
-        """Those that nothing is missing from."""
-        return [(step, path) for step, path in self.named() if _is_whole(path)]
+        """Those that nothing is missing from. Their contents are not read: see `newest`."""
+        return [(step, path) for step, path in self.named() if not fault(path)]
 
-    def latest(self) -> tuple[int, Path] | None:
-        """The newest whole checkpoint, or None."""
-        whole = self.whole()
-        return whole[-1] if whole else None
+    def newest(self, *, verify: bool = True, tell: Callable[[str], None] = lambda sentence: None) -> Path | None:
+        """The newest checkpoint without a fault; all processes call it and get the same one.
+
+        Args:
+            verify: compare every file with its checksum; the processes share the work.
+            tell: is given a sentence for each newer one that is damaged.
+
+        Returns:
+            None when there is no checkpoint.
+
+        Raises:
+            UserError: all there are have a fault, or one is of an earlier layout, which is never opened.
+        """
+        reasons = []
+        for _, path in reversed(self.gather(self.named())[0]):
+            reason = next(filter(None, self.gather(self._fault(path, verify))), "")
+            if not reason:
+                return path
+            reasons.append(f"{path} is damaged ({reason})")
+            tell(f"{reasons[-1]} and left aside.")
+        if reasons:
+            raise UserError(
+                f"{'; '.join(reasons)}; no other checkpoint is there. Remove what is damaged to begin anew, or name "
+                "another --out."
+            )
+        return None
+
+    def _fault(self, path: Path, verify: bool) -> str:
+        """What this process finds wrong with its share of a checkpoint's files, or nothing."""
+        if reason := fault(path):
+            return reason
+        files = sorted(read_checksums(path).items())[self.rank :: self._world] if verify else ()
+        try:
+            return next((f"the checksum of {name} differs" for name, sum_ in files if checksum(path / name) != sum_), "")
+        except OSError as error:
+            return _reason(error)
 
     def sweep(self) -> None:
         """Remove what a killed process left half written or half removed. Only the run that owns the folder may."""
@@ -69,31 +107,41 @@ class CheckpointStore:
             for path in self.folder.glob(".step-*"):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def save(self, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> Path:
+    def save(self, step: int, tensors: Sections, state: dict[str, Any]) -> Path:
         """Save after `step` updates; all processes call it.
 
         Args:
-            tensors: nested dict of (sharded) tensors and numbers for DCP.
+            tensors: (sharded) tensors of floats.
             state: JSON-able rest: position of the data, configuration, counters.
 
         Raises:
-            UserError: the disk is full or not writable. What was saved before is untouched.
+            UserError: a tensor holds inf or NaN, or the disk is full or not writable. What was saved before is
+                untouched.
         """
         final = self.folder / f"step-{step:07d}"
         partial = self.folder / f".{final.name}.partial"
+        flat = _flat(tensors)
+        if not all(self.gather(all_finite(flat))):
+            raise UserError(
+                f"Step {step}: the update made trained weights or moments inf or NaN. Nothing of it was saved; "
+                f"{self.advice()}."
+            )
+        checksums: dict[str, str] = {}
 
         def create() -> None:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
 
         def write() -> None:
-            with _no_hints():
-                dcp.save(tensors, checkpoint_id=partial)
+            name = f"shard-{self.rank:05d}.safetensors"
+            if sum_ := write_shards(partial / name, flat, is_main=self.is_main):
+                checksums[name] = sum_
 
         def publish() -> None:
-            files = {path.name: path.stat().st_size for path in partial.iterdir()}
+            files = {name: (partial / name).stat().st_size for name in checksums}
             (partial / STATE_FILE).write_text(json.dumps({**state, "files": files}))
-            for path in (*partial.iterdir(), partial):
+            write_checksums(partial, checksums | {STATE_FILE: checksum(partial / STATE_FILE)})
+            for path in (partial / STATE_FILE, partial / CHECKSUMS_FILE, partial):
                 _sync(path)
             if final.exists():  # damaged, or this save would not be due
                 _discard(final)
@@ -101,70 +149,118 @@ class CheckpointStore:
             _sync(self.folder)
 
         for action, by_all in ((create, False), (write, True), (publish, False)):
-            if failure := self.agree(_failure_of(action) if by_all or self.is_main else ""):
+            reasons = self.gather(_failure_of(action) if by_all or self.is_main else "")
+            if reason := next(filter(None, reasons), ""):
                 shutil.rmtree(partial, ignore_errors=True)
-                last = self.latest()
-                kept = f"the last whole one is {last[1]}" if last else "there is none before it"
+                kept = f"the last whole one is {whole[-1][1]}" if (whole := self.whole()) else "there is none before it"
                 raise UserError(
-                    f"Checkpoint {final} could not be saved ({failure}); {kept}. "
+                    f"Checkpoint {final} could not be saved ({reason}); {kept}. "
                     "Free some space, or set --out to another disk, and start the same command again."
                 )
+            if by_all:
+                checksums = {name: sum_ for part in self.gather(checksums) for name, sum_ in part.items()}
         if self.is_main:
             for _, old in self.whole()[: -self.keep]:
                 _discard(old)
         return final
 
-    def load(self, path: Path, tensors: dict[str, Any]) -> dict[str, Any]:
-        """Fill `tensors` in place, whatever the number of processes that saved them; returns the JSON-able rest."""
+    def load(self, path: Path, tensors: Sections) -> None:
+        """Fill `tensors` in place, whatever the number of processes that saved them."""
         with _reading(
             path,
-            "It must come from the same model and the same trained part; remove it to resume from an "
-            "older one, or name another --out.",
+            "It must come from the same model and the same trained part; remove it to resume from an older one, "
+            "or name another --out.",
         ):
-            dcp.FileSystemReader(path).read_metadata()  # DCP itself logs a traceback when it cannot
-            dcp.load(tensors, checkpoint_id=path)
-            return self.read_state(path)
+            flat = _flat(tensors)
+            with ShardFiles(_shards(path)) as files:
+                if strangers := files.shapes.keys() - flat.keys():
+                    raise Misfit(f"it holds {min(strangers)}, which has no place here")
+                for name, tensor in flat.items():
+                    files.fill(name, tensor)
+            if not all_finite(flat):
+                raise Damaged("it holds inf or NaN")
 
-    def read_state(self, path: Path) -> dict[str, Any]:
-        """The JSON-able rest of a checkpoint alone."""
-        return json.loads((path / STATE_FILE).read_text())
+    def advice(self) -> str:
+        """What to do when training has diverged; all processes call it."""
+        with suppress(UserError):
+            if path := self.newest():
+                return f"resume from {path} with a lower --optim.lr"
+        return "start again with a lower --optim.lr"
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The JSON-able rest of a checkpoint.
+
+    Raises:
+        UserError: the file is not readable JSON of an object.
+    """
+    try:
+        state = json.loads((path / STATE_FILE).read_bytes())
+        if not isinstance(state, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path / STATE_FILE} is damaged ({type(error).__name__}).") from None
+    return state
 
 
 class SavedWeights(Mapping[str, Tensor]):
-    """The trained weights of a checkpoint by module name, read one by one when asked for (fp32, on the CPU)."""
+    """The tensors of one section of a checkpoint, read one by one when asked for (fp32, on the CPU)."""
 
     def __init__(self, path: Path, section: str) -> None:
         self.path, self.section = path, section
-        with _reading(path, "Export an older one."):
-            metadata = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+        with self._reading():
+            self._files = ShardFiles(_shards(path))
         prefix = f"{section}."
-        self._sizes: dict[str, Any] = {
-            name.removeprefix(prefix): entry for name, entry in metadata.items() if name.startswith(prefix)
-        }
-        if not self._sizes:
+        self._names = [name.removeprefix(prefix) for name in self._files.shapes if name.startswith(prefix)]
+        if not self._names:
             raise UserError(f"The checkpoint {path} holds no {section!r} weights.")
 
+    def _reading(self):
+        return _reading(self.path, "Export an older one.")
+
     def __getitem__(self, name: str) -> Tensor:
-        entry = self._sizes[name]
-        with _reading(self.path, "Export an older one."):
-            wanted = {f"{self.section}.{name}": torch.empty(entry.size, dtype=entry.properties.dtype)}
-            dcp.load(wanted, storage_reader=dcp.FileSystemReader(self.path), no_dist=True)
-        return wanted[f"{self.section}.{name}"]
+        with self._reading():
+            tensor = self._files.read(f"{self.section}.{name}")
+            if not all_finite({name: tensor}):
+                raise Damaged(f"{name} holds inf or NaN")
+            return tensor
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._sizes)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._sizes)
+        return len(self._names)
 
 
-def _is_whole(path: Path) -> bool:
-    """Every file that the checkpoint was published with is there, in full length."""
+def fault(path: Path) -> str:
+    """Why a checkpoint is not whole, by names and sizes alone, or nothing.
+
+    Raises:
+        UserError: it is of the earlier layout, whose files could run code when they are opened.
+    """
+    if (path / ".metadata").exists():
+        raise UserError(
+            f"{path} holds .metadata, as checkpoints of an earlier version of reca-fast do: opening it could run code, "
+            "so this version does not. Name another --out, or resume and export it with the version that wrote it."
+        )
     try:
-        files = json.loads((path / STATE_FILE).read_text())["files"]
-        return bool(files) and all((path / name).stat().st_size == size for name, size in files.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # gone, no JSON, or JSON of something else
-        return False
+        files = read_state(path)["files"]
+        missing = [name for name, size in files.items() if (path / name).stat().st_size != size]
+    except (OSError, KeyError, AttributeError, UserError):
+        return "a file is missing, or run_state.json is not what was written"
+    if missing:
+        return f"{missing[0]} is not of its full length"
+    if read_checksums(path).keys() != {STATE_FILE, *files} or not all(map(_SHARD.fullmatch, files)) or not files:
+        return f"{CHECKSUMS_FILE} is not what was written"
+    return ""
+
+
+def _flat(sections: Sections) -> dict[str, Tensor]:
+    return {f"{section}.{name}": tensor for section, part in sections.items() for name, tensor in part.items()}
+
+
+def _shards(path: Path) -> Sequence[Path]:
+    return [path / name for name in sorted(read_checksums(path)) if _SHARD.fullmatch(name)]
 
 
 def _discard(path: Path) -> None:
@@ -174,21 +270,11 @@ def _discard(path: Path) -> None:
 
 
 @contextmanager
-def _no_hints() -> Iterator[None]:
-    """DCP warns whenever a process works alone, with no_dist too, and of damage that is an error anyway."""
-    with warnings.catch_warnings():
-        for hint in ("torch.distributed is disabled", "Detected pickle protocol"):
-            warnings.filterwarnings("ignore", message=hint)
-        yield
-
-
-@contextmanager
 def _reading(path: Path, advice: str) -> Iterator[None]:
     """Damage, and tensors that do not fit, become a UserError."""
     try:
-        with _no_hints():
-            yield
-    except UNREADABLE as error:
+        yield
+    except (Damaged, Misfit, OSError, torch.OutOfMemoryError) as error:
         raise UserError(f"The checkpoint {path} cannot be loaded ({_reason(error)}). {advice}") from None
 
 
@@ -196,7 +282,7 @@ def _failure_of(action: Callable[[], None]) -> str:
     """Run it; the reason why it failed, or nothing."""
     try:
         action()
-    except (OSError, CheckpointException, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         return _reason(error)
     return ""
 
@@ -211,14 +297,5 @@ def _sync(path: Path) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost sentence: DCP wraps the operating system's error of each process."""
-    if isinstance(error, CheckpointException):
-        first = next(iter(error.failures.values()))
-        error = first[0] if isinstance(first, tuple) else first
-    while error.__cause__ is not None:
-        error = error.__cause__
-    if "inline_container" in str(error):  # torch's zip writer found its file shorter than what it wrote
-        return "a file was not taken in full, as on a full disk"
-    if isinstance(error, DAMAGE) or "PytorchStreamReader" in str(error):
-        return "a file in it is damaged"
+    """Its first line as part of a sentence."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(".")

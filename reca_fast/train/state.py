@@ -1,25 +1,16 @@
 """A run, and what resuming it needs: trained weights, moments, average, data position, counters, every RNG."""
 
 import base64
-import json
 import random
 from dataclasses import asdict, dataclass
-from functools import reduce
-from operator import getitem
 from typing import Any
 
 import numpy as np
 import torch
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
 
 from reca_fast import __version__
 from reca_fast.checkpoints import CheckpointStore
-from reca_fast.config import RunConfig, settings
+from reca_fast.config import RunConfig
 from reca_fast.data.loader import PackLoader
 from reca_fast.errors import UserError
 from reca_fast.models import Adapter
@@ -27,9 +18,11 @@ from reca_fast.optim import MovingAverage
 
 from .distributed import Processes
 from .grids import GridWriter
+from .saved import Content, Generators, LaneState, Saved, SavedState, as_json, check_content
 from .telemetry import Telemetry
 
-_TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True)
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+"""Of AdamW, per trained tensor."""
 
 
 @dataclass
@@ -45,102 +38,81 @@ class Run:
     store: CheckpointStore
     telemetry: Telemetry
     grids: GridWriter
+    content: Content
     step: int = 0
 
 
 def save_run(run: Run) -> None:
     """Write a checkpoint after `run.step` updates; all processes call it."""
     lanes = {lane: state for part in run.processes.gather(run.loader.state_dict()) for lane, state in part.items()}
-    generators = run.processes.gather(_generators())
-    state = {
-        "version": __version__,
-        "step": run.step,
-        "base": str(run.config.model.path),
-        "config": as_json(run.config),
-        "lanes": lanes,
-        "generators": generators,
-    }
-    run.store.save(run.step, _tensors(run), state)
+    state = SavedState(
+        version=__version__,
+        step=run.step,
+        base=str(run.config.model.path),
+        content=run.content,
+        config=as_json(run.config),
+        lanes={lane: LaneState(**state) for lane, state in lanes.items()},
+        generators=run.processes.gather(_generators()),
+    )
+    run.store.save(run.step, _tensors(run), asdict(state))
 
 
-def load_run(run: Run) -> None:
-    """Go on from the newest whole checkpoint, when there is one and the configuration allows it."""
-    run.store.sweep()
-    newest = run.store.latest()
-    for step, path in run.store.named():
-        if newest is None or step > newest[0]:
-            run.telemetry.console.print(f"{path} is damaged and left aside.")
-    if newest is None or not run.config.resume:
-        if newest is not None:
-            raise UserError(
-                f"{run.store.folder} holds checkpoints and --resume is false; name another --out, or remove them."
-            )
-        return
-    step, path = newest
-    saved = run.store.read_state(path)
-    _check_same_run(saved, run)
-    tensors = _tensors(run)
-    run.store.load(path, tensors)
-    set_optimizer_state_dict(run.adapter.module, run.optimizer, tensors["optimizer"], options=_TRAINED_ONLY)
-    run.loader.load_state_dict(saved["lanes"])
-    if run.processes.rank < len(saved["generators"]):
-        _restore_generators(saved["generators"][run.processes.rank])
-    run.step = step
+def load_run(run: Run, saved: Saved) -> None:
+    """Go on from a checkpoint.
+
+    Raises:
+        UserError: it is of other data, another base or another model, or damaged.
+    """
+    state, config = saved.state, run.config
+    check_content(state.content, run.content, {"model.path": config.model.path, "data.source": config.data.source})
+    run.store.load(saved.path, _tensors(run))
+    run.loader.load_state_dict({lane: asdict(position) for lane, position in state.lanes.items()})
+    if run.processes.rank < len(state.generators):
+        try:
+            _restore_generators(state.generators[run.processes.rank])
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise UserError(f"{saved.path} is damaged: {error}.") from None
+    run.step = state.step
 
 
-def _check_same_run(saved: dict[str, Any], run: Run) -> None:
-    """Refuse, by name, a setting that a run keeps for its life and that is another one now."""
-    config = as_json(run.config)
-    for name, resume, by in settings(run.config):
-        if resume == "fixed" and by == "value":
-            before, now = (reduce(getitem, name.split("."), tree) for tree in (saved["config"], config))
-            if before != now:
-                raise UserError(
-                    f"The saved run had {name}={before}, now it is {now}; set it back, or name another --out."
-                )
+def _tensors(run: Run) -> dict[str, dict[str, torch.Tensor]]:
+    """Everything that training changes, by kind and name: the run's own tensors, to be read or filled in place."""
+    trained = {name: p for name, p in run.adapter.module.named_parameters() if p.requires_grad}
+    state = run.optimizer.state
+    sections = {"model": trained, **{kind: {name: state[p][kind] for name, p in trained.items()} for kind in MOMENTS}}
+    return sections | ({"average": run.average.average} if run.average is not None else {})
 
 
-def as_json(config: RunConfig) -> dict[str, Any]:
-    """The configuration as it comes back from a file: nested dicts, tuples as lists."""
-    return json.loads(json.dumps(asdict(config)))
-
-
-def _tensors(run: Run) -> dict[str, Any]:
-    tensors: dict[str, Any] = {
-        "model": get_model_state_dict(run.adapter.module, options=_TRAINED_ONLY),
-        "optimizer": get_optimizer_state_dict(run.adapter.module, run.optimizer, options=_TRAINED_ONLY),
-    }
-    if run.average is not None:
-        tensors["average"] = run.average.average
-    return tensors
-
-
-def _generators() -> dict[str, Any]:
-    """State of every random number generator of this process, JSON-able.
+def _generators() -> Generators:
+    """State of every random number generator of this process.
 
     The training step draws from none of them (its randomness is keyed by the pack); they are saved for whatever else
     may.
     """
-    states = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    state = np.random.get_state()
-    assert isinstance(state, tuple), "the legacy form"
-    kind, keys, *rest = state
-    return {
-        **{name: base64.b64encode(tensor.numpy().tobytes()).decode() for name, tensor in states.items()},
-        "python": random.getstate(),
-        "numpy": [kind, keys.tolist(), *rest],
-    }
+    numpy = np.random.get_state()
+    assert isinstance(numpy, tuple), "the legacy form"
+    kind, keys, position, has_gauss, gauss = numpy
+    version, words, next_gauss = random.getstate()
+    return Generators(
+        torch=_text(torch.get_rng_state()),
+        python=(version, list(words), next_gauss),
+        numpy=(kind, keys.tolist(), position, has_gauss, gauss),
+        cuda=_text(torch.cuda.get_rng_state()) if torch.cuda.is_available() else None,
+    )
 
 
-def _restore_generators(states: dict[str, Any]) -> None:
-    def tensor(name: str) -> torch.Tensor:
-        return torch.frombuffer(bytearray(base64.b64decode(states[name])), dtype=torch.uint8)
+def _restore_generators(states: Generators) -> None:
+    torch.set_rng_state(_bytes(states.torch))
+    if torch.cuda.is_available() and states.cuda is not None:
+        torch.cuda.set_rng_state(_bytes(states.cuda))
+    version, words, next_gauss = states.python
+    random.setstate((version, tuple(words), next_gauss))
+    np.random.set_state(states.numpy)
 
-    torch.set_rng_state(tensor("torch"))
-    if torch.cuda.is_available() and "cuda" in states:
-        torch.cuda.set_rng_state(tensor("cuda"))
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    np.random.set_state(tuple(states["numpy"]))
+
+def _text(state: torch.Tensor) -> str:
+    return base64.b64encode(state.numpy().tobytes()).decode()
+
+
+def _bytes(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text, validate=True)), dtype=torch.uint8)

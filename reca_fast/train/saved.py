@@ -1,0 +1,134 @@
+"""What a checkpoint says about its run besides tensors, read through types, and whether this run may go on from it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import reduce
+from operator import getitem
+from pathlib import Path
+from typing import Annotated, Any
+
+from reca_fast.checkpoints import STATE_FILE, CheckpointStore
+from reca_fast.config import RunConfig, settings
+from reca_fast.errors import UserError
+from reca_fast.schema import Range, fill, read_json
+
+Count = Annotated[int, Range(at_least=0, at_most=2**53)]
+Word = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
+MAX_BYTES = 1 << 30
+"""Of run_state.json: it grows with the processes, some 20 kB each."""
+
+Content = dict[str, dict[str, str]]
+"""Setting that is compared by content -> what of it is compared -> its checksum, or its number."""
+
+
+@dataclass
+class LaneState:
+    """Where a lane of the data stands, as PackLoader.state_dict has it."""
+
+    epoch: Count
+    position: Count
+    waiting: list[tuple[Count, Count]]  # (record, epoch)
+    packs_per_step: Count
+    records: Count
+    packs: Count
+    samples: Count
+    without_caption: Count
+    skipped: dict[str, Count]
+    skipped_examples: dict[str, list[str]]
+
+    def __post_init__(self) -> None:
+        if self.position > self.records or any(record >= self.records for record, _ in self.waiting):
+            raise ValueError(f"it stands beyond its {self.records} records")
+        if self.skipped.keys() != self.skipped_examples.keys():
+            raise ValueError("skipped and skipped_examples differ")
+
+
+@dataclass
+class Generators:
+    """States of one process's random number generators."""
+
+    torch: str  # base64
+    python: tuple[int, list[Word], float | None]
+    numpy: tuple[str, list[Word], Count, Count, float]
+    cuda: str | None = None  # base64
+
+
+@dataclass
+class SavedState:
+    """run_state.json."""
+
+    version: str
+    step: Count
+    base: str
+    content: Content
+    config: dict[str, Any]
+    lanes: dict[str, LaneState]
+    generators: list[Generators]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint to go on from."""
+
+    path: Path
+    state: SavedState
+
+
+def read_saved(path: Path) -> SavedState:
+    """Raises UserError: the file is not one that a run wrote."""
+    file = path / STATE_FILE
+    return fill(SavedState, read_json(file, max_bytes=MAX_BYTES), str(file))
+
+
+def find_saved(config: RunConfig, store: CheckpointStore, tell: Callable[[str], None]) -> Saved | None:
+    """The newest checkpoint without a fault, when there is one; all processes call it.
+
+    Raises:
+        UserError: --resume is false, every checkpoint is damaged, or a setting that a run keeps for its life is
+            another one now.
+    """
+    store.sweep()
+    path = store.newest(verify=config.verify_checkpoint, tell=tell)
+    if path is None:
+        return None
+    if not config.resume:
+        raise UserError(f"{store.folder} holds checkpoints and --resume is false; name another --out, or remove them.")
+    saved = Saved(path, read_saved(path))
+    now = as_json(config)
+    for setting in settings(config):
+        if setting.resume == "fixed" and setting.by == "value":
+            keys = setting.name.split(".")
+            try:
+                before = reduce(getitem, keys, saved.state.config)
+            except (LookupError, TypeError):
+                raise UserError(
+                    f"The saved run knew no {setting.name}, as runs of another version of reca-fast "
+                    f"({saved.state.version}); go on with that version, or name another --out."
+                ) from None
+            if before != (value := reduce(getitem, keys, now)):
+                raise UserError(
+                    f"The saved run had {setting.name}={before}, now it is {value}; set it back, or name another --out."
+                )
+    return saved
+
+
+def check_content(saved: Content, now: Content, values: dict[str, str]) -> None:
+    """Refuse a base or data whose content is other than the saved run's, wherever they lie.
+
+    Args:
+        saved, now: see `Content`.
+        values: the settings' values, for the message.
+    """
+    for name, parts in now.items():
+        before = saved.get(name, {})
+        if differing := [part for part in {**before, **parts} if before.get(part) != parts.get(part)]:
+            raise UserError(
+                f"{name}={values[name]} is not what the saved run had there: {', '.join(differing)} "
+                f"{'differs' if len(differing) == 1 else 'differ'}. Set it back, or name another --out."
+            )
+
+
+def as_json(config: RunConfig) -> dict[str, Any]:
+    """The configuration as it comes back from a file: nested dicts, tuples as lists."""
+    return json.loads(json.dumps(asdict(config)))
