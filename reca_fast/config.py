@@ -321,6 +321,8 @@ class RunConfig:
     """Checkpoints kept; older ones are removed after a newer one is whole."""
     resume: bool = neutral(True)
     """Go on from the newest whole checkpoint in the run folder, if there is one."""
+    verify_checkpoint: bool = neutral(True)
+    """Compare a checkpoint with its checksums before going on from it: it is read once more, at 1 GB/s or faster."""
     log_every: Steps = neutral(1)
     """Steps between lines of metrics."""
     sample_every: StepsOrNone = neutral(0)

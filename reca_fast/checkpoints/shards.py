@@ -1,7 +1,8 @@
-"""Named tensors, whole or sharded over processes, as plain safetensors files: one per process, nothing that can execute.
+"""Named tensors, whole or sharded over processes, as plain safetensors files, one per process.
 
-A file's header says where each of its pieces lies in the whole tensor, so any number of processes can read what any
-other number wrote. Both ways stream: a tensor is written and read piece by piece, in place, without a second copy.
+Nothing in them can execute. A file's header says where each of its pieces lies in the whole tensor, so any number of
+processes can read what any other number wrote. Both ways stream: a tensor is written and read piece by piece, in place,
+without a second copy.
 """
 
 import json
@@ -41,7 +42,7 @@ def local_part(tensor: Tensor) -> tuple[Tensor, Box]:
     if not isinstance(tensor, DTensor):
         return tensor.detach(), (0,) * tensor.ndim
     _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    return tensor.detach().to_local(), tuple(offset)
+    return tensor.to_local().detach(), tuple(offset)
 
 
 def _writes(tensor: Tensor, is_main: bool) -> bool:
@@ -189,9 +190,12 @@ class ShardFiles:
             low = [max(a, b) for a, b in zip(piece.offset, at, strict=True)]
             high = [min(o + s, a + n) for o, s, a, n in zip(piece.offset, piece.shape, at, size, strict=True)]
             if all(a < b for a, b in zip(low, high, strict=True)):
-                yield piece, tuple(
-                    tuple(slice(a - o, b - o) for a, b, o in zip(low, high, origin, strict=True))
-                    for origin in (piece.offset, at)
+                yield (
+                    piece,
+                    tuple(
+                        tuple(slice(a - o, b - o) for a, b, o in zip(low, high, origin, strict=True))
+                        for origin in (piece.offset, at)
+                    ),
                 )
 
 

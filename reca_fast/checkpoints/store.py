@@ -18,11 +18,14 @@ import torch
 from torch import Tensor
 
 from reca_fast.errors import UserError
+from reca_fast.schema import read_json
 
 from .checksums import CHECKSUMS_FILE, checksum, read_checksums, write_checksums
 from .shards import Damaged, Misfit, ShardFiles, all_finite, write_shards
 
 STATE_FILE = "run_state.json"
+MAX_STATE_BYTES = 1 << 30
+"""Of run_state.json: it grows with the processes, some 20 kB each."""
 _NAME = re.compile(r"step-(\d{7})")
 _SHARD = re.compile(r"shard-\d{5}\.safetensors")
 
@@ -62,7 +65,7 @@ class CheckpointStore:
 
     def whole(self) -> list[tuple[int, Path]]:
         """Those that nothing is missing from. Their contents are not read: see `newest`."""
-        return [(step, path) for step, path in self.named() if not fault(path)]
+        return [(step, path) for step, path in self.named() if not fault(path, verify=False)]
 
     def newest(self, *, verify: bool = True, tell: Callable[[str], None] = lambda sentence: None) -> Path | None:
         """The newest checkpoint without a fault; all processes call it and get the same one.
@@ -79,27 +82,17 @@ class CheckpointStore:
         """
         reasons = []
         for _, path in reversed(self.gather(self.named())[0]):
-            reason = next(filter(None, self.gather(self._fault(path, verify))), "")
+            reason = next(filter(None, self.gather(fault(path, verify, (self.rank, self._world)))), "")
             if not reason:
                 return path
             reasons.append(f"{path} is damaged ({reason})")
             tell(f"{reasons[-1]} and left aside.")
         if reasons:
             raise UserError(
-                f"{'; '.join(reasons)}; no other checkpoint is there. Remove what is damaged to begin anew, or name "
-                "another --out."
+                f"{'; '.join(reasons)}, and {self.folder} holds no whole checkpoint. Remove what is damaged to begin "
+                "anew, or name another --out."
             )
         return None
-
-    def _fault(self, path: Path, verify: bool) -> str:
-        """What this process finds wrong with its share of a checkpoint's files, or nothing."""
-        if reason := fault(path):
-            return reason
-        files = sorted(read_checksums(path).items())[self.rank :: self._world] if verify else ()
-        try:
-            return next((f"the checksum of {name} differs" for name, sum_ in files if checksum(path / name) != sum_), "")
-        except OSError as error:
-            return _reason(error)
 
     def sweep(self) -> None:
         """Remove what a killed process left half written or half removed. Only the run that owns the folder may."""
@@ -188,21 +181,6 @@ class CheckpointStore:
         return "start again with a lower --optim.lr"
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """The JSON-able rest of a checkpoint.
-
-    Raises:
-        UserError: the file is not readable JSON of an object.
-    """
-    try:
-        state = json.loads((path / STATE_FILE).read_bytes())
-        if not isinstance(state, dict):
-            raise ValueError("no JSON object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path / STATE_FILE} is damaged ({type(error).__name__}).") from None
-    return state
-
-
 class SavedWeights(Mapping[str, Tensor]):
     """The tensors of one section of a checkpoint, read one by one when asked for (fp32, on the CPU)."""
 
@@ -232,8 +210,12 @@ class SavedWeights(Mapping[str, Tensor]):
         return len(self._names)
 
 
-def fault(path: Path) -> str:
-    """Why a checkpoint is not whole, by names and sizes alone, or nothing.
+def fault(path: Path, verify: bool = True, share: tuple[int, int] = (0, 1)) -> str:
+    """Why a checkpoint is not whole, or nothing.
+
+    Args:
+        verify: compare contents with checksums, not names and sizes alone.
+        share: (this process, number of processes) among which the files are shared out to be compared.
 
     Raises:
         UserError: it is of the earlier layout, whose files could run code when they are opened.
@@ -244,15 +226,22 @@ def fault(path: Path) -> str:
             "so this version does not. Name another --out, or resume and export it with the version that wrote it."
         )
     try:
-        files = read_state(path)["files"]
-        missing = [name for name, size in files.items() if (path / name).stat().st_size != size]
-    except (OSError, KeyError, AttributeError, UserError):
-        return "a file is missing, or run_state.json is not what was written"
+        sizes = read_json(path / STATE_FILE, max_bytes=MAX_STATE_BYTES)["files"]
+        missing = [name for name, size in sizes.items() if (path / name).stat().st_size != size]
+    except (OSError, LookupError, TypeError, AttributeError, ValueError, UserError):
+        return f"a file is missing, or {STATE_FILE} is not what was written"
     if missing:
         return f"{missing[0]} is not of its full length"
-    if read_checksums(path).keys() != {STATE_FILE, *files} or not all(map(_SHARD.fullmatch, files)) or not files:
+    checksums = read_checksums(path)
+    if not sizes or checksums.keys() != {STATE_FILE, *sizes} or not all(map(_SHARD.fullmatch, sizes)):
         return f"{CHECKSUMS_FILE} is not what was written"
-    return ""
+    mine = sorted(checksums)[share[0] :: share[1]] if verify else []
+    try:
+        return next(
+            (f"the checksum of {name} differs" for name in mine if checksum(path / name) != checksums[name]), ""
+        )
+    except OSError as error:
+        return _reason(error)
 
 
 def _flat(sections: Sections) -> dict[str, Tensor]:

@@ -26,29 +26,42 @@ class ExportOptions:
     """live: the trained weights; average: their moving average (only when optim.ema_decay was above 0)."""
     dtype: Literal["base", "fp32", "bf16"] = "base"
     """Dtype in the file; base keeps what the base checkpoint has."""
+    verify_checkpoint: bool = True
+    """Compare the training checkpoint with its checksums first."""
 
 
 def run(args: Sequence[str]) -> int:
     options = parse(ExportOptions, "export", args, positional=POSITIONAL)
     import torch
 
-    from reca_fast.checkpoints import CheckpointStore, SavedWeights
+    from reca_fast.checkpoints import CheckpointStore, SavedWeights, fault
     from reca_fast.config import ModelConfig
     from reca_fast.models import open_adapter
+    from reca_fast.models.identity import identity_of_files
+    from reca_fast.train.saved import read_saved
 
     folder = Path(options.run)
     is_checkpoint = re.fullmatch(r"step-\d{7}", folder.name) is not None
-    store = CheckpointStore(folder.parent if is_checkpoint else folder / "checkpoints")
-    whole = [path for _, path in store.whole() if path == folder or not is_checkpoint]
-    if not whole:
-        raise UserError(f"{folder} {'is' if is_checkpoint else 'holds'} no whole checkpoint (checkpoints/step-*).")
-    folder = whole[-1]
-    state = store.read_state(folder)
-    base = options.base or state["base"]
+    if is_checkpoint:
+        if reason := fault(folder, verify=options.verify_checkpoint):
+            raise UserError(f"{folder} is no whole checkpoint ({reason}); export an older one.")
+    else:
+        newest = CheckpointStore(folder / "checkpoints").newest(verify=options.verify_checkpoint, tell=print)
+        if newest is None:
+            raise UserError(f"{folder} holds no checkpoint (checkpoints/step-*).")
+        folder = newest
+    state = read_saved(folder)
+    base = options.base or state.base
     if not Path(base).is_dir():
         moved = "" if options.base else ", from which the run started,"
         raise UserError(f"The checkpoint folder {base}{moved} does not exist; set --base to where it is.")
     adapter = open_adapter(ModelConfig(path=base))
+    now = identity_of_files(adapter.files())
+    if differing := [name for name, sum_ in now.items() if state.content.get("model.path", {}).get(name) != sum_]:
+        raise UserError(
+            f"{base} is not the checkpoint that the run started from: another {', '.join(differing)}. Set --base to "
+            "where that one is."
+        )
     trained = SavedWeights(folder, "model" if options.weights == "live" else "average")
     dtype = {"base": None, "fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
     adapter.export(Path(options.out), trained, dtype)

@@ -36,6 +36,9 @@ class Adapter(Protocol):
     module: nn.Module
     dtype: torch.dtype  # of the arithmetic
 
+    def files(self) -> Sequence[Path]:
+        """The files of the checkpoint folder that the model is made of: others there have no effect."""
+
     def blocks(self) -> Sequence[nn.Module]:
         """The repeated blocks: sharded and compiled one by one."""
 

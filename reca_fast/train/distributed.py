@@ -1,6 +1,7 @@
 """Processes: started alone or by torchrun, with host-side reductions that never touch the device."""
 
 import os
+import re
 from types import TracebackType
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from reca_fast.errors import UserError
+
+from .parent import watch_parent
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
@@ -28,6 +31,22 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+MOST_PROCESSES = 1 << 20
+
+
+def _from_environment(name: str, default: int, valid: range) -> int:
+    """The whole number in an environment variable, or `default` where it is not set. UserError if it is none."""
+    text = os.environ.get(name)
+    if text is None:
+        return default
+    if not re.fullmatch(r"\d{1,9}", text) or int(text) not in valid:
+        raise UserError(
+            f"The environment variable {name} is {text!r:.40}; it must be a whole number from {valid[0]} to "
+            f"{valid[-1]}, as torchrun sets it. Start several processes with torchrun, or unset it."
+        )
+    return int(text)
+
+
 class Processes:
     """This process's place among the others; with one process everything is a no-op.
 
@@ -39,8 +58,11 @@ class Processes:
     mesh: DeviceMesh | None = None
 
     def __init__(self) -> None:
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        self.world = _from_environment("WORLD_SIZE", 1, range(1, MOST_PROCESSES + 1))
+        self.rank = _from_environment("RANK", 0, range(self.world))
+        self.local_rank = _from_environment("LOCAL_RANK", 0, range(self.world))
+        if self.world > 1:
+            _from_environment("MASTER_PORT", 0, range(1 << 16))  # when it is missing, rendezvous says so
         try:
             self._store = next(iter(dist.rendezvous("env://")))[0] if self.world > 1 else None
         except ValueError as error:
@@ -48,6 +70,7 @@ class Processes:
 
     def join(self, device: str, replicate: int = 1) -> None:
         """Pick the device and meet the others; `replicate` replicas of the model share the processes."""
+        watch_parent()
         self.device = pick_device(device, self.local_rank)
         if replicate < 1 or self.world % replicate:
             raise UserError(f"parallel.replicate={replicate} does not divide the {self.world} processes.")

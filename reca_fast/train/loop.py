@@ -2,20 +2,23 @@
 
 from reca_fast.data.loader import describe
 
+from .saved import Saved
 from .signals import StopRequest
 from .state import Run, load_run, save_run
 from .step import train_step
 from .wrap import whole_root
 
 
-def train(run: Run) -> None:
-    """Train until `config.steps`, or until a signal asks to stop; the newest state is saved either way.
+def train(run: Run, saved: Saved | None = None) -> None:
+    """Go on from `saved`, or begin; train until `config.steps`, or until a signal asks to stop. The newest state is
+    saved either way.
 
     Raises:
         KeyboardInterrupt: after the save, when it was Ctrl-C that asked and steps are left.
     """
     config = run.config
-    load_run(run)
+    if saved is not None:
+        load_run(run, saved)
     run.telemetry.start(run.step, config.steps)
     with StopRequest() as stop, run.telemetry.profiler() as profiler:
         while run.step < config.steps:

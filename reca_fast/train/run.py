@@ -1,6 +1,7 @@
 """From a configuration to a running loop."""
 
 import errno
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -8,18 +9,22 @@ from pathlib import Path
 
 from reca_fast.checkpoints import CheckpointStore
 from reca_fast.config import RunConfig
+from reca_fast.data.identity import identity_of_source
 from reca_fast.data.loader import PackLoader
 from reca_fast.data.sources import open_source
 from reca_fast.errors import UserError
 from reca_fast.flow import TASKS
 from reca_fast.models import open_adapter
+from reca_fast.models.identity import identity_of_files
 from reca_fast.optim import MovingAverage, make_optimizer
 from reca_fast.schema import check_ranges
 
 from .determinism import make_deterministic
 from .distributed import Processes
+from .folder import RunFolder
 from .grids import GridWriter, pick_samples
 from .loop import train
+from .saved import check_content, find_saved
 from .state import Run
 from .telemetry import Telemetry
 from .wrap import compile_blocks, shard
@@ -59,7 +64,7 @@ def run(config: RunConfig) -> None:
         UserError: what the user can mend. Of several processes that meet it, one raises it and the others exit.
         KeyboardInterrupt: Ctrl-C asked to stop; the state is saved.
     """
-    with Processes() as processes, full_disks_are_user_errors():
+    with Processes() as processes, unwritable_folder_is_a_user_error(Path(config.out)):
         if config.deterministic:
             make_deterministic()
         processes.join(config.device, config.parallel.replicate)
@@ -71,16 +76,27 @@ def run(config: RunConfig) -> None:
             compile_blocks(adapter.blocks())
         if processes.mesh is not None:
             shard(adapter.module, adapter.blocks(), processes.mesh, adapter.dtype)
-        adapter.load(processes.device)
-        wanted = config.sample_count if config.sample_every else 0
         store = CheckpointStore(
-            Path(config.out) / "checkpoints", keep=config.keep, is_main=processes.is_main, agree=processes.agree
+            Path(config.out) / "checkpoints", keep=config.keep, rank=processes.rank, gather=processes.gather
         )
         lanes = range(processes.rank, config.data.packs_per_step, processes.world)
         with (
+            RunFolder(Path(config.out)) as folder,
             PackLoader(source, builder, config.data, adapter.collate, lanes) as loader,
-            closing(Telemetry(config, processes)) as telemetry,
+            closing(Telemetry(config, processes, store.advice)) as telemetry,
         ):
+            if refusal := processes.agree(folder.take() if processes.is_main else ""):
+                raise UserError(refusal)
+            saved = find_saved(config, store, telemetry.console.print)
+            content = processes.gather(
+                {"model.path": identity_of_files(adapter.files()), "data.source": identity_of_source(source)}
+                if processes.is_main
+                else {}
+            )[0]
+            if saved is not None:
+                check_content(saved.state.content, content, config)
+            adapter.load(processes.device)
+            wanted = config.sample_count if config.sample_every else 0
             train(
                 Run(
                     config=config,
@@ -92,20 +108,23 @@ def run(config: RunConfig) -> None:
                     store=store,
                     telemetry=telemetry,
                     grids=GridWriter(adapter, config, pick_samples(source, builder, wanted), processes.is_main),
-                )
+                    content=content,
+                ),
+                saved,
             )
 
 
 @contextmanager
-def full_disks_are_user_errors() -> Iterator[None]:
-    """One sentence for a run folder that cannot be written, whichever file meets it first."""
+def unwritable_folder_is_a_user_error(folder: Path) -> Iterator[None]:
+    """One sentence for a run folder that cannot be written or is gone, whichever file meets it first."""
     hook = threading.excepthook
     # TensorBoard writes in a thread and raises the same error once more where the metrics are logged.
     threading.excepthook = lambda args: None if _is_unwritable(args.exc_value) else hook(args)
     try:
         yield
     except OSError as error:
-        if not _is_unwritable(error):
+        gone = error.errno == errno.ENOENT and folder in Path(os.fsdecode(error.filename or "")).parents
+        if not gone and not _is_unwritable(error):
             raise
         raise UserError(
             f"The run folder cannot be written ({error}). What is saved stays; free some space, or set --out to "

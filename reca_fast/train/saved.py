@@ -4,19 +4,17 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import reduce
-from operator import getitem
+from operator import attrgetter, getitem
 from pathlib import Path
 from typing import Annotated, Any
 
-from reca_fast.checkpoints import STATE_FILE, CheckpointStore
+from reca_fast.checkpoints import MAX_STATE_BYTES, STATE_FILE, CheckpointStore
 from reca_fast.config import RunConfig, settings
 from reca_fast.errors import UserError
 from reca_fast.schema import Range, fill, read_json
 
 Count = Annotated[int, Range(at_least=0, at_most=2**53)]
 Word = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
-MAX_BYTES = 1 << 30
-"""Of run_state.json: it grows with the processes, some 20 kB each."""
 
 Content = dict[str, dict[str, str]]
 """Setting that is compared by content -> what of it is compared -> its checksum, or its number."""
@@ -78,7 +76,7 @@ class Saved:
 def read_saved(path: Path) -> SavedState:
     """Raises UserError: the file is not one that a run wrote."""
     file = path / STATE_FILE
-    return fill(SavedState, read_json(file, max_bytes=MAX_BYTES), str(file))
+    return fill(SavedState, read_json(file, max_bytes=MAX_STATE_BYTES), str(file))
 
 
 def find_saved(config: RunConfig, store: CheckpointStore, tell: Callable[[str], None]) -> Saved | None:
@@ -113,19 +111,15 @@ def find_saved(config: RunConfig, store: CheckpointStore, tell: Callable[[str], 
     return saved
 
 
-def check_content(saved: Content, now: Content, values: dict[str, str]) -> None:
-    """Refuse a base or data whose content is other than the saved run's, wherever they lie.
-
-    Args:
-        saved, now: see `Content`.
-        values: the settings' values, for the message.
-    """
+def check_content(saved: Content, now: Content, config: RunConfig) -> None:
+    """Refuse a base or data whose content is other than the saved run's, wherever they lie."""
     for name, parts in now.items():
         before = saved.get(name, {})
-        if differing := [part for part in {**before, **parts} if before.get(part) != parts.get(part)]:
+        differing = [part for part in {**before, **parts} if before.get(part) != parts.get(part)]
+        if differing:
             raise UserError(
-                f"{name}={values[name]} is not what the saved run had there: {', '.join(differing)} "
-                f"{'differs' if len(differing) == 1 else 'differ'}. Set it back, or name another --out."
+                f"{name}={attrgetter(name)(config)} is not what the saved run had there: another "
+                f"{', '.join(differing)}. Set it back, or name another --out."
             )
 
 

@@ -18,7 +18,7 @@ from reca_fast.optim import MovingAverage
 
 from .distributed import Processes
 from .grids import GridWriter
-from .saved import Content, Generators, LaneState, Saved, SavedState, as_json, check_content
+from .saved import Content, Generators, LaneState, Saved, SavedState, as_json
 from .telemetry import Telemetry
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -61,10 +61,9 @@ def load_run(run: Run, saved: Saved) -> None:
     """Go on from a checkpoint.
 
     Raises:
-        UserError: it is of other data, another base or another model, or damaged.
+        UserError: it is of another model, or damaged.
     """
-    state, config = saved.state, run.config
-    check_content(state.content, run.content, {"model.path": config.model.path, "data.source": config.data.source})
+    state = saved.state
     run.store.load(saved.path, _tensors(run))
     run.loader.load_state_dict({lane: asdict(position) for lane, position in state.lanes.items()})
     if run.processes.rank < len(state.generators):
@@ -107,7 +106,8 @@ def _restore_generators(states: Generators) -> None:
         torch.cuda.set_rng_state(_bytes(states.cuda))
     version, words, next_gauss = states.python
     random.setstate((version, tuple(words), next_gauss))
-    np.random.set_state(states.numpy)
+    kind, keys, position, has_gauss, gauss = states.numpy
+    np.random.set_state((kind, np.array(keys, np.uint32), position, has_gauss, gauss))
 
 
 def _text(state: torch.Tensor) -> str:

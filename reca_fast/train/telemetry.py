@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,11 @@ PROFILED_STEPS = 5
 class Telemetry:
     """Owned by every process (reductions are collective); only the main one writes."""
 
-    def __init__(self, config: RunConfig, processes: Processes) -> None:
-        self.config, self.processes = config, processes
+    def __init__(
+        self, config: RunConfig, processes: Processes, advice: Callable[[], str] = lambda: "start again"
+    ) -> None:
+        """`advice` says what to do when training has diverged; all processes call it."""
+        self.config, self.processes, self.advice = config, processes, advice
         self.folder = Path(config.out)
         self.console = Console(quiet=not processes.is_main, soft_wrap=True)
         self.progress: Progress | None = None
@@ -54,15 +57,11 @@ class Telemetry:
         if self.processes.is_main:
             from torch.utils.tensorboard import SummaryWriter
 
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(
-                    f"The run folder {self.folder} cannot be created ({error.strerror}); set --out to another folder."
-                ) from None
-            path = self.folder / "metrics.jsonl"
-            _cut_after(path, step)
-            self._metrics = path.open("a")
+            self._path = self.folder / "metrics.jsonl"
+            if damaged := cut_after(self._path, step):
+                lines = f"line{'s' * (len(damaged) > 1)} {', '.join(map(str, damaged))}"
+                self.console.print(f"{self._path}: {lines} damaged and left out.")
+            self._metrics = self._path.open("a")
             self.writer = SummaryWriter(self.folder / "tensorboard", purge_step=step + 1)
             if step:
                 self.console.print(f"Resumed after step {step}.")
@@ -101,22 +100,33 @@ class Telemetry:
         if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
             if step == 1:
                 advice = "no update was made yet, so look at the weights in model.path and at the pictures"
-            elif any(self.folder.glob("checkpoints/step-*")):
-                advice = "resume from the last checkpoint with a lower --optim.lr"
             else:
-                advice = "start again with a lower --optim.lr"
+                advice = self.advice()
             raise UserError(
                 f"Step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}. Nothing of it was saved; "
                 f"{advice}."
             )
         metrics |= self._rates(step, stats)
         if self.processes.is_main:
+            self._check_still_there()
             self._metrics.write(json.dumps(metrics) + "\n")
             self._metrics.flush()
             for name, value in metrics.items():
                 if name != "step" and value is not None:
                     self.writer.add_scalar(name, value, step)
             self._show(step, metrics)
+
+    def _check_still_there(self) -> None:
+        """An open file can be written although it was removed, and the folder would be made anew by the next save."""
+        try:
+            if os.path.samestat(os.stat(self._path), os.fstat(self._metrics.fileno())):
+                return
+        except FileNotFoundError:
+            pass
+        raise UserError(
+            f"{self._path} was removed, moved or replaced while the run was writing to it, so the run ends; start the "
+            "same command again to go on from the last checkpoint that is still there."
+        )
 
     @contextmanager
     def clock_stopped(self) -> Iterator[None]:
@@ -213,17 +223,20 @@ class Telemetry:
             self._metrics.close()
 
 
-def _cut_after(path: Path, step: int) -> None:
-    """Cut off a file of metrics what follows the last good line up to `step`: lost work, a line cut short, garbage."""
-    end = 0
-    with path.open("ab+") as file:  # truncated in place: a kill in between loses nothing
-        file.seek(0)
-        for line in file:
-            row = _row(line)
-            if not line.endswith(b"\n") or row is None or row["step"] > step:
-                break
-            end += len(line)
-        file.truncate(end)
+def cut_after(path: Path, step: int) -> list[int]:
+    """Leave in a file of metrics the good lines up to `step`: later ones belong to lost work.
+
+    Returns:
+        The numbers, from 1, of the lines that were none: cut short, or garbage.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    rows = [_row(line) if line.endswith(b"\n") else None for line in lines]
+    good = [line for line, row in zip(lines, rows, strict=True) if row is not None and row["step"] <= step]
+    if len(good) < len(lines):
+        partial = path.with_name(f".{path.name}.partial")  # replaced in one go: a kill in between loses nothing
+        partial.write_bytes(b"".join(good))
+        os.replace(partial, path)
+    return [number for number, row in enumerate(rows, 1) if row is None]
 
 
 def _row(line: bytes | str) -> dict[str, Any] | None:

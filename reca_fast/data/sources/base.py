@@ -31,6 +31,13 @@ class Source(Protocol):
         """The record's name, without reading it."""
         ...
 
+    def size(self, index: int) -> int:
+        """Bytes of the picture as it lies on disk, or of the shard that holds it, without reading it; 0 if unknown.
+
+        Raises OSError when there is no file any more.
+        """
+        ...
+
     def read(self, index: int) -> Record:
         """The record; raises BadRecord when its bytes cannot be had."""
         ...

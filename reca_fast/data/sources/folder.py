@@ -21,6 +21,9 @@ class FolderSource:
     def key(self, index: int) -> str:
         return self._keys[index]
 
+    def size(self, index: int) -> int:
+        return os.path.getsize(self._base / self._keys[index])
+
     def read(self, index: int) -> Record:
         path = self._base / self._keys[index]
         try:

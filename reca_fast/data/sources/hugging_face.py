@@ -43,6 +43,9 @@ class HuggingFaceSource:
     def key(self, index: int) -> str:
         return f"{self._split}/{index:09d}"
 
+    def size(self, index: int) -> int:
+        return 0
+
     def read(self, index: int) -> Record:
         row = self._rows[index]
         return Record(self.key(index), _encoded(row[self._image]), clean_caption(row.get(self._caption)))

@@ -59,6 +59,9 @@ class ParquetSource:
         file, _, first = self._groups[group]
         return f"{self._names[file]}/{first + row:09d}"
 
+    def size(self, index: int) -> int:
+        return os.path.getsize(self._files[self._groups[self._find(index)[0]][0]])
+
     def read(self, index: int) -> Record:
         group, row = self._find(index)
         try:

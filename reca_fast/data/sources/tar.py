@@ -56,6 +56,9 @@ class TarSource:
     def key(self, index: int) -> str:
         return self._keys[index]
 
+    def size(self, index: int) -> int:
+        return int(self._places[index][2])
+
     def read(self, index: int) -> Record:
         shard, offset, size, caption_offset, caption_size, kind = self._places[index].tolist()
         try:

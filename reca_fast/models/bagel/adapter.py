@@ -17,12 +17,12 @@ from reca_fast.objectives import flow_loss_by_task, next_token_loss, shifted_log
 
 from .batch import BagelBatch
 from .collate import collate
-from .config import BagelConfig
+from .config import CONFIG_FILES, BagelConfig
 from .export import export_folder
 from .flops import step_flops
 from .model import Bagel
 from .sampling import Condition, sample_latents
-from .tokenizer import load_tokenizer
+from .tokenizer import TOKENIZER_FILES, load_tokenizer
 from .vae import VAE, encode_pictures, load_vae, patchify_latents, unpatchify_latents
 from .weights import WEIGHTS_FILE, check_keys, load_weights
 
@@ -41,6 +41,10 @@ class BagelAdapter:
             self.module = Bagel(self.config, freeze_und=options.freeze_und, recompute=options.recompute)
         self.vae: VAE | None = None
         self.device = torch.device("meta")
+
+    def files(self) -> Sequence[Path]:
+        named = (WEIGHTS_FILE, "ae.safetensors", *CONFIG_FILES, *TOKENIZER_FILES)
+        return [self.folder / name for name in named if (self.folder / name).is_file()]
 
     def blocks(self) -> Sequence[nn.Module]:
         return list(self.module.layers)

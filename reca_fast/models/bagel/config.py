@@ -8,6 +8,7 @@ from reca_fast.errors import UserError, did_you_mean
 from reca_fast.schema import Range, fill, read_json, shown
 
 REMEDY = "copy it from the public checkpoint"
+CONFIG_FILES = ("llm_config.json", "vit_config.json", "config.json")
 SECTIONS = ("llm_config", "vit_config", "bagel_config", "vae_config")
 
 # Some ten times what the largest models of their kind have: a damaged file must not keep a machine busy for minutes.

@@ -9,6 +9,10 @@ from reca_fast.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+TOKENIZER_FILES = (
+    *("tokenizer.json", "vocab.json", "merges.txt"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+)
 MARKERS = {
     "bos": "<|im_start|>",
     "eos": "<|im_end|>",

@@ -1,0 +1,27 @@
+"""A process that torchrun started ends when torchrun is gone: nobody else could stop it, or tell how it ended."""
+
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+
+SECONDS = 1.0
+STARTED_BY_TORCHRUN = "TORCHELASTIC_RUN_ID"
+"""Variable in the environment of its processes. A run that was started alone may outlive its parent (nohup)."""
+
+
+def watch_parent() -> None:
+    """Stop as on SIGTERM, with the step finished and saved, once the parent of a process of torchrun is gone."""
+    if STARTED_BY_TORCHRUN in os.environ:
+        threading.Thread(target=_watch, args=(os.getppid(),), name="watch_parent", daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    never = threading.Event()
+    while os.getppid() == parent:  # the system gives an orphan another parent
+        never.wait(SECONDS)
+    with suppress(OSError, ValueError):  # the output may have gone with the parent
+        print(f"torchrun (process {parent}) is gone: this process stops after the step at hand.", file=sys.stderr)
+        sys.stderr.flush()
+    os.kill(os.getpid(), signal.SIGTERM)
