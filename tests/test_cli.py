@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from reca_fast.cli.recipe import SHIPPED
 from reca_fast.cli.verify import VerifyOptions
 from reca_fast.config import RunConfig
 from reca_fast.errors import UserError, did_you_mean
+from reca_fast.train.saved import SavedState
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -411,7 +413,8 @@ def test_a_prompt_with_an_empty_id_is_numbered(tmp_path) -> None:
 
 
 def test_a_base_that_has_moved(reca_fast, tmp_path) -> None:
-    CheckpointStore(tmp_path / "checkpoints").save(1, {"model": {"x": torch.ones(1)}}, {"base": "/nowhere/base"})
+    state = SavedState("0", 1, base="/nowhere/base", content={}, config={}, lanes={}, generators=[])
+    CheckpointStore(tmp_path / "checkpoints").save(1, {"model": {"x": torch.ones(1)}}, asdict(state))
     said = reca_fast("export", tmp_path, tmp_path / "out").sentence
     assert "/nowhere/base, from which the run started, does not exist; set --base" in said
     said = reca_fast("export", tmp_path, tmp_path / "out", "--base", "nope").sentence

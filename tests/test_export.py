@@ -44,9 +44,9 @@ def trained_run(bf16_base: Path, pictures: Path, tmp_path_factory) -> Path:
 
 def saved_weights(run: Path) -> dict[str, torch.Tensor]:
     """Public key -> fp32 tensor, as the training checkpoint holds them."""
-    newest = CheckpointStore(run / "checkpoints").latest()
+    newest = CheckpointStore(run / "checkpoints").newest()
     assert newest is not None
-    return {public_name(name): tensor for name, tensor in SavedWeights(newest[1], "model").items()}
+    return {public_name(name): tensor for name, tensor in SavedWeights(newest, "model").items()}
 
 
 def test_round_trip(trained_run, bf16_base, reca_fast, tmp_path) -> None:
@@ -169,11 +169,28 @@ def test_damaged_base(trained_run, bf16_base, reca_fast, tmp_path) -> None:
 
 def test_damaged_checkpoint(trained_run, reca_fast, tmp_path) -> None:
     run, out = Path(shutil.copytree(trained_run, tmp_path / "run")), tmp_path / "out"
-    for name in ("__0_0.distcp", ".metadata"):
-        file = run / "checkpoints" / "step-0000003" / name
-        file.write_bytes(bytes(file.stat().st_size))
-        assert "step-0000003 cannot be loaded (a file in it is damaged)" in reca_fast("export", run, out).sentence
-        assert not out.exists()
+    file = run / "checkpoints" / "step-0000003" / "shard-00000.safetensors"
+    file.write_bytes(bytes(file.stat().st_size))
+    assert f"step-0000003 is damaged (the checksum of {file.name} differs)" in reca_fast("export", run, out).sentence
+    assert f"the checksum of {file.name} differs" in reca_fast("export", file.parent, out).sentence
+    unverified = reca_fast("export", run, out, "--verify_checkpoint", "false").sentence
+    assert f"step-0000003 cannot be loaded ({file.name} is damaged)" in unverified
+    assert not out.exists()
+
+
+def test_a_base_with_other_contents(trained_run, bf16_base, reca_fast, tmp_path) -> None:
+    """Refused where the run says it lies; taken, and said, when it is asked for by name."""
+    run, out = Path(shutil.copytree(trained_run, tmp_path / "run")), tmp_path / "out"
+    base = Path(shutil.copytree(bf16_base, tmp_path / "base"))
+    weights = load_file(base / "ema.safetensors")
+    save_file(weights | {"llm2vae.bias": weights["llm2vae.bias"] + 1}, base / "ema.safetensors")
+    said = reca_fast("export", run, out, "--base", base)
+    assert said.code == 0 and f"{base} is not what the run started from: another ema.safetensors." in said.out
+    shutil.rmtree(out)
+    state = json.loads((run / "checkpoints" / "step-0000003" / "run_state.json").read_text())
+    folder = CheckpointStore(run / "checkpoints").save(4, {"model": {"x": torch.ones(1)}}, state | {"base": str(base)})
+    assert "another ema.safetensors. Set --base" in reca_fast("export", folder, out).sentence
+    assert not out.exists()
 
 
 def test_an_interrupted_export_leaves_nothing(tiny_folder, tmp_path, monkeypatch) -> None:

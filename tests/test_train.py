@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from reca_fast.checkpoints import CheckpointStore
 from reca_fast.config import OptimConfig, RunConfig
 from reca_fast.errors import UserError
 from reca_fast.optim import MovingAverage, clip_gradients, learning_rate, make_optimizer
@@ -74,10 +75,10 @@ def test_a_run_too_short_for_a_trace_writes_none(tmp_path):
     assert not telemetry.traced and not (tmp_path / "profile").exists()
 
 
-def quiet_telemetry(config):
+def quiet_telemetry(config, advice=lambda: ""):
     processes = Processes()
     processes.join("cpu")
-    return Telemetry(config, processes)
+    return Telemetry(config, processes, advice)
 
 
 def test_grids_do_not_count_in_the_rates(shown):
@@ -111,15 +112,21 @@ def test_a_loss_that_is_not_finite_ends_the_run_unsaved(reca_fast, arguments, tm
 
 @pytest.mark.parametrize(
     ("step", "saved", "advice"),
-    [(1, False, "weights in model.path"), (3, False, "start again"), (3, True, "resume from the last checkpoint")],
+    [
+        (1, False, "weights in model.path"),
+        (3, False, "start again"),
+        (3, True, "resume from .*step-0000002 with a lower --optim.lr"),
+    ],
 )
 def test_what_to_do_about_a_loss_that_is_not_finite(step, saved, advice, tmp_path):
+    store = CheckpointStore(tmp_path / "checkpoints")
     if saved:
-        (tmp_path / "checkpoints" / "step-0000002").mkdir(parents=True)
+        store.save(2, {"model": {"x": torch.ones(1)}}, {})
+        (tmp_path / "checkpoints" / "step-0000003").mkdir()  # damaged, so never recommended
     nan = torch.tensor(math.nan)
     stats = StepStats({"reca": nan}, {"reca": 1}, nan, lr=0.0, tokens=1, images=1, flops=1.0)
     with pytest.raises(UserError, match=advice):
-        quiet_telemetry(RunConfig(out=str(tmp_path))).log(step, stats)
+        quiet_telemetry(RunConfig(out=str(tmp_path)), store.advice).log(step, stats)
 
 
 # The real backend needs a C++ compiler and minutes; this one traces and differentiates the same graphs.

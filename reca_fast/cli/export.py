@@ -48,7 +48,7 @@ def run(args: Sequence[str]) -> int:
     else:
         newest = CheckpointStore(folder / "checkpoints").newest(verify=options.verify_checkpoint, tell=print)
         if newest is None:
-            raise UserError(f"{folder} holds no checkpoint (checkpoints/step-*).")
+            raise UserError(f"{folder} holds no whole checkpoint (checkpoints/step-*).")
         folder = newest
     state = read_saved(folder)
     base = options.base or state.base
@@ -58,10 +58,10 @@ def run(args: Sequence[str]) -> int:
     adapter = open_adapter(ModelConfig(path=base))
     now = identity_of_files(adapter.files())
     if differing := [name for name, sum_ in now.items() if state.content.get("model.path", {}).get(name) != sum_]:
-        raise UserError(
-            f"{base} is not the checkpoint that the run started from: another {', '.join(differing)}. Set --base to "
-            "where that one is."
-        )
+        said = f"{base} is not what the run started from: another {', '.join(differing)}."
+        if not options.base:
+            raise UserError(f"{said} Set --base to where that checkpoint is.")
+        print(f"{said} What was not trained is taken from there all the same, as --base asks.")
     trained = SavedWeights(folder, "model" if options.weights == "live" else "average")
     dtype = {"base": None, "fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
     adapter.export(Path(options.out), trained, dtype)

@@ -35,9 +35,7 @@ PROFILED_STEPS = 5
 class Telemetry:
     """Owned by every process (reductions are collective); only the main one writes."""
 
-    def __init__(
-        self, config: RunConfig, processes: Processes, advice: Callable[[], str] = lambda: "start again"
-    ) -> None:
+    def __init__(self, config: RunConfig, processes: Processes, advice: Callable[[], str]) -> None:
         """`advice` says what to do when training has diverged; all processes call it."""
         self.config, self.processes, self.advice = config, processes, advice
         self.folder = Path(config.out)
