@@ -303,7 +303,7 @@ def template_concat(
     expect((token_ids is None) == (embedding is None), "embedding", "it together with token_ids", "only one")
     sources = {"embedding": embedding, "visual": visual, "latents": latents}
     given = {name: x for name, x in sources.items() if x is not None}
-    expect(bool(given), "token_ids", "at least one of token_ids, visual and latents", "none")
+    expect(len(given) > 0, "token_ids", "at least one of token_ids, visual and latents", "none")
     expect_tensors(**given)
     first = next(iter(given.values()))
     dim = first.shape[-1] if first.dim() else 0
