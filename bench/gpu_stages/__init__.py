@@ -27,6 +27,7 @@ STAGES = (
         "layers", "BAGEL's real width, as many layers as fit: time per phase, MFU, memory against prediction", 130, True
     ),
     Stage("ops", "achieved bandwidth of every operation, beside eager and Liger", 90, True),
+    Stage("profile", "where the device's time goes, kernel by kernel", 60, True),
     Stage("images", "the data path: pictures per second on this machine's cores", 25, True),
     Stage("demo", "150 steps of the demo, kernels against plain torch: do the loss curves agree", 80, True),
     Stage("peers", "every operation in everybody else's hands, torch.compile included", 120, True),

@@ -53,5 +53,7 @@ def measure(report: Report, name: str, wanted: Callable[[str], bool], card: Gpu)
         else:
             report.figure(f"{who}: achieved bandwidth", row["real_minimum"] / milliseconds / 1e6, "GB/s")
         report.figure(f"{who}: share of this card's peak", row["share_of_peak"], "of what it reaches at best")
+        if (host := row["gpu_ms"]["host_ms"]) is not None:
+            report.figure(f"{who}: host", host, "ms until all is launched")
         if (peak := row["gpu_ms"]["peak_bytes"]) is not None:
             report.figure(f"{who}: peak memory", peak / 1e6, "MB")
