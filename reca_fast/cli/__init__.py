@@ -1,5 +1,6 @@
 """The command `reca-fast VERB [options]`. A verb's module is imported only when that verb runs."""
 
+import errno
 import importlib
 import os
 import sys
@@ -42,8 +43,41 @@ def set_up_allocator() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb. Returns the exit code; a user's mistake is one sentence on stderr and 2."""
+    """Run one verb. Returns the exit code.
+
+    2 is a user's mistake, told in one sentence on stderr; 1 a bug, with a sentence on how to report it; 130 Ctrl-C; 141
+    a reader of the output that went away, as in `reca-fast train --help | head -1`.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            return _run(args)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # at the end of the interpreter a full disk would be a traceback
+    except UserError as error:
+        print(f"reca-fast: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("reca-fast: interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        _drop_output()
+        return 141
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is None and error.errno == errno.ENOSPC:
+            _drop_output()
+        from reca_fast.cli.failures import report
+
+        return report(error, args)
+
+
+def _drop_output() -> None:
+    """What is still buffered for stdout goes nowhere; the interpreter would try again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -52,13 +86,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     verb, options = args[0], args[1:]
     set_up_allocator()
-    try:
-        if verb not in VERBS:
-            raise UserError(f"Unknown verb {verb!r}.{did_you_mean(verb, VERBS)} `reca-fast --help` lists them.")
-        return importlib.import_module(f"reca_fast.cli.{verb}").run(options)
-    except UserError as error:
-        print(f"reca-fast: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("reca-fast: interrupted.", file=sys.stderr)
-        return 130
+    if verb not in VERBS:
+        raise UserError(f"Unknown verb {verb!r}.{did_you_mean(verb, VERBS)} `reca-fast --help` lists them.")
+    return importlib.import_module(f"reca_fast.cli.{verb}").run(options)
