@@ -29,7 +29,7 @@ CASES = {
     "causal": Case([(130, 130), (1, 1), (77, 77)], causal=True),
     "causal, more keys than queries": Case([(40, 297), (21, 300), (2, 129)], causal=True),
     "one query": Case([(1, 257)], causal=True),
-    "64 segments": Case([(1 + 5 * n % 17, 18 + 7 * n % 23) for n in range(64)]),
+    "64 segments": Case([(1 + 5 * n % 17, 18 + 7 * n % 23) for n in range(64)], heads=7, kv_heads=1),
     "no queries in between": Case([(33, 40), (0, 12), (21, 64)]),
     "rows that see no key": Case([(30, 50), (20, 0), (40, 60)]),
 }

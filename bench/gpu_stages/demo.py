@@ -22,7 +22,7 @@ AGREEMENT = {"fp32": 0.01, "bf16": 0.03}
 
 def run(report: Report) -> None:
     report.figure("pictures", source())
-    steps = 4 if report.rehearsal else 150
+    steps = 3 if report.rehearsal else 150
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_tiny_checkpoint(folder / "base", vae_file=VAE_FILE)
@@ -40,6 +40,7 @@ def train(report: Report, folder: Path, precision: str, kernels: str, steps: int
     text = f"--config demo --model.path {folder / 'base'} --data.source {folder / 'pictures'} --out {out}"
     text += f" --device {report.device.type} --steps {steps} --optim.warmup_steps {steps // 5} --save_every 0"
     text += f" --sample_every 0 --model.precision {precision} --model.kernels {kernels} --data.prefetch 4"
+    text += " --data.tokens_per_pack 500" if report.rehearsal else ""
     code = reca_fast(["train", *text.split()])
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     title = f"{precision}, kernels {kernels}"

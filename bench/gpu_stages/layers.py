@@ -15,7 +15,7 @@ from reca_fast.models.bagel.channels_last import to_channels_last
 from reca_fast.models.bagel.vae import VAE, VAEConfig, encode_pictures
 from reca_fast.train.peaks import peak_flops
 
-from .bagel import LAYERS, Training, predicted_memory, training
+from .bagel import LAYERS, predicted_memory, training
 from .report import Report
 
 PICTURES, STEPS = 8, 3
@@ -85,10 +85,10 @@ def measure(
     name = title(layers, recompute, compiled)
     predicted = predicted_memory(layers, pictures, recompute=recompute, tiny=report.rehearsal).peak(recompute)
     with training(layers, pictures, report.device, recompute=recompute, compile_layers=compiled) as work:
-        run_phases(work, report.device)  # warm-up: compiles
+        run_phases(work.phases, report.device)  # warm-up: compiles
         if not report.rehearsal:
             torch.cuda.reset_peak_memory_stats()
-        rounds = [run_phases(work, report.device) for _ in range(STEPS)]
+        rounds = [run_phases(work.phases, report.device) for _ in range(STEPS)]
         loss = work.loss.item() if work.loss is not None else float("nan")
         flops, tokens = work.flops, work.batch.num_tokens
     milliseconds = {phase: median(times[phase] for times in rounds) for phase in rounds[0]}
@@ -112,21 +112,21 @@ def measure(
         report.figure(f"{name}: memory reserved", torch.cuda.max_memory_reserved() / 1e9, "GB")
 
 
-def run_phases(work: Training, device: torch.device) -> dict[str, float]:
+def run_phases(phases: dict[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
     """One step; milliseconds of each phase, on a GPU by events, so that the host may run ahead."""
     if device.type != "cuda":
-        return {name: _on_cpu(phase) for name, phase in work.phases.items()}
+        return {name: _on_cpu(phase) for name, phase in phases.items()}
     events = [torch.cuda.Event(enable_timing=True)]
     events[0].record()
-    for phase in work.phases.values():
+    for phase in phases.values():
         phase()
         events.append(torch.cuda.Event(enable_timing=True))
         events[-1].record()
     torch.cuda.synchronize()
-    return {name: a.elapsed_time(b) for name, a, b in zip(work.phases, events, events[1:], strict=False)}
+    return {name: a.elapsed_time(b) for name, a, b in zip(phases, events, events[1:], strict=False)}
 
 
-def _on_cpu(phase: Callable[[], None]) -> float:
+def _on_cpu(phase: Callable[[], object]) -> float:
     start = time.perf_counter()
     phase()
     return (time.perf_counter() - start) * 1e3

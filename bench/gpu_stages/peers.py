@@ -1,5 +1,8 @@
-"""The same as `ops` in everybody else's hands: torch.compile, Apple's cross-entropy, flex attention, other backends."""
+"""The authors' layout of a step, then `ops` in everybody else's hands: torch.compile, Apple's cross-entropy, flex
+attention, other backends.
+"""
 
+from . import authors
 from .ops import side_by_side
 from .report import Report
 
@@ -7,5 +10,6 @@ SHOWN = ("eager", "ours", "liger", "reference")
 
 
 def run(report: Report) -> None:
+    authors.run(report)
     side_by_side(report, lambda name: name not in (*SHOWN, "torch.compile"))
     side_by_side(report, lambda name: name == "torch.compile")  # what takes longest comes last

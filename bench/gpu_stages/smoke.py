@@ -54,7 +54,7 @@ def run(report: Report) -> None:
 def compare(report: Report, name: str, options: dict[str, Any], folder: Path, truth) -> None:
     """Four figures: the worst gradient, all gradients together, the loss, weights without a gradient or a step."""
     expected, losses, _ = truth(not options.get("freeze_und", True))
-    backend = "aot_eager" if report.rehearsal else "inductor"
+    backend = "eager" if report.rehearsal else "inductor"
     torch._dynamo.reset()
     got, loss, moved = gradients_of(prepare(folder, report.device, backend, **options))
     precision = options.get("precision", "bf16")
