@@ -190,6 +190,9 @@ def test_broken_case(fault, copy, reca_fast) -> None:
 
 def test_impossible_calls(copy, reca_fast, tmp_path) -> None:
     assert "does not exist" in reca_fast("verify", tmp_path / "nowhere").sentence
+    (tmp_path / "empty").mkdir()
+    assert "neither a parity case (config.json and" in reca_fast("verify", tmp_path / "empty").sentence
+    assert "is a file; verify takes a folder" in reca_fast("verify", copy / "config.json").sentence
     assert "nowhere is missing" in reca_fast("verify", copy, "--weights", tmp_path / "nowhere").sentence
     assert "needs an NVIDIA GPU" in reca_fast("verify", copy, "--attention", "torch").sentence
     blocked = tmp_path / "file"

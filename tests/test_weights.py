@@ -1,5 +1,6 @@
 """Checkpoints load strictly and memory-mapped; the model's parameters are the public model's, name by name."""
 
+import errno
 import os
 import re
 import shutil
@@ -168,6 +169,44 @@ def test_broken_json(file, text, message, copy) -> None:
     (copy / file).write_text(text)
     with pytest.raises(UserError, match=message):
         load(copy)
+
+
+def test_numbers_that_are_none_are_named(copy) -> None:
+    path = copy / "ema.safetensors"
+    weights = load_file(path)
+    weights["llm2vae.bias"][0], weights["connector.fc1.weight"][0, 0] = torch.nan, torch.inf
+    save_file(weights, path)
+    with pytest.raises(UserError, match=r"2 tensors hold NaN .* \(connector\.fc1\.weight, llm2vae\.bias\)"):
+        check_checkpoint(copy)
+
+
+def test_a_file_without_the_vision_tower_says_what_to_do(copy) -> None:
+    path = copy / "ema.safetensors"
+    save_file({key: x for key, x in load_file(path).items() if not key.startswith("vit_model.")}, path)
+    with pytest.raises(UserError, match=r"was saved without vit_model\.\* .* copy these tensors into it from"):
+        check_checkpoint(copy)
+
+
+def test_a_forbidden_file_is_not_called_missing(copy, monkeypatch) -> None:
+    """Tests may run as root, whom nothing is forbidden."""
+    path = copy / "ema.safetensors"
+    opened = Path.open
+
+    def forbidden(self, *args, **options):
+        if self == path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return opened(self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    with pytest.raises(UserError, match=r"ema\.safetensors cannot be read: Permission denied\.$"):
+        check_checkpoint(copy)
+
+
+def test_a_pipe_is_no_file_of_weights(copy) -> None:
+    (copy / "ema.safetensors").unlink()
+    os.mkfifo(copy / "ema.safetensors")
+    with pytest.raises(UserError, match="is no file of weights"):
+        check_checkpoint(copy)
 
 
 def test_whole_checkpoint(tiny_folder) -> None:

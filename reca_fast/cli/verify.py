@@ -32,10 +32,15 @@ def run(args: Sequence[str]) -> int:
     options = parse(VerifyOptions, "verify", args, positional=POSITIONAL)
     folder = Path(options.case)
     if not folder.is_dir():
-        raise UserError(f"The case folder {folder} does not exist.")
-    if not (folder / "inputs.safetensors").exists() and (folder / "ema.safetensors").exists():
+        raise UserError(f"{folder} {'is a file' if folder.exists() else 'does not exist'}; verify takes a folder.")
+    if (folder / "inputs.safetensors").exists():
+        return _verify_case(folder, options)
+    if (folder / "ema.safetensors").exists() or (folder / "llm_config.json").exists():
         return _verify_checkpoint(folder)
-    return _verify_case(folder, options)
+    raise UserError(
+        f"{folder} is neither a parity case (config.json and inputs.safetensors) nor a checkpoint folder "
+        "(llm_config.json and ema.safetensors); name the folder that holds these files."
+    )
 
 
 def _verify_checkpoint(folder: Path) -> int:
@@ -77,7 +82,8 @@ def _verify_case(folder: Path, options: VerifyOptions) -> int:
             found = "not computed" if ours is None else f"{list(ours.shape)}, not {list(reference.shape)}"
             print(f"FAIL  {name}  {found}")
             continue
-        distance = (ours.double() - reference.double()).abs().max() / reference.double().abs().max().clamp(min=1e-30)
+        difference, largest = (ours.double() - reference.double()).abs(), reference.double().abs()
+        distance = difference.max() / largest.max().clamp(min=1e-30) if reference.numel() else torch.zeros(())
         limit = tolerance(name, dtype)
         ok = bool(distance <= limit)
         failed += [] if ok else [name]

@@ -12,7 +12,7 @@ from reca_fast.data.samples import SampleBuilder
 from reca_fast.errors import UserError
 from reca_fast.flow import I2T, Sample
 from reca_fast.kernels import choose_backend, flow_interpolate, implementation, kernels, to_device, use_kernels
-from reca_fast.models.safetensors_files import stored_shapes
+from reca_fast.models.safetensors_files import check_finite, stored_shapes
 from reca_fast.objectives import flow_loss_by_task, next_token_loss, shifted_logit_normal
 
 from .batch import BagelBatch
@@ -163,10 +163,10 @@ class BagelAdapter:
 
 
 def check_checkpoint(folder: Path) -> str:
-    """Read a checkpoint folder strictly, weights' names and shapes included; one line that says what it holds.
+    """Read a checkpoint folder strictly, names, shapes and numbers of its weights; one line that says what it holds.
 
     Raises:
-        UserError: anything missing, unexpected or misshapen.
+        UserError: anything missing, unexpected or misshapen, NaN or infinite numbers.
     """
     config = BagelConfig.from_folder(folder)
     with torch.device("meta"):
@@ -175,5 +175,7 @@ def check_checkpoint(folder: Path) -> str:
     check_keys(model, path)
     load_tokenizer(folder)
     load_vae(folder / "ae.safetensors", config.vae, device="cpu")
+    for file in (path, folder / "ae.safetensors"):
+        check_finite(file)
     numbers = sum(p.numel() for p in model.parameters())
     return f"{folder}: a whole BAGEL checkpoint, {len(stored_shapes(path))} tensors, {numbers / 1e9:.3f} G parameters."
