@@ -185,11 +185,11 @@ def test_a_base_with_other_contents(trained_run, bf16_base, reca_fast, tmp_path)
     weights = load_file(base / "ema.safetensors")
     save_file(weights | {"llm2vae.bias": weights["llm2vae.bias"] + 1}, base / "ema.safetensors")
     said = reca_fast("export", run, out, "--base", base)
-    assert said.code == 0 and f"{base} is not what the run started from: another ema.safetensors." in said.out
+    assert said.code == 0 and f"{base} is not what the run started from, it differs in ema.safetensors." in said.out
     shutil.rmtree(out)
     state = json.loads((run / "checkpoints" / "step-0000003" / "run_state.json").read_text())
     folder = CheckpointStore(run / "checkpoints").save(4, {"model": {"x": torch.ones(1)}}, state | {"base": str(base)})
-    assert "another ema.safetensors. Set --base" in reca_fast("export", folder, out).sentence
+    assert "differs in ema.safetensors. Set --base" in reca_fast("export", folder, out).sentence
     assert not out.exists()
 
 

@@ -263,7 +263,7 @@ def test_other_data_is_refused(half, reca_fast, arguments, pictures, tmp_path):
     shutil.copytree(pictures, fewer)
     (fewer / "00.png").unlink()
     said = reca_fast("train", *arguments(half), *FULL, "--data.source", fewer)
-    assert "is not what the saved run had there: another number of records" in said.sentence
+    assert "is not what the saved run had there, it differs in number of records" in said.sentence
 
 
 def test_the_average_is_exported(whole, reca_fast, tmp_path):

@@ -58,7 +58,7 @@ def run(args: Sequence[str]) -> int:
     adapter = open_adapter(ModelConfig(path=base))
     now = identity_of_files(adapter.files())
     if differing := [name for name, sum_ in now.items() if state.content.get("model.path", {}).get(name) != sum_]:
-        said = f"{base} is not what the run started from: another {', '.join(differing)}."
+        said = f"{base} is not what the run started from, it differs in {', '.join(differing)}."
         if not options.base:
             raise UserError(f"{said} Set --base to where that checkpoint is.")
         print(f"{said} What was not trained is taken from there all the same, as --base asks.")

@@ -118,7 +118,7 @@ def check_content(saved: Content, now: Content, config: RunConfig) -> None:
         differing = [part for part in {**before, **parts} if before.get(part) != parts.get(part)]
         if differing:
             raise UserError(
-                f"{name}={attrgetter(name)(config)} is not what the saved run had there: another "
+                f"{name}={attrgetter(name)(config)} is not what the saved run had there, it differs in "
                 f"{', '.join(differing)}. Set it back, or name another --out."
             )
 
