@@ -6,9 +6,9 @@
 
 Each stage runs in a process of its own with a time limit, so that none can take another with it; this process never
 touches the GPU. Every figure is one JSON line in --out, written at once:
-`{stage, name, value, unit, expected, ok, seconds, error}`. A line of the machine comes before each run's figures, a
-table after them, also when the run is cut short (Ctrl-C, SIGTERM). Exit code: 0 when every figure is as expected, 1
-when one is not, 2 when the run could not begin.
+`{stage, name, value, unit, expected, ok, seconds, error}`; `ok` is null for what was left out. A line of the machine
+comes before each run's figures, a table after them, also when the run is cut short (Ctrl-C, SIGTERM). Exit code: 0 when
+every figure is as expected, 1 when one is not, 2 when the run could not begin.
 """
 
 import argparse
@@ -118,8 +118,14 @@ class Run:
         self.file.flush()
 
     def fault(self, stage: str, name: str, error: str, seconds: float = 0.0) -> None:
+        """A line for what went wrong."""
         keys = {"stage": stage, "name": name, "value": None, "unit": "", "expected": None, "ok": False}
         self.record({**keys, "seconds": round(seconds, 3), "error": error})
+
+    def left_out(self, stage: str, why: str) -> None:
+        """A line for what was not measured: neither right nor wrong."""
+        keys = {"stage": stage, "name": stage, "value": None, "unit": "", "expected": None, "ok": None}
+        self.record({**keys, "seconds": 0.0, "error": why})
 
     def prepare(self, stage: Stage) -> Child:
         """The stage's process, which imports what it needs and waits."""
@@ -164,7 +170,7 @@ class Run:
         left = self.deadline - time.monotonic() - GRACE
         seconds = min(stage.cap, left if not self.waiting else max(left / 2, min(left, LEAST)))
         if seconds < LEAST:
-            self.fault(stage.name, stage.name, "not begun: the time of the run (--seconds) is spent")
+            self.left_out(stage.name, "not begun: the time of the run (--seconds) is spent")
             if stage.name in self.ready:
                 self.ready.pop(stage.name).kill()
             return
@@ -196,7 +202,7 @@ class Run:
             self.fault(name, "a line that is no JSON", text[:TAIL])
             return
         self.record(line)
-        mark = "ok  " if line["ok"] else "FAIL"
+        mark = {True: "ok  ", False: "FAIL", None: "-   "}[line["ok"]]
         print(f"{time.monotonic() - self.begin:6.1f} s  {mark} {shown(line)}", flush=True)
 
     def reap_compilers(self) -> None:
@@ -225,9 +231,9 @@ class Run:
         for child in (*self.working.values(), *self.ready.values(), *self.compiling):
             child.kill()
         for name in self.working:
-            self.fault(name, name, "cut short: the run was asked to stop")
+            self.left_out(name, "cut short: the run was asked to stop")
         for stage in self.waiting:
-            self.fault(stage.name, stage.name, "not begun: the run was asked to stop")
+            self.left_out(stage.name, "not begun: the run was asked to stop")
         self.file.close()
 
 
@@ -253,15 +259,17 @@ def shown(line: Line) -> str:
 
 
 def table(lines: list[Line]) -> str:
-    """Per stage: figures, how many as expected, seconds; then everything that was not."""
+    """Per stage how many figures are as expected, not so, left out, and seconds; then everything of the last two."""
     rows = []
     for stage in dict.fromkeys(line["stage"] for line in lines):
         own = [line for line in lines if line["stage"] == stage]
-        good = sum(line["ok"] for line in own)
-        rows.append(f"{stage:12} {len(own):8} {good:12} {len(own) - good:8} {sum(x['seconds'] for x in own):9.1f}")
-    wrong = [line for line in lines if not line["ok"]]
-    text = f"\n{'stage':12} {'figures':>8} {'as expected':>12} {'not':>8} {'seconds':>9}\n" + "\n".join(rows)
-    return text + ("\n\nnot as expected:\n" + "\n".join(f"  {shown(line)}" for line in wrong) if wrong else "")
+        counts = [sum(line["ok"] is ok for line in own) for ok in (True, False, None)]
+        rows.append(f"{stage:12} {counts[0]:12} {counts[1]:6} {counts[2]:9} {sum(x['seconds'] for x in own):9.1f}")
+    text = f"\n{'stage':12} {'as expected':>12} {'not':>6} {'left out':>9} {'seconds':>9}\n" + "\n".join(rows)
+    for ok, title in ((None, "left out"), (False, "not as expected")):
+        if these := [line for line in lines if line["ok"] is ok]:
+            text += f"\n\n{title}:\n" + "\n".join(f"  {shown(line)}" for line in these)
+    return text
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -330,7 +338,7 @@ def main() -> int:
         run.close()
         print(table(run.lines))
         print(f"\n{time.monotonic() - run.begin:.0f} s; written: {args.out}", flush=True)
-    return code or int(not all(line["ok"] for line in run.lines))
+    return code or int(any(line["ok"] is False for line in run.lines))
 
 
 if __name__ == "__main__":

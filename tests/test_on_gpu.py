@@ -53,7 +53,7 @@ def test_a_failure_is_a_line_and_the_stage_goes_on() -> None:
 def test_a_stage_without_time_says_what_it_leaves_out() -> None:
     lines: list[dict] = []
     Report("smoke", torch.device("cpu"), lines.append, seconds=0).attempt("late", pytest.fail)
-    assert "left out" in lines[0]["error"]
+    assert "left out" in lines[0]["error"] and lines[0]["ok"] is None  # neither right nor wrong
 
 
 def test_predicted_memory_of_the_real_model() -> None:

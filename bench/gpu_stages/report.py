@@ -40,9 +40,18 @@ class Report:
         return self._deadline - time.monotonic()
 
     def figure(
-        self, name: str, value: Any, unit: str = "", *, expected: Any = None, ok: bool = True, error: str | None = None
+        self,
+        name: str,
+        value: Any,
+        unit: str = "",
+        *,
+        expected: Any = None,
+        ok: bool | None = True,
+        error: str | None = None,
     ) -> None:
-        """One line. `expected` is what `ok` was judged by, when there is such a thing."""
+        """One line. `expected` is what `ok` was judged by, when there is such a thing; `ok` is None when nothing was
+        measured for want of time.
+        """
         now = time.monotonic()
         if isinstance(value, float) and not math.isfinite(value):  # JSON has no such numbers
             value, ok = str(value), False
@@ -69,13 +78,17 @@ class Report:
     def equal(self, name: str, value: Any, expected: Any, unit: str = "") -> None:
         self.figure(name, value, unit, expected=expected, ok=value == expected)
 
-    def attempt(self, name: str, measure: Callable[..., Any], *args: Any) -> bool:
+    def attempt(self, name: str, measure: Callable[..., Any], *args: Any, needs: float = 0.0) -> bool:
         """Run one part of the stage; what it raises becomes a line, and the stage goes on. True: nothing was raised.
 
         An error that leaves the CUDA context unusable ends the stage: everything after it would fail alike.
+
+        Args:
+            needs: seconds that it takes on a GPU; it is left out when fewer are left.
         """
-        if self.left() <= 0:
-            self.figure(name, None, ok=False, error="left out: the time of this stage is spent")
+        if self.left() <= (0 if self.rehearsal else needs):
+            why = f"left out: it takes some {needs:.0f} s" if needs else "left out: the time of this stage is spent"
+            self.figure(name, None, ok=None, error=why)
             return False
         try:
             measure(*args)

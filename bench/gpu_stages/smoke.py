@@ -22,6 +22,10 @@ TOLERANCE_ALL = {"fp32": 5e-4, "bf16": 3e-2}
 """The same over all gradients together."""
 
 
+COMPILING = 40.0
+"""Seconds that torch.compile takes for the two layers, forward and backward."""
+
+
 def settings(device: torch.device) -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and options of the model, the likeliest first; torch.compile, which takes longest, last."""
     yield "default", {}
@@ -48,7 +52,8 @@ def run(report: Report) -> None:
             return gradients_of(prepare(folder, torch.device("cpu"), **options))
 
         for name, options in settings(report.device):
-            report.attempt(name, compare, report, name, options, folder, truth)
+            needs = COMPILING if options.get("compile") else 0.0
+            report.attempt(name, compare, report, name, options, folder, truth, needs=needs)
 
 
 def compare(report: Report, name: str, options: dict[str, Any], folder: Path, truth) -> None:
