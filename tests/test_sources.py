@@ -5,10 +5,13 @@ import json
 import logging
 import os
 import tarfile
+import threading
+import time
 import tracemalloc
 from pathlib import Path
 
 import datasets
+import huggingface_hub.constants
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -204,6 +207,13 @@ def test_folder_of_save_to_disk(tmp_path: Path, feature: object) -> None:
         opened(tmp_path / "one", image_column="caption")
 
 
+@pytest.fixture
+def reachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub answers, as far as a connection goes."""
+    monkeypatch.setattr("reca_fast.data.sources.hub._answers", lambda: True)
+
+
+@pytest.mark.usefixtures("reachable")
 def test_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells = [{"bytes": picture(name), "path": None} for name in NAMES]
     rows = saved_dataset(tmp_path, {"image": cells, "caption": ["x", "y", "z"]}, datasets.Image())
@@ -228,6 +238,30 @@ def test_a_lost_file_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             opened(name)
 
 
+def test_an_offline_hub_says_so_within_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody answers at an address that accepts no connection, and names may take for ever to look up."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # set by what is tested, undone afterwards
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    forever = threading.Event()
+    monkeypatch.setattr("socket.create_connection", lambda *args, **options: forever.wait())
+    for offline in ("", "1"):
+        monkeypatch.setenv("HF_HUB_OFFLINE", offline)
+        start = time.monotonic()
+        with pytest.raises(UserError, match="'owner/name' is no path here, and the Hugging Face hub is offline"):
+            opened("owner/name")
+        assert time.monotonic() - start < 3
+        assert huggingface_hub.constants.HF_HUB_OFFLINE
+    (tmp_path / "hub" / "datasets--owner--name").mkdir(parents=True)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: pytest.skip("the cache was asked"))
+    with pytest.raises(pytest.skip.Exception):
+        opened("owner/name")
+    forever.set()
+
+
+@pytest.mark.usefixtures("reachable")
 def test_an_unreachable_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_dataset(name: str, split: str) -> datasets.Dataset:
         for library in ("datasets.load", "huggingface_hub.utils._http"):

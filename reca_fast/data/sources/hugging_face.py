@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from reca_fast.config import DataConfig
 from reca_fast.data.images import BadRecord
 from reca_fast.data.sources.base import Record, check_column, clean_caption
+from reca_fast.data.sources.hub import endpoint, go_offline_unless_reachable, may_be_cached
 from reca_fast.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ class HuggingFaceSource:
     """Rows of one split, memory-mapped by `datasets`; keys are "split/000000012". Pictures stay encoded."""
 
     def __init__(self, config: DataConfig, folder: str | None) -> None:
+        # Before the import, which reads the setting and takes seconds.
+        if not folder and not go_offline_unless_reachable() and not may_be_cached(config.source):
+            raise _offline(config.source)
         from datasets import Image
 
         rows = _from_folder(folder, config.split) if folder else _from_hub(config.source, config.split)
@@ -81,7 +85,15 @@ def _from_folder(folder: str, split: str) -> "Dataset":
     return found[split]
 
 
+def _offline(name: str) -> UserError:
+    return UserError(
+        f"data.source {name!r} is no path here, and the Hugging Face hub is offline ({endpoint()} does not answer, or "
+        "HF_HUB_OFFLINE is set) with no copy of such a dataset in its cache. Check the path, or the network."
+    )
+
+
 def _from_hub(name: str, split: str) -> "Dataset":
+    is_asked = go_offline_unless_reachable()
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -89,6 +101,8 @@ def _from_hub(name: str, split: str) -> "Dataset":
         with _quiet_hub():
             return load_dataset(name, split=split)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        if not is_asked:
+            raise _offline(name) from error
         raise UserError(
             f"data.source {name!r} is no path here, and as a dataset of the Hugging Face hub its split "
             f"{split!r} cannot be loaded: {' '.join(str(error).split()).removesuffix('.')}; check the name."
