@@ -440,16 +440,36 @@ def test_broken_folders(try_train, tiny_folder, tmp_path) -> None:
     assert "vocab.json missing" in try_train("--model.path", broken).sentence
 
 
+PROMPTS_THAT_ARE_NONE = {
+    "[" * 10_000 + "]" * 10_000: "nests deeper than 50 levels",
+    '{"prompt": ' + '{"a": ' * 60 + "1" + "}" * 61: "nests deeper",
+    "9" * 5000: "cannot be read as JSON",
+    "NaN": "no 'prompt'",
+    '{"prompt": ""}': "no 'prompt'",
+    '{"prompt": ["x"]}': "no 'prompt'",
+    '{"prompt": "x", "id": ".."}': r"the id '\.\.' names no file",
+    '{"prompt": "x", "id": "."}': "names no file",
+    '{"prompt": "x", "id": ["a"]}': "is neither text nor a whole number",
+    '{"prompt": "x", "id": true}': "is neither text nor a whole number",
+    '{"prompt": "x", "id": "' + "y" * 300 + '"}': "is longer than 200 bytes",
+    '{"prompt": "x", "prompt": "y"}': "holds the name 'prompt' twice",
+}
+
+
 def test_impossible_drawings(tiny_folder, reca_fast, tmp_path) -> None:
     def generate(*options) -> str:
         where = ["--model.path", tiny_folder, "--out", tmp_path / "out", "--device", "cpu", "--sampling.steps", 2]
         return reca_fast("generate", *where, *options).sentence
 
     assert "No prompt given" in generate()
-    assert f"{tmp_path / 'none.jsonl'} cannot be read: No such file" in generate("--prompts", tmp_path / "none.jsonl")
+    assert f"{tmp_path / 'none.jsonl'} is missing; check --prompts" in generate("--prompts", tmp_path / "none.jsonl")
+    assert f"{tmp_path} cannot be read: Is a directory" in generate("--prompts", tmp_path)
     bad = tmp_path / "bad.jsonl"
     bad.write_text('"good"\n{"prompt": "good"}\nnot json\n')
-    assert "bad.jsonl, line 3: not JSON" in generate("--prompts", bad)
+    assert "bad.jsonl, line 3 cannot be read as JSON" in generate("--prompts", bad)
+    for line, said in PROMPTS_THAT_ARE_NONE.items():
+        bad.write_text(f'"good"\n{line}\n')
+        assert re.search(rf"bad\.jsonl, line 2.*{said}", generate("--prompts", bad)), line
     bad.write_text('{"text": "no prompt"}\n')
     assert "bad.jsonl, line 1: no 'prompt'" in generate("--prompts", bad)
     assert "batch=0: it must be at least 1" in generate("--prompt", "x", "--batch", 0)

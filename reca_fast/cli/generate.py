@@ -1,15 +1,19 @@
 """`reca-fast generate`: pictures from prompts, with classifier-free guidance."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from reca_fast.cli.options import parse
 from reca_fast.config import Few, ModelConfig, Pixels, Place, SamplingConfig
-from reca_fast.errors import UserError, writing
+from reca_fast.errors import UserError, reading, writing
+from reca_fast.schema import parse_json, shown
+
+MAX_BYTES = 2**28
+MAX_NAME = 200
 
 
 @dataclass
@@ -68,24 +72,35 @@ def run(args: Sequence[str]) -> int:
 
 def read_prompts(path: Path, first: int) -> list[tuple[str, str]]:
     """(file stem, prompt) of every line of a JSONL file; a bad line is named."""
+    with reading(path, missing="check --prompts"), path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{path} is larger than {MAX_BYTES:,} bytes; split it.")
     try:
-        lines = path.read_text("utf-8").split("\n")
-    except OSError as error:
-        raise UserError(f"The prompts file {path} cannot be read: {error.strerror}.") from None
+        lines = data.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError:
         raise UserError(f"The prompts file {path} is not UTF-8 text; save it as UTF-8.") from None
     out: list[tuple[str, str]] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            raise UserError(f"{path}, line {number}: not JSON. Write a string or an object with 'prompt'.") from None
+        where = f"{path}, line {number}"
+        entry = parse_json(line, where)
         prompt = entry.get("prompt") if isinstance(entry, dict) else entry
-        if not isinstance(prompt, str):
-            raise UserError(f"{path}, line {number}: no 'prompt'. Write a string or an object with 'prompt'.")
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise UserError(f"{where}: no 'prompt'. Write a string or an object with 'prompt'.")
         given = entry.get("id") if isinstance(entry, dict) else None
-        name = "" if given is None else re.sub(r"[^\w.-]", "_", str(given))
-        out.append((name or f"{first + len(out):04d}", prompt))
+        out.append((f"{first + len(out):04d}" if given in (None, "") else _stem(given, where), prompt))
     return out
+
+
+def _stem(given: Any, where: str) -> str:
+    """The name of a picture without its ending: the id, other characters than those of words, . and - made _."""
+    if isinstance(given, bool) or not isinstance(given, str | int):
+        raise UserError(f"{where}: the id {shown(given)} is neither text nor a whole number.")
+    name = re.sub(r"[^\w.-]", "_", given if isinstance(given, str) else shown(given))
+    if not name.strip("."):
+        raise UserError(f"{where}: the id {shown(given)} names no file; write letters or digits.")
+    if len(name.encode()) > MAX_NAME:
+        raise UserError(f"{where}: the id {shown(given)} is longer than {MAX_NAME} bytes, too long for a file name.")
+    return name
