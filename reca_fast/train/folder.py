@@ -19,13 +19,14 @@ class RunFolder:
     """Creates a run folder and holds the lock in it. A context: the lock is given back afterwards.
 
     The lock is the system's own (POSIX, on the file run.lock): whatever ends the process gives it back, `kill -9` too,
-    and file systems that several hosts share pass it on. The file says who holds it. It is never removed: a run that
-    waits for the lock of a removed file would own nothing.
+    and file systems that several hosts share pass it on. The file says who holds it, and is emptied by a run that
+    ends orderly. It is never removed: whoever locks a removed file owns nothing.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: IO[str] | None = None
+        self._held = False
 
     def take(self) -> str:
         """Take the lock; returns why that cannot be, or nothing. Says so where the file system does not lock."""
@@ -47,22 +48,33 @@ class RunFolder:
                     file=sys.stderr,
                 )
                 return ""
-            holder = self._holder()
+            holder = self._read()
             self.close()
-            return f"The run folder {self.path} is in use by {holder}; wait, end that run, or name another --out."
-        self._file.truncate(0)
+            who = _named(holder) if holder else "another run"
+            return f"The run folder {self.path} is in use by {who}; wait, end that run, or name another --out."
+        before = self._read()
+        if before is not None and before["host"] != socket.gethostname():
+            print(
+                f"{self.path / LOCK_FILE} was left behind by {_named(before)}. Where locks do not reach other hosts "
+                "(NFS mounted with nolock), make sure that it has ended.",
+                file=sys.stderr,
+            )
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        self._file.truncate(0)
         self._file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}) + "\n")
         self._file.flush()
+        self._held = True
         return ""
 
-    def _holder(self) -> str:
+    def _read(self) -> dict[str, str] | None:
+        """What the lock file says, or None when it says nothing of that kind."""
         assert self._file is not None
-        with suppress(OSError, ValueError, LookupError, TypeError):
+        try:
             self._file.seek(0)
-            lines = json.loads(self._file.read(1000))
-            return f"process {int(lines['pid'])} on {lines['host']!s:.100} since {lines['since']!s:.40}"
-        return "another run"
+            values = json.loads(self._file.read(1000))
+            return {name: f"{values[name]!s:.100}" for name in ("host", "pid", "since")}
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            return None
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -72,5 +84,12 @@ class RunFolder:
 
     def close(self) -> None:
         if self._file is not None:
+            if self._held:
+                with suppress(OSError):
+                    self._file.truncate(0)
             self._file.close()
-            self._file = None
+            self._file, self._held = None, False
+
+
+def _named(holder: dict[str, str]) -> str:
+    return f"process {holder['pid']} on {holder['host']} since {holder['since']}"

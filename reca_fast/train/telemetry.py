@@ -241,8 +241,8 @@ def _row(line: bytes | str) -> dict[str, Any] | None:
     """A line of metrics, or None when it is something else."""
     try:
         row = json.loads(line)
-        return row if math.isfinite(row["step"] + row["loss"]) else None
-    except (ValueError, KeyError, TypeError, IndexError):
+        return row if type(row["step"]) is int and math.isfinite(row["step"] + row["loss"]) else None
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return None
 
 
