@@ -6,9 +6,9 @@
 
 Each stage runs in a process of its own with a time limit, so that none can take another with it; this process never
 touches the GPU. Every figure is one JSON line in --out, written at once:
-`{stage, name, value, unit, expected, ok, seconds, error}`; `ok` is null for what was left out. A line of the machine
-comes before each run's figures, a table after them, also when the run is cut short (Ctrl-C, SIGTERM). Exit code: 0 when
-every figure is as expected, 1 when one is not, 2 when the run could not begin.
+`{stage, name, value, unit, expected, ok, seconds, error}`; `ok` is null for what was left out. Each run begins with a
+line of the machine and ends with a table, also when it is cut short (Ctrl-C, SIGTERM). Exit code: 0 when every
+figure is as expected, 1 when one is not, 2 when the run could not begin.
 """
 
 import argparse
@@ -327,7 +327,7 @@ def main() -> int:
     try:
         if gpu is not None:
             run.compile_ahead(max(1, min(10, cores - 4)))
-        here = {"stage": "machine", "name": "machine", "value": describe(gpu), "unit": "", "expected": None}
+        here = {"stage": "environment", "name": "machine", "value": describe(gpu), "unit": "", "expected": None}
         run.record({**here, "ok": True, "seconds": 0.0, "error": None})
         run.finish()
     except Stopped as stopped:

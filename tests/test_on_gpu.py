@@ -8,6 +8,7 @@ import sys
 import time
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -17,7 +18,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from bench import on_gpu
 from bench.environment import ROOT
-from bench.gpu_stages import NAMES, STAGES, Stage
+from bench.gpu_stages import NAMES, STAGES, Stage, machine
 from bench.gpu_stages.bagel import predicted_memory
 from bench.gpu_stages.report import Report
 
@@ -63,6 +64,24 @@ def test_predicted_memory_of_the_real_model() -> None:
     assert 118e9 < whole.peak(True) < 141e9 and half.peak(True) < 80e9
     plain = predicted_memory(2, 8, recompute=False)
     assert plain.kept == pytest.approx(2 * plain.layer, rel=0.1) and plain.peak(False) > plain.weights + plain.moments
+
+
+def test_a_lost_gpu_ends_the_stage_and_another_error_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an illegal address every later call fails alike; after running out of memory none does."""
+    lines: list[dict] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch, "ones", lambda *size, device: torch.zeros(size))
+    report = Report("smoke", torch.device("cuda"), lines.append)
+    assert not report.attempt("too large", lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
+
+    def lost() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    with pytest.raises(SystemExit, match="the GPU context is lost"):
+        report.attempt("wild", lost)
+    assert [line["name"] for line in lines] == ["too large", "wild"]
 
 
 # The parent
@@ -131,7 +150,7 @@ def test_sigterm_prints_the_table_and_keeps_the_lines(tmp_path: Path) -> None:
     assert process.returncode == 128 + signal.SIGTERM, errors
     lines = read(out)
     assert all(list(line) == KEYS for line in lines)
-    assert lines[0]["stage"] == "machine" and lines[0]["value"]["packages"]["torch"]
+    assert lines[0]["name"] == "machine" and lines[0]["value"]["packages"]["torch"]
     assert "as expected" in said and "not begun: the run was asked to stop" in said and str(out) in said
     assert children and not psutil.wait_procs(children, timeout=5)[1]
 
@@ -143,7 +162,7 @@ def test_a_run_appends_and_its_exit_code_tells(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = read(out)
-    assert lines[0] == {"earlier": True} and lines[1]["stage"] == "machine"
+    assert lines[0] == {"earlier": True} and lines[1]["name"] == "machine"
     assert {line["stage"] for line in lines[2:]} == {"ceilings"}
 
 
@@ -168,6 +187,17 @@ def test_mistakes_get_one_sentence(arguments: list[str], sentence: str) -> None:
     environment = {**os.environ, "PATH": "/nowhere"}  # where no nvidia-smi is
     done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, env=environment)
     assert done.returncode == 2 and sentence in done.stderr.splitlines()[-1]
+
+
+def test_kernels_of_another_checkout_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An editable install of another one would lend its kernels in silence."""
+    assert machine.why_not_importable() is None
+    spec = SimpleNamespace(origin="/elsewhere/kernels/ops/__init__.py")
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: spec)
+    assert "would come from /elsewhere/kernels/ops" in str(machine.why_not_importable())
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: spec if name == "torch" else None)
+    sentence = str(machine.why_not_importable())
+    assert "cannot be imported" in sentence and "ln -sfn ../kernels/ops" in sentence
 
 
 def test_the_list_names_every_stage() -> None:

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from reca_fast.config import LossWeights, OptimConfig
 from reca_fast.flow import Sample
 from reca_fast.kernels import choose_backend, flow_interpolate
+from reca_fast.kernels.liger import liger_installed
 from reca_fast.models.bagel.batch import BagelBatch
 from reca_fast.models.bagel.collate import collate
 from reca_fast.models.bagel.config import BagelConfig, LLMConfig, ViTConfig
@@ -134,7 +135,7 @@ class Memory:
     gradients: int
     kept: int  # what the forward pass leaves for the backward pass: activations, bf16 copies of weights
     layer: int  # what one layer of it leaves, which recomputation makes again
-    transient: int  # gradients of the widest activations: of the MLP's product, its gate and its other half
+    transient: int  # gradients of the widest activations, those of the MLP's inner rows
 
     def peak(self, recompute: bool) -> int:
         """The larger of two moments: all activations and no gradient yet, or all gradients and one layer's left."""
@@ -154,7 +155,8 @@ def predicted_memory(layers: int, pictures: int, *, recompute: bool, tiny: bool 
     one, two = (_activations(n, pictures, tiny) for n in (1, 2))
     layer = two - one + 2 * in_layers // layers
     kept = one - (two - one) + layers * (batch.num_tokens * config.llm.hidden_size * 2 if recompute else layer)
-    transient = 3 * len(batch.gen_rows) * config.llm.intermediate_size * 2
+    # Of the product of gate and up; theirs overwrite them in Liger's kernel, and are two more without it.
+    transient = (1 if liger_installed() else 3) * len(batch.gen_rows) * config.llm.intermediate_size * 2
     return Memory(4 * trained + 2 * frozen, 8 * trained, 4 * trained, kept, layer, transient)
 
 

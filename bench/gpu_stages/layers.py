@@ -19,7 +19,7 @@ from .bagel import LAYERS, predicted_memory, training
 from .report import Report
 
 PICTURES, STEPS = 8, 3
-PREDICTION = 0.15
+PREDICTION = 0.05
 """Measured peak memory may differ from the predicted one by this share of it."""
 RESERVE = 3 * 2**30
 """Bytes of a card left alone: the context, the libraries' workspaces, what lies between allocations."""

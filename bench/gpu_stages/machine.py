@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from bench.environment import ROOT, cpu_model, git
@@ -73,13 +74,13 @@ def why_not_importable() -> str | None:
     """None when a child will find what it imports, else the sentence that says what to do."""
     if importlib.util.find_spec("torch") is None:
         return "torch is not installed for this Python."
-    try:
-        found = importlib.util.find_spec("reca_fast.kernels") is not None
-    except ImportError:
-        found = False
-    if not found:
-        return (
-            f"reca_fast.kernels cannot be imported; run `pip install -e {ROOT}`, or without network "
-            f"`ln -sfn ../kernels/ops {ROOT / 'reca_fast' / 'kernels'}`."
-        )
+    remedy = (
+        f"run `pip install -e {ROOT}`, or without network `ln -sfn ../kernels/ops {ROOT / 'reca_fast' / 'kernels'}`."
+    )
+    found = importlib.util.find_spec("reca_fast.kernels")
+    if found is None or found.origin is None:
+        return f"reca_fast.kernels cannot be imported; {remedy}"
+    folder = Path(found.origin).resolve().parent
+    if folder != ROOT / "kernels" / "ops":
+        return f"reca_fast.kernels would come from {folder}, not from this checkout; {remedy}"
     return None

@@ -53,6 +53,7 @@ def hand_in(report: Report, name: str, once: Callable[[], object], shown: int) -
     took = {
         event.key: (event.self_device_time_total if gpu else event.self_cpu_time_total, event.count)
         for event in profiler.key_averages()
+        if not gpu or event.self_device_time_total > 0  # what the host alone did
     }
     report.figure(f"{name}: all kernels", sum(time for time, _ in took.values()) / 1e3, "ms")
     for kernel, (time, count) in sorted(took.items(), key=lambda item: -item[1][0])[:shown]:

@@ -90,18 +90,17 @@ class Report:
             why = f"left out: it takes some {needs:.0f} s" if needs else "left out: the time of this stage is spent"
             self.figure(name, None, ok=None, error=why)
             return False
+        raised = False
         try:
             measure(*args)
         except Exception as error:
+            raised = True
             self.figure(name, None, ok=False, error=describe(error))
             traceback.print_exc()
-            del error
-            if unusable(self.device):
-                raise SystemExit("the GPU context is lost; the stage ends here") from None
-            return False
-        finally:
-            free(self.device)
-        return True
+        if raised and unusable(self.device):
+            raise SystemExit("the GPU context is lost; the stage ends here")
+        free(self.device)
+        return not raised
 
 
 def describe(error: BaseException) -> str:
