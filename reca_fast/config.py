@@ -146,7 +146,9 @@ class DataConfig:
     image_column: str = fixed("image")
     """Column with the picture (parquet, Hugging Face)."""
     caption_column: str = fixed("caption")
-    """Column with the caption (parquet, Hugging Face); folders and tars take the .txt or .json beside the picture."""
+    """Column with the caption (parquet, Hugging Face, a folder's metadata file); folders and tars take the .txt,
+    .caption or .json beside the picture.
+    """
     tasks: TaskWeights = field(default_factory=TaskWeights)
     seed: Seed = fixed(42)
     """Seed of the order of the data, of the templates and of the condition dropout."""

@@ -36,7 +36,7 @@ def test_two_processes_train_the_same(alone, train, tmp_path):
     grid = ["--sample_every", "4", "--sample_count", "2", "--sampling.steps", "3"]
     assert_same(train(tmp_path, *LONG, *grid, processes=2), alone[1])
     totals = [
-        re.findall(r"\d+ samples used, .* skipped", (out / "said.txt").read_text()) for out in (tmp_path, alone[0])
+        re.findall(r"\d+ records used .* skipped", (out / "said.txt").read_text()) for out in (tmp_path, alone[0])
     ]
     assert totals[0] == totals[1] != []
     ours, theirs = (Image.open(out / "samples" / "step-0000004.png") for out in (tmp_path, alone[0]))

@@ -6,7 +6,9 @@ import re
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,13 @@ from skimage import data as photos
 
 from reca_fast.config import DataConfig, ResizeConfig, TaskWeights
 from reca_fast.data.images import BadRecord
-from reca_fast.data.loader import Pack, PackLoader, describe, epoch_order
+from reca_fast.data.loader import LaneState, Pack, PackLoader, describe, epoch_order
 from reca_fast.data.samples import SampleBuilder
 from reca_fast.data.sources import Record, open_source
+from reca_fast.data.tally import Reasons
 from reca_fast.errors import UserError
 from reca_fast.flow import I2T, RECA, T2I, Sample
+from reca_fast.schema import fill
 from reca_fast.train.grids import pick_samples
 
 SMALL = DataConfig(
@@ -40,8 +44,8 @@ class Pictures:
     """A source in memory; what an exception stands for is raised when the record is read."""
 
     images: list[bytes | Exception]
-    captions: Sequence[str | None] = ()
-    damaged: Sequence[str] = ()
+    captions: Sequence[str | tuple[str, ...] | None] = ()
+    ignored: Reasons = field(default_factory=Reasons)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -83,6 +87,17 @@ def take(packs: PackLoader, steps: int) -> list[Pack]:
     return [pack for _ in range(steps) for pack in next(packs)]
 
 
+def saved_by(packs: PackLoader) -> dict[str, LaneState]:
+    """The loader's state after a round trip through a file."""
+    lanes = json.loads(json.dumps({lane: asdict(state) for lane, state in packs.state_dict().items()}))
+    return {lane: fill(LaneState, state, f"lane {lane}") for lane, state in lanes.items()}
+
+
+def epoch(packs: PackLoader) -> int:
+    """In which the first lane stands."""
+    return next((state.next.epoch for state in packs.state_dict().values()), 0)
+
+
 def described(packs: list[Pack]) -> dict[tuple[int, int], tuple]:
     """{(lane, number): all that the pack holds}, with pixels by their sum."""
 
@@ -90,7 +105,7 @@ def described(packs: list[Pack]) -> dict[tuple[int, int], tuple]:
         pixels = [None if image is None else int(image.long().sum()) for image in (s.vit_image, s.vae_image)]
         return s.key, s.task, s.prompt_ids, *pixels
 
-    return {(p.lane, p.number): (p.keys, p.num_tokens, p.state, [sample(s) for s in p.payload]) for p in packs}
+    return {(p.lane, p.number): (p.keys, p.num_tokens, [sample(s) for s in p.payload]) for p in packs}
 
 
 def test_a_reca_sample_is_three_splits() -> None:
@@ -194,12 +209,14 @@ def test_order_changes_with_epoch_and_seed_unless_shuffling_is_off() -> None:
 @pytest.mark.parametrize(("workers", "prefetch"), [(1, 0), (3, 7)])
 def test_packs_do_not_depend_on_processes_workers_or_prefetch(workers: int, prefetch: int) -> None:
     with loader(PHOTOS, SMALL) as packs:
-        alone = described(take(packs, 8))
-    together = {}
+        alone, state = described(take(packs, 8)), packs.state_dict()
+    together, states = {}, {}
     for lanes in ((3,), (0, 2), (1,)):  # three processes
         with loader(PHOTOS, replace(SMALL, workers=workers, prefetch=prefetch), lanes) as packs:
             together |= described(take(packs, 8))
+            states |= packs.state_dict()
     assert together == alone
+    assert states == state
 
 
 @pytest.mark.parametrize("before", [((0, 1, 2, 3),), ((0,), (1, 3), (2,))])
@@ -210,33 +227,35 @@ def test_a_resumed_run_goes_on_exactly(before: tuple, after: tuple) -> None:
     broken.images[9] = broken.images[9][:-100]
     with loader(broken, SMALL) as packs:
         whole = take(packs, 12)
-        counts = packs.skipped
+        report, state = packs.summary(), packs.state_dict()
+    assert report.startswith("38 records used") and " 2 skipped: 1 x not a readable" in report  # several epochs
     saved: dict[str, Any] = {}
     for lanes in before:
         with loader(broken, SMALL, lanes) as packs:
             take(packs, 5)
-            saved |= packs.state_dict()
-    saved = json.loads(json.dumps(saved))
-    assert len(json.dumps(saved)) < 4 * 2000
-    resumed, skipped = {}, {}
+            saved |= saved_by(packs)
+    assert len(str(saved)) < 4 * 2000
+    resumed, reports, states = {}, [], {}
     for lanes in after:
         with loader(broken, replace(SMALL, workers=4, prefetch=5), lanes) as packs:
             packs.load_state_dict(saved)
             resumed |= described(take(packs, 7))
-            for reason, count in packs.skipped.items():
-                skipped[reason] = skipped.get(reason, 0) + count
+            reports.append(packs.report())
+            states |= packs.state_dict()
     assert resumed == described([pack for pack in whole if pack.number >= 5])
-    assert skipped == counts
-    assert len(counts) == 2
+    assert describe(reports) == report
+    assert states == state
 
 
-def test_every_pack_carries_the_state_to_go_on_after_it() -> None:
+def test_the_state_after_a_pack_does_not_depend_on_what_is_built_ahead() -> None:
+    with loader(PHOTOS, replace(SMALL, prefetch=5), [2]) as packs:
+        take(packs, 1)
+        state = saved_by(packs)
+        second = take(packs, 1)
     with loader(PHOTOS, SMALL, [2]) as packs:
-        first, second = take(packs, 2)
-        assert packs.state_dict() == {"2": second.state}
-    with loader(PHOTOS, SMALL, [2]) as packs:
-        packs.load_state_dict({"2": first.state})
-        assert described(take(packs, 1)) == described([second])
+        packs.load_state_dict(state)
+        assert packs.state_dict() == state
+        assert described(take(packs, 1)) == described(second)
 
 
 def test_a_state_that_does_not_fit_is_refused() -> None:
@@ -249,6 +268,29 @@ def test_a_state_that_does_not_fit_is_refused() -> None:
         packs.load_state_dict(saved)
     with loader(PHOTOS, SMALL) as packs, pytest.raises(UserError, match=r"no data state for lanes \[3\]"):
         packs.load_state_dict({lane: state for lane, state in saved.items() if lane != "3"})
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "sentence"),
+    [
+        ("records", "40", r"records is '40', not a whole number"),
+        ("next.epoch", -1, "epoch is -1; it must be at least 0"),
+        ("next.position", 41, "stands beyond its 40 records"),
+        ("next.waiting", [[40, 0]], "stands beyond its 40 records"),
+        ("next", None, "holds no settings"),
+        ("outcomes.skipped", {"odd": {"bits": "eA==", "examples": []}}, "saved lane 0 is damaged"),
+        ("outcomes.skipped", {"odd": {"bits": "eJwDAAAAAAE=", "examples": []}}, "another number of records"),
+        ("outcomes.skipped", {"odd": {"bits": "é", "examples": []}}, "saved lane 0 is damaged"),
+    ],
+)
+def test_a_damaged_state_is_one_sentence(place: str, value: object, sentence: str) -> None:
+    with loader(PHOTOS, SMALL) as packs:
+        next(packs)
+        lanes = {lane: asdict(state) for lane, state in packs.state_dict().items()}
+    *above, name = place.split(".")
+    reduce(getitem, above, lanes["0"])[name] = value
+    with loader(PHOTOS, SMALL) as packs, pytest.raises(UserError, match=sentence):
+        packs.load_state_dict({lane: fill(LaneState, json.loads(json.dumps(lanes[lane])), lane) for lane in lanes})
 
 
 def test_fewer_records_than_lanes() -> None:
@@ -274,55 +316,78 @@ def test_bad_records_are_skipped_counted_and_named() -> None:
             keys += pack.keys
             assert len(pack.payload) == len(pack.keys) > 0
     assert sorted(keys[:37]) == [source.key(i) for i in range(3, 40)]
-    assert packs.skipped == {"not a readable picture": 1, "truncated or damaged picture": 1, "unreadable file": 1}
     assert packs.summary() == (
-        f"{len(keys)} samples used, 3 records skipped: 1 x not a readable picture (e.g. 000.jpg); "
+        f"37 records used ({len(keys)} samples), 3 skipped: 1 x not a readable picture (e.g. 000.jpg); "
         "1 x truncated or damaged picture (e.g. 001.jpg); 1 x unreadable file (e.g. 002.jpg)"
     )
 
 
-def test_reports_of_all_processes_become_one_line() -> None:
-    source = Pictures([*PHOTOS.images[:-1], b"not a picture"], damaged=["cut.tar"])
-    with loader(source, replace(SMALL, packs_per_step=2, shuffle=False), [1]) as packs:
-        while not packs.skipped:
+@pytest.mark.parametrize("lanes", [1, 3, 8], ids="{} lanes".format)
+def test_a_record_counts_once_whatever_the_number_of_epochs(lanes: int) -> None:
+    source = Pictures([*PHOTOS.images[:6], b"not a picture"])
+    with loader(source, replace(SMALL, packs_per_step=lanes, lookahead=1)) as packs:
+        while epoch(packs) < 4:
             next(packs)
-        report = json.loads(json.dumps(packs.report()))
-        assert packs.summary() == describe([report])
-    other = {
-        "samples": 5,
-        "without_caption": 2,
-        "skipped": {"a": 2},
-        "examples": {"a": ["x"]},
-        "damaged": ["cut.tar", "b.tar"],
-    }
-    assert describe([report, other]) == (
-        f"{report['samples'] + 5} samples used, 3 records skipped: 2 x a (e.g. x); "
-        "1 x not a readable picture (e.g. 039.jpg); 2 samples without a caption served reca; "
-        "2 damaged shards, read as far as they go: b.tar, cut.tar"
+        assert re.fullmatch(
+            r"6 records used \(\d+ samples\), 1 skipped: 1 x not a readable picture \(e\.g\. 006\.jpg\)",
+            packs.summary(),
+        )
+
+
+def test_a_record_that_is_sometimes_skipped_counts_as_skipped() -> None:
+    # The templates' lengths change with the epoch.
+    config = replace(SMALL, packs_per_step=1, max_tokens_per_sample=60, lookahead=1, text_dropout=0.0)
+    used: set[str] = set()
+    with loader(Pictures(PHOTOS.images[:7]), config) as packs:
+        for _ in range(30):
+            used |= {key for pack in next(packs) for key in pack.keys}
+        kept, skipped = map(int, re.findall(r"(\d+) (?:records used|skipped)", packs.summary()))
+    assert kept + skipped == 7
+    assert kept < len(used)
+
+
+def test_reports_of_all_processes_become_one_line() -> None:
+    ignored = Reasons()
+    ignored.add(".txt", "notes.txt")
+    source = Pictures([*PHOTOS.images[:-1], b"not a picture"], ignored=ignored)
+    config = replace(SMALL, packs_per_step=2)
+    reports = []
+    for lane in (0, 1):
+        with loader(source, config, [lane]) as packs:
+            while epoch(packs) < 3:
+                next(packs)
+            reports.append(packs.report())
+            assert packs.summary() == describe([packs.report()])
+    assert re.fullmatch(
+        r"39 records used \(\d+ samples\), 1 skipped: 1 x not a readable picture \(e\.g\. 039\.jpg\); "
+        r"ignored: 1 x \.txt \(e\.g\. notes\.txt\)",
+        describe(reports),
     )
-    assert packs.summary().endswith("; 1 damaged shard, read as far as it goes: cut.tar")
 
 
 def test_too_long_samples_are_skipped() -> None:
     config = replace(SMALL, packs_per_step=1, max_tokens_per_sample=60)
     with loader(PHOTOS, config) as packs:
         assert all(pack.num_tokens <= 60 * len(pack.keys) for pack in take(packs, 10))
-    assert set(packs.skipped) == {"longer than data.max_tokens_per_sample"}
+    assert re.search(r"skipped: \d+ x longer than data\.max_tokens_per_sample \(e\.g\. [^;]*\)$", packs.summary())
 
 
 @pytest.mark.parametrize("spoil", [lambda image: b"nothing", lambda image: image[:-100]], ids=["header", "pixels"])
 def test_data_without_one_usable_record_is_refused(spoil: Any) -> None:
     source = Pictures([spoil(image) for image in PHOTOS.images])
-    with loader(source, SMALL) as packs, pytest.raises(UserError, match=r"None of the 10 records .* 10 x .*Check"):
+    with (
+        loader(source, SMALL) as packs,
+        pytest.raises(UserError, match=r"None of 40 records could be used: 40 x .*Check"),
+    ):
         next(packs)
 
 
 @pytest.mark.parametrize(
     ("change", "way_out"),
     [
-        ({"tokens_per_pack": 30}, r"Raise data\.tokens_per_pack to at least (\d+), which the shortest sample needs\.$"),
+        ({"tokens_per_pack": 25}, r"Raise data\.tokens_per_pack to at least (\d+), which the shortest sample needs\.$"),
         (
-            {"max_tokens_per_sample": 30, "tokens_per_pack": 31},
+            {"max_tokens_per_sample": 25, "tokens_per_pack": 26},
             r"data\.max_tokens_per_sample and data\.tokens_per_pack",
         ),
         ({"tasks": TaskWeights(reca=0.0, t2i=1.0)}, r"Add captions, or give data\.tasks\.reca a weight\.$"),
@@ -341,14 +406,56 @@ def test_pictures_that_lack_their_caption_are_counted() -> None:
     config = replace(SMALL, tasks=TaskWeights(reca=0.001, t2i=1.0), packs_per_step=1)
     with loader(PHOTOS, config) as packs:
         take(packs, 4)
-        state, summary = json.loads(json.dumps(packs.state_dict())), packs.summary()
-        assert summary.endswith(f"{packs.report()['samples']} samples without a caption served reca")
+        state, summary = saved_by(packs), packs.summary()
+        assert re.search(r"; (\d+) served reca for want of a caption: \1 x no caption \(e\.g\. .*\)$", summary)
     with loader(PHOTOS, config) as packs:
         packs.load_state_dict(state)
         assert packs.summary() == summary
     with loader(Pictures(PHOTOS.images, ["a cat"] * 40), config) as packs:
         take(packs, 4)
         assert "caption" not in packs.summary()
+
+
+def test_each_epoch_uses_one_of_several_captions() -> None:
+    names = ("one", "one two", "one two three")
+    config = replace(SMALL, tasks=TaskWeights(reca=0.0, t2i=1.0), text_dropout=0.0)
+    builder = SampleBuilder(config, words)
+
+    def drawn(epoch: int, seed: int = config.seed) -> list[int]:
+        builder = SampleBuilder(replace(config, seed=seed), words)
+        return [len(builder.plan(i, f"{i}", 64, 64, names, epoch).prompt_ids) for i in range(300)]
+
+    first = drawn(0)
+    assert first == drawn(0)
+    assert first != drawn(1) and first != drawn(0, seed=7)
+    assert all(80 < first.count(length) < 120 for length in (1, 2, 3))
+    assert len(builder.plan(0, "a", 64, 64, "one two", 5).prompt_ids) == 2
+    source = Pictures(PHOTOS.images, [names] * 40)
+    with loader(source, config) as packs:
+        whole = described(take(packs, 12))
+    with loader(source, config) as packs:
+        take(packs, 6)
+        state = saved_by(packs)
+    with loader(source, config) as packs:
+        packs.load_state_dict(state)
+        assert described(take(packs, 6)) == {place: pack for place, pack in whole.items() if place[1] >= 6}
+
+
+def test_the_reason_for_a_missing_caption_is_counted() -> None:
+    @dataclass
+    class Captionless(Pictures):
+        def read(self, index: int) -> Record:
+            lack = "empty caption" if index % 2 else "caption with NUL characters"
+            return Record(self.key(index), self.images[index], None, lack)
+
+    source = Captionless(PHOTOS.images[:4])
+    only_captions = replace(SMALL, tasks=TaskWeights(reca=0.0, t2i=1.0), packs_per_step=1)
+    with loader(source, only_captions) as packs, pytest.raises(UserError, match="Add captions") as refused:
+        next(packs)
+    assert "2 x caption with NUL characters" in str(refused.value)
+    with loader(source, replace(only_captions, tasks=TaskWeights(reca=1e-9, t2i=1.0))) as packs:
+        take(packs, 3)
+        assert "4 served reca for want of a caption: 2 x caption with NUL characters" in packs.summary()
 
 
 @pytest.mark.parametrize("task", [RECA, T2I, I2T])
@@ -365,6 +472,17 @@ def test_one_usable_record_is_enough() -> None:
     source.images[17] = PHOTOS.images[17]
     with loader(source, replace(SMALL, packs_per_step=1)) as packs:
         assert {key for pack in take(packs, 5) for key in pack.keys} == {"017.jpg"}
+
+
+def test_a_lane_that_meets_bad_records_alone_waits_for_the_next_epochs() -> None:
+    source = Pictures([b"nothing", b"nothing", *PHOTOS.images[:2]])
+    with loader(source, replace(SMALL, packs_per_step=4)) as packs:  # one record a lane and epoch
+        assert {key for pack in take(packs, 12) for key in pack.keys} == {"002.jpg", "003.jpg"}
+    with (
+        loader(source, replace(SMALL, packs_per_step=4, shuffle=False)) as packs,
+        pytest.raises(UserError, match=r"None of 1 records .* with a lower number it is larger\.$"),
+    ):
+        next(packs)
 
 
 # --- threads

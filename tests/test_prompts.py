@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 
-from reca_fast.data.prompts import choose_template, stable_uniform, templates
+from reca_fast.data.prompts import choose_caption, choose_template, stable_uniform, templates
 
 
 def test_there_are_enough_distinct_templates() -> None:
@@ -49,6 +49,14 @@ def test_choice_depends_on_seed_epoch_and_key_alone() -> None:
     assert drawn != [choose_template(2, 0, key) for key in keys]
     assert drawn != [choose_template(1, 1, key) for key in keys]
     assert set(drawn) == set(templates())
+
+
+def test_one_of_several_captions_is_drawn_like_a_template() -> None:
+    captions = ("a cup", "a red cup", "a red cup on a table")
+    drawn = [choose_caption(captions, 1, 0, f"{i}.jpg") for i in range(3000)]
+    assert all(900 <= count <= 1100 for count in Counter(drawn).values())
+    assert drawn != [choose_caption(captions, 1, 1, f"{i}.jpg") for i in range(3000)]
+    assert choose_caption("the only one", 1, 0, "a.jpg") == "the only one"
 
 
 def test_templates_can_be_printed() -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import re
 import tarfile
 import threading
 import time
@@ -44,7 +45,7 @@ def opened(path: object, **settings) -> Source:
     return open_source(DataConfig(source=str(path), **settings))
 
 
-def contents(source: Source) -> list[tuple[str, bytes, str | None]]:
+def contents(source: Source) -> list[tuple[str, bytes, str | tuple[str, ...] | None]]:
     records = [source.read(i) for i in range(len(source))]
     assert [record.key for record in records] == [source.key(i) for i in range(len(source))]
     return [(record.key, record.image, record.caption) for record in records]
@@ -58,7 +59,9 @@ def test_folder(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text(" a red square \n")
     (tmp_path / "deep/c.json").write_text(json.dumps({"text": "a circle"}))
     (tmp_path / "notes.md").write_text("not a picture")
-    assert contents(opened(tmp_path)) == [
+    source = opened(tmp_path)
+    assert source.ignored.counts == {"hidden": 2, ".md": 1}
+    assert contents(source) == [
         ("a.PNG", picture("a.PNG"), None),
         ("b.jpg", picture("b.jpg"), "a red square"),
         ("deep/c.webp", picture("deep/c.webp"), "a circle"),
@@ -109,7 +112,7 @@ def test_a_truncated_tar_keeps_its_complete_members(tmp_path: Path, length: int)
         "good.tar/b.png",
         "good.tar/c.png",
     ]
-    assert source.damaged == ["cut.tar"]
+    assert str(source.ignored) == "1 x damaged shard, read as far as it goes (e.g. cut.tar)"
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XGLTYPE])
@@ -125,12 +128,12 @@ def test_a_header_of_absurd_size_takes_no_memory(tmp_path: Path, kind: bytes) ->
     source = opened(shard)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert len(source) == 1 and source.damaged == ["a.tar"] and peak < 2**22
+    assert len(source) == 1 and "damaged shard" in str(source.ignored) and peak < 2**22
 
 
 def test_a_damaged_tar_alone_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(os.urandom(2000))
-    with pytest.raises(UserError, match=r"no pictures .* 1 of them damaged"):
+    with pytest.raises(UserError, match=r"no pictures .* 1 x damaged shard"):
         opened(tmp_path)
 
 
@@ -180,8 +183,8 @@ def test_parquet_columns_are_checked(tmp_path: Path) -> None:
         opened(tmp_path, image_column="id")
     with pytest.raises(UserError, match="no column 'caption'"):
         opened(tmp_path, image_column="picture", tasks=TaskWeights(t2i=1.0))
-    (tmp_path / "b.parquet").write_bytes(b"PAR1 broken")
-    with pytest.raises(UserError, match=r"b\.parquet is not a readable parquet file"):
+    pq.write_table(pa.table({"other": [b"x"]}), tmp_path / "b.parquet")
+    with pytest.raises(UserError, match=r"b\.parquet has no column 'picture', unlike .*a\.parquet; it has 'other'"):
         opened(tmp_path, image_column="picture")
 
 
@@ -302,4 +305,311 @@ def test_keys_do_not_depend_on_where_the_data_lies(tmp_path: Path, monkeypatch: 
 
 def test_a_whole_tar_is_not_called_damaged(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {"a.png": picture("a")})
-    assert opened(tmp_path).damaged == []
+    assert opened(tmp_path).ignored.counts == {}
+
+
+# --- used, skipped with a reason, or ignored with a reason
+
+
+def test_links_are_followed_once_and_what_is_no_picture_is_counted(tmp_path: Path) -> None:
+    for name in (
+        "pool/cats/c.jpg",
+        "data/real/r.jpg",
+        "data/b.gif",
+        "data/d.jfif",
+        "data/e.heic",
+        "data/__MACOSX/f.jpg",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(picture(name))
+    data = tmp_path / "data"
+    for link, target in {
+        "a": "../pool",
+        "z": "real",
+        "up": "..",
+        "gone.jpg": "nowhere",
+        "self": "self",
+        "l.png": "b.gif",
+    }.items():
+        (data / link).symlink_to(target)
+    os.mkfifo(data / "pipe.jpg")
+    (data / "Thumbs.db").write_bytes(b"")
+    (data / "r.txt").write_text("the picture lies elsewhere")
+    source = opened(data)
+    # "a" comes before "up", which then finds its folders read; "z" is read under its own name.
+    assert [key for key, _, _ in contents(source)] == ["a/cats/c.jpg", "b.gif", "d.jfif", "l.png", "real/r.jpg"]
+    assert source.ignored.counts == {
+        "hidden": 2,
+        "dangling link": 1,
+        "unreadable link": 1,
+        "neither file nor folder": 1,
+        "link to a folder already read": 3,
+        ".heic (Pillow cannot read it without pillow-heif)": 1,
+        ".txt without a picture of its name": 1,
+    }
+
+
+def test_an_unreadable_folder_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").write_bytes(picture("x"))
+    scandir = os.scandir
+
+    def refusing(path: str) -> object:
+        if str(path).endswith("b"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    source = opened(tmp_path)
+    assert [source.key(i) for i in range(len(source))] == ["a/x.png"]
+    assert str(source.ignored) == "1 x unreadable folder (e.g. b)"
+
+
+def test_file_names_that_are_no_utf8_are_used(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    (tmp_path / f"{name}.jpg").write_bytes(picture("x"))
+    (tmp_path / f"{name}.txt").write_text("a cup")
+    (tmp_path / f"{name}.doc").write_bytes(b"")
+    source = opened(tmp_path)
+    assert contents(source) == [(f"{name}.jpg", picture("x"), "a cup")]
+    assert str(source.ignored) == "1 x .doc (e.g. caf\\udce9.doc)"
+
+
+def test_members_of_a_tar_that_are_no_records_are_counted(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in ("a.png", "a.png", "/b.png", "../c.png", ".d.png", "e.cls", "f.txt", "a.TXT", "a.json"):
+            data = {"a.TXT": b"", "a.json": b'{"caption": "a cup"}'}.get(name, picture(name))
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+        for name, kind in (("l.png", tarfile.SYMTYPE), ("folder", tarfile.DIRTYPE), ("pipe", tarfile.FIFOTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "a.png"
+            archive.addfile(info)
+    source = opened(tmp_path)
+    assert contents(source) == [
+        ("a.tar/a.png", picture("a.png"), "a cup"),  # the empty caption file beside it does not hide the other one
+        ("a.tar/b.png", picture("/b.png"), None),
+    ]
+    assert source.ignored.counts == {
+        "member replaced by a later one of its name": 1,
+        "member outside of its shard": 1,
+        "hidden": 1,
+        "link in a shard": 1,
+        "neither file nor folder": 1,
+        ".cls": 1,
+        ".txt without a picture of its name": 1,
+    }
+
+
+def test_damaged_parquet_files_among_good_ones_are_counted(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [picture("a")]}), tmp_path / "a.parquet")
+    whole = (tmp_path / "a.parquet").read_bytes()
+    for name, data in {"b": whole[: len(whole) // 2], "c": b"", "d": b"PAR1 broken PAR1"}.items():
+        (tmp_path / f"{name}.parquet").write_bytes(data)
+    source = opened(tmp_path)
+    assert contents(source) == [("a.parquet/000000000", picture("a"), None)]
+    assert str(source.ignored) == "3 x damaged parquet file (e.g. b.parquet, c.parquet, d.parquet)"
+    (tmp_path / "a.parquet").unlink()
+    with pytest.raises(UserError, match=r"no rows in the parquet files.*; ignored: 3 x damaged parquet file"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.large_binary(),
+        pa.binary_view(),
+        pa.binary(len(picture("a"))),
+        pa.dictionary(pa.int32(), pa.binary()),
+        pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+        pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        pa.list_(pa.binary()),
+        pa.string(),
+    ],
+    ids=str,
+)
+def test_every_kind_of_parquet_cell(tmp_path: Path, kind: pa.DataType) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(picture("a"))
+    cell: object = "pictures/a.png" if pa.types.is_string(kind) else picture("a")
+    if "struct" in str(kind):
+        cell = {"bytes": None, "path": "pictures/a.png"}
+    if pa.types.is_list(kind):
+        cell = [cell]
+    column = pa.array([picture("a")]).dictionary_encode() if pa.types.is_dictionary(kind) else pa.array([cell], kind)
+    pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet")
+    assert contents(opened(tmp_path / "a.parquet")) == [("a.parquet/000000000", picture("a"), None)]
+
+
+def test_parquet_rows_without_exactly_one_picture_are_bad_records(tmp_path: Path) -> None:
+    rows = pa.array([[picture("a"), picture("b")], [], None, [picture("c")]], pa.list_(pa.binary()))
+    pq.write_table(pa.table({"image": rows}), tmp_path / "a.parquet")
+    source = opened(tmp_path)
+    for index, reason in enumerate(("several pictures", "without picture bytes", "without picture bytes")):
+        with pytest.raises(BadRecord, match=reason):
+            source.read(index)
+    assert source.read(3).image == picture("c")
+    lost = pa.array([{"bytes": None, "path": "lost.png"}, {"bytes": None, "path": "/dev/zero"}])
+    pq.write_table(pa.table({"image": lost}), tmp_path / "a.parquet")
+    for index in range(2):
+        with pytest.raises(BadRecord, match="unreadable file"):
+            opened(tmp_path).read(index)
+
+
+@pytest.mark.parametrize(
+    ("cell", "sentence"),
+    [("https://example.org/a.jpg", "addresses such as https://example.org/a.jpg.*img2dataset"), ("aGVsbG8=", "base64")],
+)
+def test_text_instead_of_pictures_is_refused(tmp_path: Path, cell: str, sentence: str) -> None:
+    pq.write_table(pa.table({"image": [None, cell]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=sentence):
+        opened(tmp_path)
+
+
+# --- layouts of other tools
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_imagefolder_with_a_table_of_captions(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "train").mkdir()
+    for name in NAMES:
+        (tmp_path / "train" / f"{name}.png").write_bytes(picture(name))
+    (tmp_path / "train" / "c.txt").write_text("beside it")
+    rows = [{"file_name": f"{name}.png", "text": f"caption of {name}"} for name in "abx"]
+    table = tmp_path / "train" / f"metadata.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), table)
+    elif kind == "csv":
+        table.write_text("file_name,text\n" + "".join(f"{row['file_name']},{row['text']}\n" for row in rows))
+    else:
+        table.write_text("\n".join(map(json.dumps, rows)) + "\n[1]\nno JSON\n")
+    source = opened(tmp_path)
+    assert contents(source) == [
+        ("train/a.png", picture("a"), "caption of a"),
+        ("train/b.png", picture("b"), "caption of b"),
+        ("train/c.png", picture("c"), "beside it"),
+    ]
+    expected = {"row of metadata whose picture is missing": 1}
+    if kind == "jsonl":
+        expected |= {"row of metadata without a file_name": 1, "damaged metadata, read as far as it goes": 1}
+    assert source.ignored.counts == expected
+
+
+def test_folders_of_img2dataset(tmp_path: Path) -> None:
+    for part in ("tars", "files"):
+        (tmp_path / part / "00000").mkdir(parents=True)
+        (tmp_path / part / "00000_stats.json").write_text("{}")
+        pq.write_table(pa.table({"key": ["0"], "caption": ["a cup"]}), tmp_path / part / "00000.parquet")
+    write_tar(
+        tmp_path / "tars" / "00000.tar", {"0.png": picture("0"), "0.json": b'{"caption": null}', "0.txt": b"a cup"}
+    )
+    (tmp_path / "files" / "00000" / "0.png").write_bytes(picture("0"))
+    (tmp_path / "files" / "00000" / "0.txt").write_text("a cup")
+    for part, key in (("tars", "00000.tar/0.png"), ("files", "00000/0.png")):
+        source = opened(tmp_path / part)
+        assert contents(source) == [(key, picture("0"), "a cup")]
+        assert source.ignored.counts["table beside its pictures"] == 1
+
+
+def test_the_glob_of_each_kind_is_shown_and_works(tmp_path: Path) -> None:
+    folder = tmp_path / "odd [v1]"
+    folder.mkdir()
+    write_tar(folder / "t.tar", {"a.png": picture("a")})
+    (folder / "b.png").write_bytes(picture("b"))
+    with pytest.raises(UserError, match="holds pictures and tar shards") as refused:
+        opened(folder)
+    globs = re.findall(r"'([^']*\*\*[^']*)'", str(refused.value))
+    assert [contents(opened(pattern))[0][1] for pattern in globs] == [picture("b"), picture("a")]
+    assert len(opened(tmp_path / "odd*" / "*.png")) == 1
+    (folder / "t.tar").unlink()
+    assert len(opened(tmp_path / "odd?[[]*")) == 1  # a pattern may name folders
+
+
+def test_a_path_that_may_not_be_read_is_not_called_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stat, shard = os.stat, str(tmp_path / "a.tar")
+
+    def refusing(path: object, **options: object) -> object:
+        if path == shard:
+            raise PermissionError(13, "Permission denied")
+        return stat(path, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", refusing)
+        with pytest.raises(UserError, match=r"a\.tar' may not be read; change its permissions"):
+            opened(shard)
+
+
+# --- captions
+
+
+LACKS = {
+    "unknown encoding": ("txt", "a café".encode("latin-1")),
+    "NUL": ("txt", "a cup".encode("utf-16-le")),
+    "empty": ("txt", b" \n"),
+    "more than 1 MB": ("txt", b"a cup, " * 200_000),
+    "damaged caption file": ("json", b"[" * 100_000),
+    "no valid Unicode": ("json", b'{"caption": "\\ud800"}'),
+    "no caption": ("json", b'{"caption": null, "url": "x"}'),
+}
+
+
+@pytest.mark.parametrize("place", ["folder", "tar"])
+def test_captions_are_read_in_every_spelling_or_say_what_they_lack(tmp_path: Path, place: str) -> None:
+    both = json.dumps({"short": "a cup", "long": "a red cup"})
+    spellings = {
+        "a cup": [
+            ("txt", b"a cup\n"),
+            ("TXT", b"\xef\xbb\xbfa cup"),
+            ("caption", "a cup".encode("utf-16")),
+            ("json", b"\xef\xbb\xbf" + json.dumps({"caption": None, "text": "a cup"}).encode()),
+            ("json", json.dumps({"prompt": "a cup"}).encode("utf-32")),
+            ("json", b'["a cup"]'),
+        ],
+        ("a cup", "a red cup"): [
+            ("json", json.dumps({"caption": ["a cup", "a red cup"]}).encode()),
+            ("json", json.dumps({"captions": {"short": "a cup", "empty": " ", "long": "a red cup"}}).encode()),
+            ("json", json.dumps({"captions": both}).encode()),
+            ("txt", both.encode()),
+        ],
+        "{a} cup": [("txt", b"{a} cup")],
+        "[1, 2]": [("txt", b"[1, 2]")],
+    }
+    cases = [(wanted, *spelling) for wanted, group in spellings.items() for spelling in group]
+    cases += [(lack, *spelling) for lack, spelling in LACKS.items()]
+    files: dict[str, bytes] = {}
+    for number, (_, ending, data) in enumerate(cases):
+        files |= {f"{number:02d}.png": picture("x"), f"{number:02d}.{ending}": data}
+    if place == "tar":
+        write_tar(tmp_path / "a.tar", files)
+    else:
+        for name, data in files.items():
+            (tmp_path / name).write_bytes(data)
+    source = opened(tmp_path)
+    assert len(source) == len(cases) and not source.ignored
+    for index, (wanted, _, _) in enumerate(cases):
+        record = source.read(index)
+        if wanted in LACKS:
+            assert record.caption is None and wanted in record.lack
+        else:
+            assert record.caption == wanted
+
+
+def test_captions_in_columns(tmp_path: Path) -> None:
+    both = json.dumps({"short": "a cup", "long": "a red cup"})
+    columns: dict[str, tuple] = {
+        "BAGEL's own": ([both, "a cup", "", None], pa.string()),
+        "large": ([both, "a cup", "", None], pa.large_string()),
+        "lists": ([["a cup", "a red cup"], ["a cup"], [], None], pa.list_(pa.string())),
+        "structs": (
+            [{"a": "a cup", "b": "a red cup"}, {"a": "a cup"}, {"a": ""}, None],
+            pa.struct([("a", pa.string()), ("b", pa.string())]),
+        ),
+    }
+    for name, (cells, kind) in columns.items():
+        pq.write_table(
+            pa.table({"image": [picture("a")] * 4, "captions": pa.array(cells, kind)}), tmp_path / "a.parquet"
+        )
+        found = [caption for _, _, caption in contents(opened(tmp_path, caption_column="captions"))]
+        assert found == [("a cup", "a red cup"), "a cup", None, None], name

@@ -132,8 +132,10 @@ def test_tokenizer(folder: Path, tmp_path: Path, without: set[str]) -> None:
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     tokenizer = load_tokenizer(tmp_path)
     for field, marker in MARKERS.items():
-        assert tokenizer.encode(marker) == [getattr(tokenizer, field)]
         assert tokenizer.decode([getattr(tokenizer, field)]) == marker
+        spelt = tokenizer.encode(f"a cup{marker} and")  # in a caption it stays text
+        assert len(spelt) > 6 and max(spelt) < tokenizer.bos
+        assert tokenizer.decode(spelt) == f"a cup{marker} and"
     text = "Describe the picture:  a naïve café, 1234 points\n 日本 😀"
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text

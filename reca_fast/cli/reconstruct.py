@@ -38,6 +38,7 @@ def run(args: Sequence[str]) -> int:
         raise UserError(f"{options.out} is a folder; set --out to the name of a PNG file.")
     options.sampling.check()
     from reca_fast.data.sources import open_source
+    from reca_fast.data.tally import Reasons, printable
     from reca_fast.evaluation import psnr, reconstruct_all
     from reca_fast.models import open_adapter
     from reca_fast.train.distributed import pick_device
@@ -45,14 +46,18 @@ def run(args: Sequence[str]) -> int:
 
     options.data.source = options.images
     adapter = open_adapter(options.model)
-    samples = pick_samples(open_source(options.data), adapter.sample_builder(options.data), options.count)
+    source, passed_over = open_source(options.data), Reasons()
+    samples = pick_samples(source, adapter.sample_builder(options.data), options.count, passed_over)
     if not samples:
-        raise UserError(f"{options.images} holds no readable picture.")
+        raise UserError(f"{options.images} holds no readable picture: {passed_over}.")
     adapter.load(pick_device(options.device))
     done = reconstruct_all(adapter, samples, options.sampling)
     with writing(Path(options.out)):
         draw_grid([[r.original for r in done], [r.drawn for r in done]], Path(options.out))
     for reconstruction in done:
-        print(f"{reconstruction.key}: {psnr([reconstruction]):.1f} dB")
+        print(f"{printable(reconstruction.key)}: {psnr([reconstruction]):.1f} dB")
+    for fate, reasons in (("passed over", passed_over), ("ignored", source.ignored)):
+        if reasons:
+            print(f"{fate}: {reasons}")
     print(f"{options.out}: originals above, reconstructions below.")
     return 0

@@ -8,7 +8,7 @@ do not depend on processes, threads or prefetching.
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -17,16 +17,17 @@ from torch import Tensor
 
 from reca_fast.config import DataConfig
 from reca_fast.data.images import BadRecord
+from reca_fast.data.outcomes import Count, Outcomes, Report, SavedOutcomes, Skip, describe
 from reca_fast.data.packing import Packer
 from reca_fast.data.prompts import stable_uniform
-from reca_fast.data.samples import NO_CAPTION, SampleBuilder, SamplePlan
+from reca_fast.data.samples import NoCaption, SampleBuilder, SamplePlan
 from reca_fast.data.sources.base import Source
+from reca_fast.data.tally import Reasons
 from reca_fast.errors import UserError
 from reca_fast.flow import Sample
 from reca_fast.schema import check_ranges
 
 T = TypeVar("T")
-EXAMPLES = 3  # keys remembered per reason for skipping
 
 
 @dataclass(frozen=True)
@@ -38,53 +39,29 @@ class Pack(Generic[T]):
     payload: T  # what collate made of the samples
     keys: tuple[str, ...]  # of the samples, in the payload's order
     num_tokens: int  # as planned, samples that failed to decode left out
-    state: dict[str, Any]  # JSON-able: load it to go on with the pack after this one
 
 
 @dataclass
-class Skips:
-    """How many records were left out, by reason, with a few keys as examples."""
+class Position:
+    """Where a lane goes on."""
 
-    counts: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, reason: str, key: str) -> None:
-        self.merge(Skips({reason: 1}, {reason: [printable(key)]}))
-
-    def merge(self, other: "Skips") -> None:
-        for reason, count in other.counts.items():
-            self.counts[reason] = self.counts.get(reason, 0) + count
-            keys = self.examples.setdefault(reason, [])
-            keys += [key for key in other.examples[reason] if key not in keys]
-            del keys[EXAMPLES:]
-
-    def __str__(self) -> str:
-        return "; ".join(
-            f"{count} x {reason} (e.g. {', '.join(self.examples[reason])})"
-            for reason, count in sorted(self.counts.items())
-        )
+    epoch: Count
+    position: Count  # in the epoch's order: the record to be planned next
+    waiting: list[tuple[Count, Count]]  # (record, epoch) of the planned samples that wait for a pack
 
 
-def describe(reports: Sequence[Mapping[str, Any]]) -> str:
-    """One line that sums up the `PackLoader.report` of every process."""
-    skips = Skips()
-    for report in reports:
-        skips.merge(Skips(report["skipped"], report["examples"]))
-    reasons = f": {skips}" if skips.counts else ""
-    line = f"{sum(r['samples'] for r in reports)} samples used, {sum(skips.counts.values())} records skipped{reasons}"
-    if fallbacks := sum(report["without_caption"] for report in reports):
-        line += f"; {fallbacks} samples without a caption served reca"
-    if damaged := sorted({name for report in reports for name in report["damaged"]}):  # all processes read the same
-        shards = (
-            "damaged shard, read as far as it goes" if len(damaged) == 1 else "damaged shards, read as far as they go"
-        )
-        line += f"; {len(damaged)} {shards}: {', '.join(damaged[:EXAMPLES])}{', ...' if damaged[EXAMPLES:] else ''}"
-    return line
+@dataclass
+class LaneState:
+    """A lane after a pack, as it stands in JSON."""
 
+    packs_per_step: Count
+    records: Count
+    next: Position
+    outcomes: SavedOutcomes
 
-def printable(name: str) -> str:
-    """The name of a file, its bytes that are not UTF-8 escaped."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    def __post_init__(self) -> None:
+        if self.next.position > self.records or any(record >= self.records for record, _ in self.next.waiting):
+            raise ValueError(f"it stands beyond its {self.records} records")
 
 
 @lru_cache(maxsize=2)  # neighbouring epochs: lanes do not change epochs at the same moment
@@ -96,29 +73,37 @@ def epoch_order(records: int, seed: int, epoch: int, shuffle: bool) -> Tensor:
     return torch.randperm(records, generator=generator)
 
 
-class _Skip(NamedTuple):
-    """One record left out."""
-
-    epoch: int
-    key: str
-    reason: str
-    tokens: int = 0  # of a sample that is too long
-
-
 class _Built(NamedTuple):
     """A pack whose pictures are decoded; the payload is None when none was usable."""
 
     payload: Any
     good: list[SamplePlan]
-    skipped: list[_Skip]
+    skipped: list[Skip]
 
 
 class _Draft(NamedTuple):
-    """A pack that is planned and being built, what planning skipped on the way, and the lane's state right after."""
+    """A pack that is planned and being built, what planning skipped on the way, and where the lane goes on."""
 
-    skipped: list[_Skip]
-    state: dict[str, Any]
+    skipped: list[Skip]
+    position: Position
     built: "Future[_Built]"
+
+
+class _InVain:
+    """Skips since the last usable record; they end the run after `visits` that met `records` different ones."""
+
+    def __init__(self, records: int, visits: int, config: DataConfig) -> None:
+        self._records, self._visits, self._config = records, visits, config
+        self.clear()
+
+    def clear(self) -> None:
+        self._made, self._skips = 0, dict[int, Skip]()
+
+    def add(self, skip: Skip) -> None:
+        self._made += 1
+        self._skips[skip.index] = skip
+        if self._made >= self._visits and len(self._skips) >= self._records:
+            raise UserError(_nothing_usable(list(self._skips.values()), self._config))
 
 
 class _Lane:
@@ -127,39 +112,36 @@ class _Lane:
     def __init__(self, number: int, source: Source, builder: SampleBuilder, config: DataConfig) -> None:
         self._number, self._source, self._builder, self._config = number, source, builder, config
         self._epoch = self._position = 0  # the record to be planned next
-        self._skipped: list[_Skip] = []  # since the last pack
+        self._skipped: list[Skip] = []  # since the last pack
         self._packer: Packer[SamplePlan] = Packer(config.tokens_per_pack, config.lookahead)
         self._stream = self._plans()
-        self.length = len(self._items(0))  # records of this lane in an epoch
+        self._in_vain = self.watch()
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on after the pack whose state this is; the buffer's plans are made anew from their records."""
-        self._epoch, self._position = state["epoch"], state["position"]
-        plans = (self._plan(index, epoch) for index, epoch in state["waiting"])
+    def load(self, saved: Position) -> None:
+        """Go on from there; the buffer's plans are made anew from their records."""
+        self._epoch, self._position = saved.epoch, saved.position
+        plans = (self._plan(index, epoch) for index, epoch in saved.waiting)
         self._packer.waiting = [plan for plan in plans if plan]
 
-    def next_pack(self) -> tuple[list[SamplePlan], list[_Skip], dict[str, Any]]:
-        """Plans of the next pack, what was skipped before it was full, and the state to go on from.
+    def next_pack(self) -> tuple[list[SamplePlan], list[Skip], Position]:
+        """Plans of the next pack, what was skipped before it was full, and where to go on.
 
-        Raises UserError when a whole epoch has no usable record.
+        Raises UserError when no record is usable.
         """
         plans = self._packer.next_pack(self._stream)
         skipped, self._skipped = self._skipped, []
-        waiting = [[plan.index, plan.epoch] for plan in self._packer.waiting]
-        return plans, skipped, {"epoch": self._epoch, "position": self._position, "waiting": waiting}
+        waiting = [(plan.index, plan.epoch) for plan in self._packer.waiting]
+        return plans, skipped, Position(self._epoch, self._position, waiting)
 
     def _plans(self) -> Iterator[SamplePlan]:
         while True:
             items = self._items(self._epoch)
-            whole, usable, before = self._position == 0, False, len(self._skipped)
             while self._position < len(items):
                 index = int(items[self._position])
                 self._position += 1
                 if plan := self._plan(index, self._epoch):
-                    usable = True
+                    self._in_vain.clear()
                     yield plan
-            if whole and not usable:
-                raise UserError(_nothing_usable(self._skipped[before:], self._config))
             self._epoch, self._position = self._epoch + 1, 0
 
     def _plan(self, index: int, epoch: int) -> SamplePlan | None:
@@ -167,14 +149,25 @@ class _Lane:
         try:
             record = self._source.read(index)  # its bytes are dropped again: a buffer of plans stays small
             width, height = self._builder.picture_size(record.image)
-            plan = self._builder.plan(index, record.key, width, height, record.caption, epoch)
+            plan = self._builder.plan(index, record.key, width, height, record.caption, epoch, lack=record.lack)
             for option in _limits_below(plan.num_tokens, self._config):
-                self._skipped.append(_Skip(epoch, record.key, f"longer than {option}", plan.num_tokens))
+                self._skip(Skip(index, epoch, record.key, f"longer than {option}", plan.num_tokens))
                 return None
             return plan
         except BadRecord as bad:
-            self._skipped.append(_Skip(epoch, self._source.key(index), bad.reason))
+            lacks_caption = isinstance(bad, NoCaption)
+            self._skip(Skip(index, epoch, self._source.key(index), bad.reason, lacks_caption=lacks_caption))
             return None
+
+    def _skip(self, skip: Skip) -> None:
+        self._skipped.append(skip)
+        self._in_vain.add(skip)
+
+    def watch(self) -> "_InVain":
+        """Gives up when no record of this lane can be used."""
+        records, length = len(self._source), len(self._items(0))
+        others_come = length < records and self._config.shuffle  # in the next epochs
+        return _InVain(length, min(20 * records, 1000) if others_come else length, self._config)
 
     def _items(self, epoch: int) -> Tensor:
         records, lanes = len(self._source), self._config.packs_per_step
@@ -206,13 +199,10 @@ class PackLoader(Generic[T]):
         self._lanes = {lane: _Lane(lane, source, builder, config) for lane in sorted(lanes)}
         self._drafts: dict[int, deque[Future[_Draft]]] = {lane: deque() for lane in self._lanes}
         self._ahead = -(-config.prefetch // len(self._lanes))  # packs of each lane beyond the one asked for
-        self._packs = dict.fromkeys(self._lanes, 0)  # handed out
-        self._samples = dict.fromkeys(self._lanes, 0)  # in those packs
-        self._without_caption = dict.fromkeys(self._lanes, 0)  # of these, drawn for another task than reca
-        self._skips = {lane: Skips() for lane in self._lanes}
-        # Skips by epoch, of epochs without a good sample so far: a full one means that nothing can be used.
-        self._failures: dict[int, dict[int, list[_Skip]]] = {lane: {} for lane in self._lanes}
-        self._states: dict[int, dict[str, Any]] = {}
+        records = len(source)
+        self._outcomes = {lane: Outcomes(records, shares_records=lane >= records) for lane in self._lanes}
+        self._in_vain = {number: lane.watch() for number, lane in self._lanes.items()}
+        self._positions: dict[int, Position] = {}  # after the packs handed out
         # One thread plans, so that lanes need no locks; pictures are decoded and collated by the others.
         self._planner = ThreadPoolExecutor(1, "reca-plan")
         self._workers = ThreadPoolExecutor(config.workers, "reca-decode")
@@ -233,59 +223,54 @@ class PackLoader(Generic[T]):
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    @property
-    def skipped(self) -> dict[str, int]:
-        """How many records each reason made this process skip, up to the packs handed out and over resumes."""
-        return dict(self._all_skips().counts)
-
     def summary(self) -> str:
-        """One line: how many samples were used and how many records skipped, why, with examples."""
+        """One line: how many records were used, how many were skipped and why, what was ignored, with examples."""
         return describe([self.report()])
 
-    def report(self) -> dict[str, Any]:
-        """What `describe` says, JSON-able, so that the reports of several processes can be brought together."""
-        skips = self._all_skips()
+    def report(self) -> Report:
+        """What `describe` says, so that the reports of several processes can be brought together."""
+        lanes = [outcomes.state() for outcomes in self._outcomes.values()]
+        return Report(len(self._source), lanes, self._source.ignored)
+
+    def state_dict(self) -> dict[str, LaneState]:
+        """{lane: its state after the last pack handed out}. A saved run joins the dicts of all processes."""
+        packs_per_step, records = self._config.packs_per_step, len(self._source)
         return {
-            "samples": sum(self._samples.values()),
-            "without_caption": sum(self._without_caption.values()),
-            "skipped": skips.counts,
-            "examples": skips.examples,
-            "damaged": [printable(name) for name in getattr(self._source, "damaged", ())],
+            str(lane): LaneState(packs_per_step, records, position, self._outcomes[lane].state())
+            for lane, position in self._positions.items()
         }
 
-    def state_dict(self) -> dict[str, dict[str, Any]]:
-        """{lane: its state after the last pack handed out}, JSON-able. A saved run joins the dicts of all processes."""
-        return {str(lane): state for lane, state in self._states.items()}
-
-    def load_state_dict(self, states: Mapping[str, dict[str, Any]]) -> None:
+    def load_state_dict(self, saved: Mapping[str, LaneState]) -> None:
         """Go on where the saved lanes stopped; states of lanes that this process does not serve are left alone.
 
-        Call it before the first `next()`. Raises UserError when packs_per_step or the data's size has changed.
+        Call it before the first `next()`. Raises UserError when packs_per_step or the data's size has changed, and for
+        damaged marks.
         """
         if any(self._drafts.values()):
             raise RuntimeError("load_state_dict comes before the first pack")
-        for state in states.values():
-            if state["packs_per_step"] != self._config.packs_per_step:
+        for state in saved.values():
+            if state.packs_per_step != self._config.packs_per_step:
                 raise UserError(
-                    f"The saved run had data.packs_per_step {state['packs_per_step']}, now it is "
+                    f"The saved run had data.packs_per_step {state.packs_per_step}, now it is "
                     f"{self._config.packs_per_step}; set it back to resume."
                 )
-            if state["records"] != len(self._source):
+            if state.records != len(self._source):
                 raise UserError(
-                    f"The saved run had {state['records']} records, data.source now has "
+                    f"The saved run had {state.records} records, data.source now has "
                     f"{len(self._source)}; resume with the same data."
                 )
-        if not states:  # saved before the first pack
+        if not saved:  # saved before the first pack
             return
-        if missing := [lane for lane in self._lanes if str(lane) not in states]:
+        if missing := [lane for lane in self._lanes if str(lane) not in saved]:
             raise UserError(f"The saved run has no data state for lanes {missing}; it was saved incompletely.")
-        for lane in self._lanes:
-            state = states[str(lane)]
-            self._lanes[lane].load(state)
-            self._packs[lane], self._samples[lane] = state["packs"], state["samples"]
-            self._without_caption[lane] = state.get("without_caption", 0)
-            self._skips[lane].merge(Skips(state["skipped"], state["skipped_examples"]))
-            self._states[lane] = state
+        for number, lane in self._lanes.items():
+            state = saved[str(number)]
+            try:
+                self._outcomes[number].load(state.outcomes)
+            except ValueError as error:
+                raise UserError(f"The saved lane {number} is damaged: {error}.") from None
+            lane.load(state.next)
+            self._positions[number] = state.next
 
     def close(self) -> None:
         """End the threads; work not yet begun is dropped."""
@@ -297,10 +282,10 @@ class PackLoader(Generic[T]):
 
     def _start(self, lane: _Lane) -> _Draft:
         """In the planning thread: plan a pack and hand its pictures to the workers."""
-        plans, skipped, state = lane.next_pack()
+        plans, skipped, position = lane.next_pack()
         outcomes = [self._workers.submit(self._build, plan) for plan in plans]
         # Workers take tasks in order, so this one begins when all its samples have begun: waiting cannot lock up.
-        return _Draft(skipped, state, self._workers.submit(self._join, plans, outcomes))
+        return _Draft(skipped, position, self._workers.submit(self._join, plans, outcomes))
 
     def _build(self, plan: SamplePlan) -> Sample | BadRecord:
         try:
@@ -313,7 +298,7 @@ class PackLoader(Generic[T]):
         for plan, future in zip(plans, outcomes, strict=True):
             outcome = future.result()
             if isinstance(outcome, BadRecord):
-                skipped.append(_Skip(plan.epoch, plan.key, outcome.reason))
+                skipped.append(Skip(plan.index, plan.epoch, plan.key, outcome.reason))
             else:
                 samples.append(outcome)
                 good.append(plan)
@@ -321,45 +306,27 @@ class PackLoader(Generic[T]):
 
     def _next_pack(self, lane: int) -> Pack[T]:
         """The lane's next pack that kept a sample. Counting happens here, in the order in which packs go out."""
-        failures = self._failures[lane]
         while True:
             if not self._drafts[lane]:
                 self._order_draft(lane)
             draft = self._drafts[lane].popleft().result()
             built = draft.built.result()
             for skip in (*draft.skipped, *built.skipped):
-                self._skips[lane].add(skip.reason, skip.key)
-                failures.setdefault(skip.epoch, []).append(skip)
+                self._outcomes[lane].skip(skip)
+                if not built.good:
+                    self._in_vain[lane].add(skip)
             for plan in built.good:
-                failures.pop(plan.epoch, None)
+                self._outcomes[lane].use(plan)
             if built.good:
-                return self._handed_out(lane, draft, built)
-            if hopeless := [skips for skips in failures.values() if len(skips) >= self._lanes[lane].length]:
-                raise UserError(_nothing_usable(hopeless[0], self._config))
+                self._in_vain[lane].clear()
+                self._positions[lane] = draft.position
+                return self._handed_out(lane, built)
 
-    def _handed_out(self, lane: int, draft: _Draft, built: _Built) -> Pack[T]:
-        number = self._packs[lane]
-        self._packs[lane] += 1
-        self._samples[lane] += len(built.good)
-        self._without_caption[lane] += sum(plan.without_caption for plan in built.good)
-        self._states[lane] = draft.state | {
-            "packs_per_step": self._config.packs_per_step,
-            "records": len(self._source),
-            "packs": self._packs[lane],
-            "samples": self._samples[lane],
-            "without_caption": self._without_caption[lane],
-            "skipped": dict(self._skips[lane].counts),
-            "skipped_examples": {reason: list(keys) for reason, keys in self._skips[lane].examples.items()},
-        }
+    def _handed_out(self, lane: int, built: _Built) -> Pack[T]:
+        number = self._outcomes[lane].packs
+        self._outcomes[lane].packs += 1
         keys = tuple(plan.key for plan in built.good)
-        tokens = sum(plan.num_tokens for plan in built.good)
-        return Pack(lane, number, built.payload, keys, tokens, self._states[lane])
-
-    def _all_skips(self) -> Skips:
-        together = Skips()
-        for skips in self._skips.values():
-            together.merge(skips)
-        return together
+        return Pack(lane, number, built.payload, keys, sum(plan.num_tokens for plan in built.good))
 
 
 def _limits_below(tokens: int, config: DataConfig) -> list[str]:
@@ -368,16 +335,20 @@ def _limits_below(tokens: int, config: DataConfig) -> list[str]:
     return [f"data.{option}" for option in limits if getattr(config, option) < tokens]
 
 
-def _nothing_usable(skipped: list[_Skip], config: DataConfig) -> str:
-    reasons, ways = Skips(), []
+def _nothing_usable(skipped: list[Skip], config: DataConfig) -> str:
+    reasons, ways = Reasons(), []
     for skip in skipped:
         reasons.add(skip.reason, skip.key)
     if lengths := [skip.tokens for skip in skipped if skip.tokens]:
         needed = min(lengths)
         options = " and ".join(_limits_below(needed, config))
         ways.append(f"Raise {options} to at least {needed}, which the shortest sample needs.")
-    if NO_CAPTION in reasons.counts:
+    if without_caption := sum(skip.lacks_caption for skip in skipped):
         ways.append("Add captions, or give data.tasks.reca a weight.")
-    if len(lengths) + reasons.counts.get(NO_CAPTION, 0) < len(skipped):
+    if len(lengths) + without_caption < len(skipped):
         ways.append("Check data.source.")
-    return f"None of the {len(skipped)} records of an epoch could be used: {reasons}. {' '.join(ways)}"
+    if config.packs_per_step > 1 and not config.shuffle:
+        ways.append(
+            "Each of the data.packs_per_step has its own share of the records: with a lower number it is larger."
+        )
+    return f"None of {len(skipped)} records could be used: {reasons}. {' '.join(ways)}"

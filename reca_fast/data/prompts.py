@@ -32,6 +32,13 @@ def choose_template(seed: int, epoch: int, key: str) -> str:
     return templates()[int(stable_uniform("template", seed, epoch, key) * len(templates()))]
 
 
+def choose_caption(caption: str | tuple[str, ...], seed: int, epoch: int, key: str) -> str:
+    """The caption itself, or the one of several that record `key` uses in `epoch`, drawn uniformly."""
+    if isinstance(caption, str):
+        return caption
+    return caption[int(stable_uniform("caption", seed, epoch, key) * len(caption))]
+
+
 def stable_uniform(*parts: object) -> float:
     """A number in [0, 1) that depends on the parts (by their str) alone: the same in every process and release."""
     # Lengths in front, so that ("a", "bc") and ("ab", "c") differ; file names may hold bytes that are not UTF-8.

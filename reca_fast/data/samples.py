@@ -10,15 +10,19 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from reca_fast.config import DataConfig, ResizeConfig
+from reca_fast.data.captions import NO_CAPTION, Caption
 from reca_fast.data.images import BadImage, BadRecord, blur, decode, picture_size, resize, target_size
-from reca_fast.data.prompts import choose_template, stable_uniform
+from reca_fast.data.prompts import choose_caption, choose_template, stable_uniform
 from reca_fast.data.sources.base import Record
 from reca_fast.errors import UserError
 from reca_fast.flow import I2T, RECA, T2I, TASKS, Sample
 from reca_fast.schema import check_ranges
 
 MARKERS = 2  # start and end token of every split
-NO_CAPTION = "no caption"  # reason of a BadRecord
+
+
+class NoCaption(BadRecord):
+    """A record that lacks the caption that its task needs."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class SamplePlan:
     vae_size: tuple[int, int] | None
     prompt_ids: tuple[int, ...] | None  # template or caption; None when condition dropout removed it
     num_tokens: int  # in the pack, all splits with their markers
-    without_caption: bool = False  # another task was drawn, and the record serves reca for lack of a caption
+    lack: str = ""  # why there is no caption, when another task was drawn and the record serves reca instead
 
 
 class SampleBuilder:
@@ -65,20 +69,33 @@ class SampleBuilder:
         return picture_size(image, self._config.max_image_pixels, self._config.orientation)
 
     def plan(
-        self, index: int, key: str, width: int, height: int, caption: str | None, epoch: int, task: str | None = None
+        self,
+        index: int,
+        key: str,
+        width: int,
+        height: int,
+        caption: Caption | None,
+        epoch: int,
+        task: str | None = None,
+        lack: str = NO_CAPTION,
     ) -> SamplePlan:
-        """The plan for a picture of width x height pixels in `epoch`; `task` instead of one drawn by weight.
+        """The plan for a picture of width x height pixels in `epoch`.
 
-        Raises BadRecord when the drawn task needs a caption that is missing and `reca` has no weight to stand in.
+        Args:
+            caption: one, several of which the epoch draws one, or None for the reason `lack`.
+            task: instead of one drawn by weight.
+
+        Raises:
+            NoCaption: the drawn task needs a caption, there is none, and `reca` has no weight to stand in.
         """
         seed, dropout = self._config.seed, self._config.text_dropout
         drawn = task = task or self._draw_task(epoch, key)
         if task == RECA or caption is None:
             if task != RECA and self._weights[RECA] == 0:
-                raise BadRecord(NO_CAPTION, f"the task is {task}")
+                raise NoCaption(lack, f"the task is {task}")
             task, text = RECA, choose_template(seed, epoch, key)
         else:
-            text = caption
+            text = choose_caption(caption, seed, epoch, key)
         prompt_ids: tuple[int, ...] | None = None
         if task == I2T or stable_uniform("text_dropout", seed, epoch, key) >= dropout:
             prompt_ids = tuple(self._tokenize(text))
@@ -87,8 +104,8 @@ class SampleBuilder:
         prompt_length = None if prompt_ids is None else len(prompt_ids)
         splits = (_grid(vit_size, self._vit_patch), _grid(vae_size, self._latent_stride), prompt_length)
         num_tokens = sum(length + MARKERS for length in splits if length is not None)
-        size, fallback = (width, height), task != drawn
-        return SamplePlan(index, key, epoch, task, size, vit_size, vae_size, prompt_ids, num_tokens, fallback)
+        lack = lack if task != drawn else ""
+        return SamplePlan(index, key, epoch, task, (width, height), vit_size, vae_size, prompt_ids, num_tokens, lack)
 
     def build(self, record: Record, plan: SamplePlan) -> Sample:
         """Decode the record's picture and resize it as planned. Raises BadImage when that cannot be done."""

@@ -11,14 +11,17 @@ from reca_fast.config import RunConfig
 from reca_fast.data.images import BadRecord
 from reca_fast.data.samples import SampleBuilder
 from reca_fast.data.sources import Source
+from reca_fast.data.tally import Reasons
 from reca_fast.evaluation import reconstruct_all
 from reca_fast.flow import RECA, Sample
 from reca_fast.models import Adapter
 
 
-def pick_samples(source: Source, builder: SampleBuilder, count: int) -> list[Sample]:
-    """The first `count` readable pictures of a source as reca samples, whatever tasks are trained; unreadable ones are
-    passed over.
+def pick_samples(
+    source: Source, builder: SampleBuilder, count: int, passed_over: Reasons | None = None
+) -> list[Sample]:
+    """The first `count` readable pictures of a source as reca samples, whatever tasks are trained; unreadable ones on
+    the way are added to `passed_over`.
     """
     samples: list[Sample] = []
     for index in range(len(source)):
@@ -29,8 +32,9 @@ def pick_samples(source: Source, builder: SampleBuilder, count: int) -> list[Sam
             size = builder.picture_size(record.image)
             plan = builder.plan(index, record.key, *size, None, epoch=0, task=RECA)
             samples.append(builder.build(record, plan))
-        except BadRecord:
-            continue
+        except BadRecord as bad:
+            if passed_over is not None:
+                passed_over.add(bad.reason, source.key(index))
     return samples
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from reca_fast.checkpoints import MAX_STATE_BYTES, STATE_FILE, CheckpointStore
 from reca_fast.config import RunConfig, settings
+from reca_fast.data.loader import LaneState
 from reca_fast.errors import UserError
 from reca_fast.schema import Range, fill, read_json
 
@@ -18,28 +19,6 @@ Word = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
 
 Content = dict[str, dict[str, str]]
 """Setting that is compared by content -> what of it is compared -> its checksum, or its number."""
-
-
-@dataclass
-class LaneState:
-    """Where a lane of the data stands, as PackLoader.state_dict has it."""
-
-    epoch: Count
-    position: Count
-    waiting: list[tuple[Count, Count]]  # (record, epoch)
-    packs_per_step: Count
-    records: Count
-    packs: Count
-    samples: Count
-    without_caption: Count
-    skipped: dict[str, Count]
-    skipped_examples: dict[str, list[str]]
-
-    def __post_init__(self) -> None:
-        if self.position > self.records or any(record >= self.records for record, _ in self.waiting):
-            raise ValueError(f"it stands beyond its {self.records} records")
-        if self.skipped.keys() != self.skipped_examples.keys():
-            raise ValueError("skipped and skipped_examples differ")
 
 
 @dataclass

@@ -18,7 +18,7 @@ from reca_fast.optim import MovingAverage
 
 from .distributed import Processes
 from .grids import GridWriter
-from .saved import Content, Generators, LaneState, Saved, SavedState, as_json
+from .saved import Content, Generators, Saved, SavedState, as_json
 from .telemetry import Telemetry
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -44,14 +44,14 @@ class Run:
 
 def save_run(run: Run) -> None:
     """Write a checkpoint after `run.step` updates; all processes call it."""
-    lanes = {lane: state for part in run.processes.gather(run.loader.state_dict()) for lane, state in part.items()}
+    parts = run.processes.gather(run.loader.state_dict())
     state = SavedState(
         version=__version__,
         step=run.step,
         base=str(run.config.model.path),
         content=run.content,
         config=as_json(run.config),
-        lanes={lane: LaneState(**state) for lane, state in lanes.items()},
+        lanes={lane: state for part in parts for lane, state in part.items()},
         generators=run.processes.gather(_generators()),
     )
     run.store.save(run.step, _tensors(run), asdict(state))
@@ -65,7 +65,7 @@ def load_run(run: Run, saved: Saved) -> None:
     """
     state = saved.state
     run.store.load(saved.path, _tensors(run))
-    run.loader.load_state_dict({lane: asdict(position) for lane, position in state.lanes.items()})
+    run.loader.load_state_dict(state.lanes)
     if run.processes.rank < len(state.generators):
         try:
             _restore_generators(state.generators[run.processes.rank])

@@ -1,24 +1,25 @@
 """Where records come from. `open_source` finds out which kind of source the setting data.source names."""
 
 import glob
-import itertools
 import os
 import re
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from reca_fast.config import DataConfig
-from reca_fast.data.sources.base import PICTURES, Record, Source
+from reca_fast.data.formats import PICTURES
+from reca_fast.data.sources.base import Record, Source, ending_of, why_no_picture
+from reca_fast.data.sources.files import find_files, is_pattern
+from reca_fast.data.sources.metadata import is_metadata, read_metadata
+from reca_fast.data.tally import Reasons
 from reca_fast.errors import UserError
 
 __all__ = ["Record", "Source", "open_source"]
 
-TARS, PARQUET = (".tar",), (".parquet",)
-COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+PICTURE, TAR, PARQUET, COMPRESSED, OTHER = "pictures", "tar shards", "parquet files", "compressed tars", "other"
+COMPRESSED_ENDINGS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 SAVED_BY_DATASETS = ("state.json", "dataset_dict.json")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 def open_source(config: DataConfig) -> Source:
@@ -26,6 +27,7 @@ def open_source(config: DataConfig) -> Source:
 
     It may be a folder of pictures, tar shards or parquet files (one file, a folder, a glob, or a pattern like
     `shard-{000..012}.tar`), a folder written by datasets' save_to_disk, or the id of a dataset on the Hugging Face hub.
+    A folder of pictures may hold their captions in a metadata file, a folder of tar shards the tables of img2dataset.
     Raises UserError when nothing is there or when it is none of these.
     """
     name = os.path.expanduser(config.source)
@@ -33,43 +35,50 @@ def open_source(config: DataConfig) -> Source:
         raise UserError("data.source is empty; give a folder, tar shards, parquet files or a Hugging Face dataset.")
     if any((Path(name) / mark).is_file() for mark in SAVED_BY_DATASETS):
         return _hugging_face(config, folder=name)
-    if not _is_pattern(name) and not os.path.exists(name) and _may_be_on_hub(config.source):
+    if not is_pattern(name) and not os.path.exists(name) and _may_be_on_hub(config.source):
         return _hugging_face(config, folder=None)
 
-    files = _files(name)
-    base = os.path.abspath(name) if os.path.isdir(name) else os.path.commonpath([os.path.dirname(f) for f in files])
+    ignored = Reasons()
+    files = find_files(name, ignored)
+    is_folder = os.path.isdir(name)
+    base = os.path.abspath(name) if is_folder or not files else _common_folder(files)
     by_kind: dict[str, list[str]] = defaultdict(list)
     for file in files:
         by_kind[_kind(file)].append(file)
-    by_kind.pop("other", None)
-    if "compressed" in by_kind:
-        raise UserError(f"{by_kind['compressed'][0]} is compressed: no random access; decompress it to .tar.")
+    others = by_kind.pop(OTHER, [])
+    tables = _tables_beside(by_kind)
+    for file in tables:
+        ignored.add("table beside its pictures", os.path.relpath(file, base))
+    if COMPRESSED in by_kind and (TAR in by_kind or len(by_kind) == 1):
+        raise UserError(f"{by_kind[COMPRESSED][0]} is compressed: no random access; decompress it to .tar.")
+    others += by_kind.pop(COMPRESSED, [])
+    metadata = (
+        [file for file in (*others, *by_kind.get(PARQUET, ())) if is_metadata(file)] if PICTURE in by_kind else []
+    )
+    for kind in list(by_kind):
+        by_kind[kind] = [file for file in by_kind[kind] if file not in {*tables, *metadata}]
+        if not by_kind[kind]:
+            del by_kind[kind]
     if len(by_kind) > 1:
-        raise UserError(
-            f"data.source {config.source!r} holds {' and '.join(sorted(by_kind))}; "
-            "name one kind with a glob such as 'folder/*.tar'."
-        )
-    if not by_kind:
-        raise UserError(
-            f"data.source {config.source!r} holds no pictures ({', '.join(PICTURES)}), tar shards or parquet files."
-        )
-    kind, chosen = by_kind.popitem()
-    return _open(kind, base, chosen, config)
-
-
-def _open(kind: str, base: str, files: list[str], config: DataConfig) -> Source:
-    """The source over files of one kind; keys are relative to `base`. Imports only what that kind needs."""
-    if kind == "pictures":
+        raise UserError(_several_kinds(config.source, by_kind, name if is_folder else None))
+    if PICTURE in by_kind:
         from reca_fast.data.sources.folder import FolderSource
 
-        return FolderSource(base, files)
-    if kind == "tar shards":
+        beside = [file for file in others if file not in metadata]
+        captions = read_metadata(metadata, config.caption_column, ignored)
+        return FolderSource(base, by_kind[PICTURE] + beside, captions, ignored)
+    for file in others:
+        ignored.add(why_no_picture(ending_of(file)), os.path.relpath(file, base))
+    if TAR in by_kind:
         from reca_fast.data.sources.tar import TarSource
 
-        return TarSource(base, files)
-    from reca_fast.data.sources.parquet import ParquetSource
+        return TarSource(base, by_kind[TAR], ignored)
+    if PARQUET in by_kind:
+        from reca_fast.data.sources.parquet import ParquetSource
 
-    return ParquetSource(base, files, config)
+        return ParquetSource(base, by_kind[PARQUET], config, ignored)
+    left_out = f"; ignored: {ignored}" if ignored else ""
+    raise UserError(f"data.source {config.source!r} holds no pictures, tar shards or parquet files{left_out}.")
 
 
 def _hugging_face(config: DataConfig, folder: str | None) -> Source:
@@ -80,60 +89,33 @@ def _hugging_face(config: DataConfig, folder: str | None) -> Source:
 
 def _may_be_on_hub(name: str) -> bool:
     """Whether owner/name names no file: it has no ending of one, and no folder `owner` is here."""
-    is_file = _kind(name) != "other" or os.path.isdir(os.path.dirname(name))
+    is_file = _kind(name) != OTHER or os.path.isdir(os.path.dirname(name))
     return HUB_ID.fullmatch(name) is not None and not is_file
 
 
 def _kind(file: str) -> str:
-    name = os.path.basename(file).lower()
-    suffixes = {"compressed": COMPRESSED, "tar shards": TARS, "parquet files": PARQUET, "pictures": PICTURES}
-    return next((kind for kind, endings in suffixes.items() if name.endswith(endings)), "other")
+    if os.path.basename(file).lower().endswith(COMPRESSED_ENDINGS):
+        return COMPRESSED
+    ending = ending_of(file)
+    return {".tar": TAR, ".parquet": PARQUET}.get(ending, PICTURE if ending in PICTURES else OTHER)
 
 
-def _files(name: str) -> list[str]:
-    """Absolute paths of all files that a path, glob or brace pattern names, sorted; UserError when one is missing."""
-    found: set[str] = set()
-    for pattern in _expanded(name):
-        if os.path.isdir(pattern):
-            found.update(_walk(pattern))
-        elif os.path.exists(pattern):
-            found.add(pattern)
-        else:
-            matches = [match for match in glob.glob(pattern, recursive=True) if os.path.isfile(match)]
-            if not matches:
-                raise UserError(
-                    f"data.source: nothing is found at {pattern!r}; check the path "
-                    "(a dataset on the Hugging Face hub is written owner/name)."
-                )
-            found.update(matches)
-    return sorted(map(os.path.abspath, found))
+def _common_folder(files: list[str]) -> str:
+    return os.path.commonpath([os.path.dirname(file) for file in files])
 
 
-def _walk(folder: str) -> Iterator[str]:
-    """All files below a folder except hidden ones."""
-    for root, folders, names in os.walk(folder, followlinks=False):
-        folders[:] = [f for f in folders if not f.startswith(".")]
-        yield from (os.path.join(root, n) for n in names if not n.startswith("."))
+def _tables_beside(by_kind: dict[str, list[str]]) -> list[str]:
+    """Parquet files that describe the tar shard or the folder of pictures of their name, as img2dataset writes them."""
+    shards = {os.path.splitext(file)[0] for file in by_kind.get(TAR, ())}
+    shards |= {os.path.dirname(file) for file in by_kind.get(PICTURE, ())}
+    return [file for file in by_kind.get(PARQUET, ()) if os.path.splitext(file)[0] in shards]
 
 
-def _is_pattern(name: str) -> bool:
-    return glob.has_magic(name) or BRACES.search(name) is not None
-
-
-def _expanded(name: str) -> list[str]:
-    """'a-{00..02}.tar' -> a-00.tar, a-01.tar, a-02.tar; '{x,y}.tar' -> x.tar, y.tar; a path that exists stays."""
-    if os.path.exists(name):
-        return [name]
-    pieces = BRACES.split(name)  # text, inside of braces, text, ...
-    choices = [_choices(piece) if i % 2 else [piece] for i, piece in enumerate(pieces)]
-    return ["".join(parts) for parts in itertools.product(*choices)]
-
-
-def _choices(inside: str) -> list[str]:
-    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
-    if not numbers:
-        return inside.split(",")
-    first, last = numbers.groups()
-    if int(last) < int(first):
-        raise UserError(f"data.source: the range {{{inside}}} runs backwards.")
-    return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+def _several_kinds(source: str, by_kind: dict[str, list[str]], folder: str | None) -> str:
+    ways = []
+    for kind in sorted(by_kind):
+        usual = Counter(os.path.splitext(file)[1] for file in by_kind[kind]).most_common(1)[0][0]
+        ways.append(repr(os.path.join(glob.escape(folder), "**", f"*{usual}") if folder else f"*{usual}"))
+    return (
+        f"data.source {source!r} holds {' and '.join(sorted(by_kind))}; name one kind by a glob: {' or '.join(ways)}."
+    )

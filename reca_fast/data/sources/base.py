@@ -1,13 +1,16 @@
 """What every kind of source offers: records by number, in an order that never changes."""
 
-import json
+import os
 from dataclasses import dataclass
 from typing import Protocol
 
+from reca_fast.data.captions import NO_CAPTION, Caption, Captions
+from reca_fast.data.formats import LACKING
+from reca_fast.data.tally import Reasons
 from reca_fast.errors import UserError, did_you_mean
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-CAPTIONS = (".txt", ".json")
+MAX_PICTURE_BYTES = 2**30
+"""An encoded picture that takes more is not read."""
 
 
 @dataclass(frozen=True)
@@ -16,14 +19,20 @@ class Record:
 
     key: str  # unique in its source and independent of where the source lies
     image: bytes  # encoded picture
-    caption: str | None
+    caption: Caption | None  # one, or several of which an epoch uses one
+    lack: str = NO_CAPTION  # why there is none, in a short fixed phrase
+
+
+def record(key: str, image: bytes, captions: Captions) -> Record:
+    """A record with what was found for its caption."""
+    return Record(key, image, captions.caption, captions.lack)
 
 
 class Source(Protocol):
-    """Random access to records, safe from several threads. Numbers run from 0 to len - 1, sorted by key.
+    """Random access to records, safe from several threads. Numbers run from 0 to len - 1, sorted by key."""
 
-    A source of files that may be read in part names such files in a list `damaged`.
-    """
+    ignored: Reasons
+    """What lies in the source and is no record: every file and member that was left out, by reason."""
 
     def __len__(self) -> int: ...
 
@@ -43,21 +52,21 @@ class Source(Protocol):
         ...
 
 
-def caption_from(data: bytes, suffix: str) -> str | None:
-    """The caption in a .txt, or under "caption" or "text" in a .json; None when there is none."""
-    text = data.decode("utf-8", errors="replace")
-    if suffix != ".json":
-        return clean_caption(text)
-    try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return clean_caption(fields.get("caption") or fields.get("text")) if isinstance(fields, dict) else None
+def hidden(name: str) -> bool:
+    """Whether a file or folder belongs to a system or a program, not to the user's data."""
+    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
 
 
-def clean_caption(value: object) -> str | None:
-    """The text without outer white space; None when nothing is left or it is no text."""
-    return (value.strip() or None) if isinstance(value, str) else None
+def ending_of(name: str) -> str:
+    """The ending of a file's name in lower case, with its dot; empty when there is none."""
+    return os.path.splitext(name)[1].lower()
+
+
+def why_no_picture(ending: str) -> str:
+    """Why a file with this ending is ignored."""
+    if ending in LACKING:
+        return f"{ending} ({LACKING[ending]})"
+    return ending if ending else "file without an ending"
 
 
 def check_column(option: str, name: str, columns: list[str], where: str) -> None:

@@ -1,19 +1,29 @@
-"""A folder of picture files, with an optional .txt or .json caption beside each."""
+"""A folder of picture files, with an optional caption file beside each, or a table of captions for all."""
 
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
+from reca_fast.data.captions import MAX_BYTES, Captions, captions_in_file
 from reca_fast.data.images import BadRecord
-from reca_fast.data.sources.base import CAPTIONS, Record, caption_from
+from reca_fast.data.sources.base import MAX_PICTURE_BYTES, Record, record
+from reca_fast.data.sources.sidecars import first_usable, group
+from reca_fast.data.tally import Reasons
 
 
 class FolderSource:
-    """Pictures among `files`; keys are paths relative to `base`, with forward slashes."""
+    """Pictures among `files`; keys are paths relative to `base`, with forward slashes.
 
-    def __init__(self, base: str, files: Sequence[str]) -> None:
-        self._base = Path(base)
-        self._keys = sorted(Path(os.path.relpath(file, base)).as_posix() for file in files)
+    `captions` holds those that a table has, by the picture's absolute path; they go before files beside the picture.
+    """
+
+    def __init__(self, base: str, files: Sequence[str], captions: Mapping[str, Captions], ignored: Reasons) -> None:
+        self._base, self.ignored = base, ignored
+        grouped = group((os.path.relpath(file, base).replace(os.sep, "/") for file in files), ignored)
+        self._keys = sorted(grouped)
+        self._beside = [grouped[key] for key in self._keys]
+        self._captions = dict(captions)
+        for path in captions.keys() - {self._path(key) for key in self._keys}:
+            ignored.add("row of metadata whose picture is missing", os.path.relpath(path, base))
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -22,19 +32,40 @@ class FolderSource:
         return self._keys[index]
 
     def size(self, index: int) -> int:
-        return os.path.getsize(self._base / self._keys[index])
+        return os.path.getsize(self._path(self._keys[index]))
 
     def read(self, index: int) -> Record:
-        path = self._base / self._keys[index]
+        key = self._keys[index]
+        path = self._path(key)
         try:
-            return Record(self._keys[index], path.read_bytes(), _caption_beside(path))
+            image = read_picture(path)
         except OSError as error:
             raise BadRecord("unreadable file", str(error)) from error
+        listed = self._captions.get(path, Captions())
+        if listed.texts:
+            return record(key, image, listed)
+        stem = os.path.splitext(path)[0]
+        found = first_usable(_captions_in(stem + ending, ending) for ending in self._beside[index])
+        return record(key, image, found if self._beside[index] else listed)
+
+    def _path(self, key: str) -> str:
+        return os.path.normpath(os.path.join(self._base, key))
 
 
-def _caption_beside(picture: Path) -> str | None:
-    for suffix in CAPTIONS:
-        path = picture.with_suffix(suffix)
-        if path.is_file():
-            return caption_from(path.read_bytes(), suffix)
-    return None
+def read_picture(path: str) -> bytes:
+    """The bytes of a picture file. Raises OSError, and BadRecord for one that is too large to be a picture."""
+    if not os.path.isfile(path):  # a device or a pipe in its place would never end
+        raise FileNotFoundError(f"{path} is no file")
+    with open(path, "rb") as file:
+        data = file.read(MAX_PICTURE_BYTES + 1)
+    if len(data) > MAX_PICTURE_BYTES:
+        raise BadRecord("file larger than a picture can be", f"{path}: more than {MAX_PICTURE_BYTES} bytes")
+    return data
+
+
+def _captions_in(path: str, ending: str) -> Captions:
+    try:
+        with open(path, "rb") as file:
+            return captions_in_file(file.read(MAX_BYTES + 1), ending.lower())
+    except OSError:
+        return Captions(lack="unreadable caption file")

@@ -3,13 +3,15 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reca_fast.config import DataConfig
+from reca_fast.data.captions import captions_in_cell
 from reca_fast.data.images import BadRecord
-from reca_fast.data.sources.base import Record, check_column, clean_caption
+from reca_fast.data.sources.base import Record, check_column, record
+from reca_fast.data.sources.folder import read_picture
 from reca_fast.data.sources.hub import endpoint, go_offline_unless_reachable, may_be_cached
+from reca_fast.data.tally import Reasons
 from reca_fast.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ class HuggingFaceSource:
             raise _offline(config.source)
         from datasets import Image
 
+        self.ignored = Reasons()
         rows = _from_folder(folder, config.split) if folder else _from_hub(config.source, config.split)
         where = f"data.source {config.source!r}"
         check_column("data.image_column", config.image_column, rows.column_names, where)
@@ -52,18 +55,17 @@ class HuggingFaceSource:
 
     def read(self, index: int) -> Record:
         row = self._rows[index]
-        return Record(self.key(index), _encoded(row[self._image]), clean_caption(row.get(self._caption)))
+        return record(self.key(index), _encoded(row[self._image]), captions_in_cell(row.get(self._caption)))
 
 
 def _encoded(picture: dict | None) -> bytes:
     """The bytes in a cell, or those of the file that it names."""
     if picture and picture["bytes"]:
         return picture["bytes"]
-    path = Path(picture["path"]) if picture and picture["path"] else None
-    if path is None or not path.is_file():  # a device or a pipe in its place would never end
+    if not (picture and picture["path"]):
         raise BadRecord("row without picture bytes")
     try:
-        return path.read_bytes()
+        return read_picture(picture["path"])
     except OSError as error:
         raise BadRecord("unreadable file", str(error)) from error
 

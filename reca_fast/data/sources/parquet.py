@@ -1,8 +1,11 @@
-"""Parquet files whose image column holds bytes or a struct with bytes (the layout of the Hugging Face hub)."""
+"""Parquet files whose image column holds bytes, a struct with bytes or a path (the layout of the Hugging Face hub), or
+paths.
+"""
 
 import bisect
 import itertools
 import os
+import re
 import threading
 from collections.abc import Sequence
 
@@ -10,9 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reca_fast.config import DataConfig
+from reca_fast.data.captions import captions_in_cell
 from reca_fast.data.images import BadRecord
-from reca_fast.data.sources.base import Record, check_column, clean_caption
+from reca_fast.data.sources.base import Record, check_column, record
+from reca_fast.data.sources.folder import read_picture
+from reca_fast.data.tally import Reasons
 from reca_fast.errors import UserError
+
+DAMAGED = (OSError, ValueError, pa.ArrowException)  # what pyarrow raises on damaged files
 
 
 class ParquetSource:
@@ -22,32 +30,35 @@ class ParquetSource:
     while a shuffled order reads one group a picture. Small row groups (some 10 MB) keep that bearable.
     """
 
-    def __init__(self, base: str, files: Sequence[str], config: DataConfig) -> None:
-        self._image, self._caption = config.image_column, config.caption_column
-        needs_caption = config.tasks.t2i > 0 or config.tasks.i2t > 0
-        self._files = list(files)
-        self._names = [os.path.relpath(file, base).replace(os.sep, "/") for file in files]
+    def __init__(self, base: str, files: Sequence[str], config: DataConfig, ignored: Reasons) -> None:
+        self._image, self._caption, self.ignored = config.image_column, config.caption_column, ignored
+        self._files: list[str] = []
+        self._names: list[str] = []
         self._columns: list[list[str]] = []
         self._groups: list[tuple[int, int, int]] = []  # (file, row group, its first row in the file)
-        rows = []
-        for number, file in enumerate(self._files):
+        rows: list[int] = []
+        for file in files:
+            name = os.path.relpath(file, base).replace(os.sep, "/")
             try:
                 metadata = pq.read_metadata(file)
                 schema = metadata.schema.to_arrow_schema()
-            except (OSError, pa.ArrowException) as error:
-                raise UserError(f"{file} is not a readable parquet file ({error}); remove or replace it.") from error
-            check_column("data.image_column", self._image, schema.names, file)
-            if needs_caption:
-                check_column("data.caption_column", self._caption, schema.names, file)
-            _check_picture_type(self._image, schema.field(self._image).type, file)
-            self._columns.append([name for name in (self._image, self._caption) if name in schema.names])
-            sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+                sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+            except DAMAGED:
+                ignored.add("damaged parquet file", name)
+                continue
+            self._check_columns(schema, file, config)
+            self._columns.append([column for column in (self._image, self._caption) if column in schema.names])
             starts = itertools.accumulate(sizes, initial=0)
+            number = len(self._files)
             self._groups += [(number, group, start) for group, start in zip(range(len(sizes)), starts, strict=False)]
+            self._files.append(file)
+            self._names.append(name)
             rows += sizes
         self._ends = list(itertools.accumulate(rows))
         if not len(self):
-            raise UserError(f"data.source: the parquet files hold no rows; the first is {self._files[0]}.")
+            raise UserError(
+                f"data.source: no rows in the parquet files, the first is {files[0]}; ignored: {ignored or 'nothing'}."
+            )
         self._lock = threading.Lock()
         self._kept: tuple[int, pa.Table] | None = None  # the last row group that was read
 
@@ -66,15 +77,31 @@ class ParquetSource:
         group, row = self._find(index)
         try:
             table = self._read_group(group)
-        except (OSError, pa.ArrowException) as error:
+            cells = {column: table.column(column)[row].as_py() for column in table.column_names}
+        except DAMAGED as error:
             raise BadRecord("unreadable parquet row group", str(error)) from error
-        image = table.column(self._image)[row].as_py()
-        if isinstance(image, dict):
-            image = image["bytes"]
-        if not image:
-            raise BadRecord("row without picture bytes")
-        caption = table.column(self._caption)[row].as_py() if self._caption in table.column_names else None
-        return Record(self.key(index), image, clean_caption(caption))
+        file = self._files[self._groups[group][0]]
+        image = _picture(cells[self._image], os.path.dirname(file))
+        return record(self.key(index), image, captions_in_cell(cells.get(self._caption)))
+
+    def _check_columns(self, schema: pa.Schema, file: str, config: DataConfig) -> None:
+        if self._files and self._image not in schema.names:
+            raise UserError(
+                f"{file} has no column {self._image!r}, unlike {self._files[0]}; it has "
+                f"{', '.join(map(repr, schema.names))}. Name files of one kind by a glob."
+            )
+        check_column("data.image_column", self._image, schema.names, file)
+        if config.tasks.t2i > 0 or config.tasks.i2t > 0:
+            check_column("data.caption_column", self._caption, schema.names, file)
+        kind = _kind_of_cell(schema.field(self._image).type)
+        is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+        if is_text:
+            _check_paths(self._image, file)
+        elif not (_is_bytes(kind) or (pa.types.is_struct(kind) and {"bytes", "path"} & {f.name for f in kind})):
+            raise UserError(
+                f"{file}: column {self._image!r} holds {kind}, not pictures (bytes, or a struct with bytes); "
+                "set data.image_column."
+            )
 
     def _find(self, index: int) -> tuple[int, int]:
         """(row group counted over all files, row inside it)."""
@@ -85,16 +112,59 @@ class ParquetSource:
         with self._lock:
             if self._kept is None or self._kept[0] != group:
                 file, number, _ = self._groups[group]
-                with pq.ParquetFile(self._files[file]) as parquet:
+                with pq.ParquetFile(self._files[file], page_checksum_verification=True) as parquet:
                     self._kept = group, parquet.read_row_group(number, columns=self._columns[file])
             return self._kept[1]
 
 
-def _check_picture_type(column: str, kind: pa.DataType, file: str) -> None:
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        kind = kind.field("bytes").type
-    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+def _picture(cell: object, folder: str) -> bytes:
+    """The encoded picture in a cell, or in the file that it names, from `folder`."""
+    if isinstance(cell, list) and len(cell) > 1:
+        raise BadRecord("row with several pictures")
+    if isinstance(cell, list):
+        cell = cell[0] if cell else None
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, str) and cell:
+        try:
+            return read_picture(os.path.join(folder, cell))
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            raise BadRecord("unreadable file", str(error)) from error
+    if not isinstance(cell, bytes) or not cell:
+        raise BadRecord("row without picture bytes")
+    return cell
+
+
+def _kind_of_cell(kind: pa.DataType) -> pa.DataType:
+    """What is left of a type without dictionaries, lists and extensions around it."""
+    while True:
+        if isinstance(kind, pa.BaseExtensionType):
+            kind = kind.storage_type
+        elif pa.types.is_dictionary(kind) or isinstance(kind, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
+            kind = kind.value_type
+        else:
+            return kind
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
+    return any(test(kind) for test in tests)
+
+
+def _check_paths(column: str, file: str) -> None:
+    """Refuse a column of text unless its first cell names a file."""
+    with pq.ParquetFile(file) as parquet:
+        cells = (cell for batch in parquet.iter_batches(1000, columns=[column]) for cell in batch.column(0).to_pylist())
+        first = next((cell for cell in cells if cell), None)
+    text = first[0] if isinstance(first, list) else first
+    if not isinstance(text, str) or os.path.isfile(os.path.join(os.path.dirname(file), text)):
+        return
+    if re.match(r"https?://", text):
         raise UserError(
-            f"{file}: column {column!r} holds {kind}, not pictures (bytes, or a struct with bytes); "
-            "set data.image_column."
+            f"{file}: column {column!r} holds addresses such as {text:.80}, not pictures; download them first, for "
+            "instance with img2dataset, and name what it writes."
         )
+    raise UserError(
+        f"{file}: column {column!r} holds text, neither pictures nor paths of files that are here; make it a column of "
+        "bytes (decoded, if it is base64), or set data.image_column."
+    )

@@ -1,4 +1,4 @@
-"""Tar shards in webdataset's naming: 000123.jpg with 000123.txt or 000123.json beside it.
+"""Tar shards in webdataset's naming: 000123.jpg with 000123.txt, .caption or .json beside it.
 
 Only headers are read, once, at the start; members are never extracted. A picture is later read with one seek.
 """
@@ -6,16 +6,20 @@ Only headers are read, once, at the start; members are never extracted. A pictur
 import io
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import BinaryIO
 
 import numpy as np
 
+from reca_fast.data.captions import ENDINGS, MAX_BYTES, Captions, captions_in_file
 from reca_fast.data.images import BadRecord
-from reca_fast.data.sources.base import CAPTIONS, PICTURES, Record, caption_from
+from reca_fast.data.sources.base import MAX_PICTURE_BYTES, Record, hidden, record
+from reca_fast.data.sources.sidecars import first_usable, group
+from reca_fast.data.tally import Reasons
 from reca_fast.errors import UserError
 
-NO_CAPTION = (0, 0, 0)
+Place = tuple[int, int]  # offset and size in bytes
+NOWHERE: Place = (0, 0)
 MAX_HEADER = 2**20
 """Bytes of a header that continues another one, which tarfile reads in one piece: names and pax records."""
 
@@ -23,28 +27,28 @@ MAX_HEADER = 2**20
 class TarSource:
     """Pictures in tar shards; keys are "shard.tar/member.jpg" with the shard's path relative to `base`.
 
-    `damaged` names shards that break off or cannot be parsed further; their complete members are used.
+    Of shards that break off or cannot be parsed further, the complete members are used.
     """
 
-    def __init__(self, base: str, shards: Sequence[str]) -> None:
-        self._shards = list(shards)
-        self.damaged: list[str] = []
+    def __init__(self, base: str, shards: Sequence[str], ignored: Reasons) -> None:
+        self._shards, self.ignored = list(shards), ignored
         keys: list[str] = []
-        # One row of numbers a picture (shard, offset, size, and the caption's offset, size, kind): a million Python
-        # tuples would take 300 MB in every process.
-        rows = [np.zeros((0, 6), np.int64)]
+        # One row of numbers a picture (shard, offset, size, then offset and size of each kind of caption file): a
+        # million Python tuples would take 300 MB in every process.
+        rows = [np.zeros((0, 3 + 2 * len(ENDINGS)), np.int64)]
         for number, shard in enumerate(self._shards):
-            members, whole = _scan(shard)
             prefix = os.path.relpath(shard, base).replace(os.sep, "/")
-            if not whole:
-                self.damaged.append(prefix)
-            named = _pictures(members)
-            keys += [f"{prefix}/{name}" for name in named]
-            rows.append(np.array([(number, *place) for place in named.values()], np.int64).reshape(-1, 6))
+            skipped = Reasons()
+            members = _scan(shard, prefix, skipped)
+            grouped = group(members, skipped)
+            ignored.merge(skipped, prefix)
+            keys += [f"{prefix}/{name}" for name in grouped]
+            places = [(number, *members[name], *_captions(name, found, members)) for name, found in grouped.items()]
+            rows.append(np.array(places, np.int64).reshape(len(places), -1) if places else rows[0])
         if not keys:
             raise UserError(
-                f"data.source: no pictures ({', '.join(PICTURES)}) in {len(self._shards)} tar shards, "
-                f"{len(self.damaged)} of them damaged; the first is {self._shards[0]}."
+                f"data.source: no pictures in {len(self._shards)} tar shards, the first is {self._shards[0]}; "
+                f"ignored: {ignored or 'nothing'}."
             )
         order = sorted(range(len(keys)), key=keys.__getitem__)
         self._keys = [keys[i] for i in order]
@@ -60,15 +64,20 @@ class TarSource:
         return int(self._places[index][2])
 
     def read(self, index: int) -> Record:
-        shard, offset, size, caption_offset, caption_size, kind = self._places[index].tolist()
+        shard, offset, size, *captions = self._places[index].tolist()
         try:
             # Opening anew costs microseconds and lets any number of threads read any number of shards.
             with open(self._shards[shard], "rb") as file:
                 image = _read_at(file, offset, size)
-                text = _read_at(file, caption_offset, caption_size)
+                places = zip(ENDINGS, captions[::2], captions[1::2], strict=True)
+                found = first_usable(_captions_at(file, *place) for place in places if place[1])
         except OSError as error:
             raise BadRecord("unreadable tar member", str(error)) from error
-        return Record(self._keys[index], image, caption_from(text, CAPTIONS[kind]))
+        return record(self._keys[index], image, found)
+
+
+def _captions_at(file: BinaryIO, ending: str, offset: int, size: int) -> Captions:
+    return captions_in_file(_read_at(file, offset, min(size, MAX_BYTES + 1)), ending)
 
 
 def _read_at(file: BinaryIO, offset: int, size: int) -> bytes:
@@ -79,31 +88,61 @@ def _read_at(file: BinaryIO, offset: int, size: int) -> bytes:
     return data
 
 
-def _scan(shard: str) -> tuple[dict[str, tuple[int, int]], bool]:
-    """({member name: (offset, size)}, whether the shard is whole). Hidden and macOS `._` members are left out."""
-    with open(shard, "rb") as file:
-        start, length = file.read(6), file.seek(0, os.SEEK_END)
-    if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
-        raise UserError(f"{shard} is compressed: no random access; decompress it to .tar.")
-    members: dict[str, tuple[int, int]] = {}
+def _scan(shard: str, prefix: str, ignored: Reasons) -> dict[str, Place]:
+    """Where in the shard its files lie, by name; what is left out is counted."""
+    members: dict[str, Place] = {}
+    try:
+        with open(shard, "rb") as file:
+            start, length = file.read(6), file.seek(0, os.SEEK_END)
+        if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+            raise UserError(f"{shard} is compressed: no random access; decompress it to .tar.")
+        whole = _collect(shard, length, members, ignored)
+    except OSError as error:
+        ignored.add(f"shard that cannot be read ({error.strerror})", prefix)
+        return {}
+    if not whole:
+        ignored.add("damaged shard, read as far as it goes", prefix)
+    return members
+
+
+def _collect(shard: str, length: int, members: dict[str, Place], ignored: Reasons) -> bool:
+    """Fill `members`; whether the shard is whole."""
     try:
         with _BoundedFile(shard) as headers, tarfile.open(fileobj=headers, mode="r:") as archive:
             for member in archive:
                 if member.size < 0:  # tarfile would walk backwards for ever
-                    return members, False
-                if not member.isreg() or member.sparse is not None:
+                    return False
+                if member.isdir():
+                    continue
+                name = member.name.removeprefix("./").lstrip("/")
+                if reason := _why_not(member, name):
+                    ignored.add(reason, name)
                     continue
                 if member.offset_data + member.size > length:
-                    return members, False
-                name = member.name.removeprefix("./")
-                if not any(part.startswith(".") for part in name.split("/")):
-                    members[name] = (member.offset_data, member.size)
+                    return False
+                if name in members:
+                    ignored.add("member replaced by a later one of its name", name)
+                members[name] = (member.offset_data, member.size)
             end = archive.offset
     except (tarfile.TarError, ValueError, OverflowError, RecursionError):  # what damaged headers make tarfile raise
-        return members, False
+        return False
     with open(shard, "rb") as file:  # tarfile takes a cut header for the end, but a whole archive ends in zeros
         file.seek(end)
-        return members, file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+        return file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+
+
+def _why_not(member: tarfile.TarInfo, name: str) -> str:
+    """Why a member of a shard is left out; empty for a file."""
+    parts = name.split("/")
+    if ".." in parts:
+        return "member outside of its shard"
+    if any(map(hidden, parts)):
+        return "hidden"
+    if member.issym() or member.islnk():
+        return "link in a shard"
+    if not member.isreg() or member.sparse is not None:
+        return "neither file nor folder"
+    return "file larger than a picture can be" if member.size > MAX_PICTURE_BYTES else ""
 
 
 class _BoundedFile(io.FileIO):
@@ -115,12 +154,8 @@ class _BoundedFile(io.FileIO):
         return super().read(size) or b""
 
 
-def _pictures(members: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int, int, int, int]]:
-    """{picture's name: (offset, size, caption's offset, caption's size, index into CAPTIONS)}."""
-    pictures = {}
-    for name, place in members.items():
-        stem, suffix = os.path.splitext(name)
-        if suffix.lower() in PICTURES:
-            captions = ((*members[stem + end], kind) for kind, end in enumerate(CAPTIONS) if stem + end in members)
-            pictures[name] = (*place, *next(captions, NO_CAPTION))
-    return pictures
+def _captions(picture: str, endings: Sequence[str], members: Mapping[str, Place]) -> list[int]:
+    """Offset and size of the picture's caption file of each kind."""
+    stem = os.path.splitext(picture)[0]
+    places = {ending.lower(): members[stem + ending] for ending in endings}
+    return [number for ending in ENDINGS for number in places.get(ending, NOWHERE)]

@@ -33,8 +33,8 @@ class BagelTokenizer:
     backend: "PreTrainedTokenizerBase"
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text alone: no marker is added."""
-        return self.backend.encode(text, add_special_tokens=False)
+        """Ids of the text alone: no marker is added, and one that the text spells stays text."""
+        return self.backend.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def decode(self, ids: list[int]) -> str:
         """The text of these ids, markers included."""

@@ -1,0 +1,58 @@
+"""Captions in a table beside the pictures: the imagefolder layout of `datasets`.
+
+A file called metadata.jsonl, metadata.csv or metadata.parquet has one row a picture, whose `file_name` leads from the
+table's own folder to the picture.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from reca_fast.data.captions import FIELDS, Captions, captions_in_cell
+from reca_fast.data.tally import Reasons
+
+NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+
+def is_metadata(file: str) -> bool:
+    return os.path.basename(file).lower() in NAMES
+
+
+def read_metadata(files: Iterable[str], caption_column: str, ignored: Reasons) -> dict[str, Captions]:
+    """{absolute path of a picture: its captions}, those of `caption_column` or of a column with a usual name."""
+    found: dict[str, Captions] = {}
+    for file in files:
+        folder = os.path.dirname(os.path.abspath(file))
+        try:
+            for row in _rows(file):
+                name = row.get("file_name")
+                if not isinstance(name, str) or "\0" in name:
+                    ignored.add("row of metadata without a file_name", file)
+                    continue
+                column = next((column for column in (caption_column, *FIELDS) if row.get(column) is not None), None)
+                path = os.path.normpath(os.path.join(folder, name))
+                found[path] = captions_in_cell(row[column]) if column else Captions()
+        except (OSError, ValueError, RecursionError, csv.Error):  # ValueError: no UTF-8, no JSON, pyarrow's own
+            ignored.add("damaged metadata, read as far as it goes", file)
+    return found
+
+
+def _rows(file: str) -> Iterator[dict[str, Any]]:
+    ending = os.path.splitext(file)[1].lower()
+    if ending == ".parquet":
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(file) as table:
+            for batch in table.iter_batches():
+                yield from batch.to_pylist()
+        return
+    with open(file, encoding="utf-8-sig", newline="") as lines:
+        if ending == ".csv":
+            yield from csv.DictReader(lines)
+            return
+        for line in lines:
+            if line.strip():
+                row = json.loads(line)
+                yield row if isinstance(row, dict) else {}

@@ -1,0 +1,48 @@
+"""Pictures and the caption files beside them, told by their names: 000123.jpg with 000123.txt, .caption or .json."""
+
+import os
+from collections.abc import Iterable
+
+from reca_fast.data import captions
+from reca_fast.data.captions import Captions
+from reca_fast.data.formats import PICTURES
+from reca_fast.data.sources.base import ending_of, why_no_picture
+from reca_fast.data.tally import Reasons
+
+
+def group(names: Iterable[str], ignored: Reasons) -> dict[str, tuple[str, ...]]:
+    """{picture: endings, as they are spelt, of the caption files beside it}; whatever is neither is counted."""
+    pictures: list[str] = []
+    endings: dict[str, list[str]] = {}  # by stem
+    others: list[str] = []
+    for name in names:
+        stem, ending = os.path.splitext(name)
+        if ending.lower() in captions.ENDINGS:
+            endings.setdefault(stem, []).append(ending)
+        elif ending.lower() in PICTURES:
+            pictures.append(name)
+        else:
+            others.append(name)
+    order = {ending: number for number, ending in enumerate(captions.ENDINGS)}
+    kept: dict[tuple[str, ...], tuple[str, ...]] = {}  # few different ones: shared, so that millions take no room
+    grouped = {}
+    for name in pictures:
+        found = tuple(sorted(endings.get(os.path.splitext(name)[0], ()), key=lambda ending: order[ending.lower()]))
+        grouped[name] = kept.setdefault(found, found)
+    stems = {os.path.splitext(name)[0] for name in pictures}
+    for stem in endings.keys() - stems:
+        for ending in endings[stem]:
+            ignored.add(f"{ending.lower()} without a picture of its name", stem + ending)
+    for name in others:
+        ignored.add(why_no_picture(ending_of(name)), name)
+    return grouped
+
+
+def first_usable(found: Iterable[Captions]) -> Captions:
+    """The first that holds a caption; else the first, for its reason."""
+    first = None
+    for each in found:
+        if each.texts:
+            return each
+        first = first or each
+    return first or Captions()
