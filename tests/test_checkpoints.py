@@ -6,6 +6,8 @@ import os
 import pickle
 import random
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -237,6 +239,40 @@ def test_every_kind_of_float_and_of_shape(dtype, tmp_path):
             assert torch.equal(files.read(name), tensor) and files.read(name).dtype == dtype
         with pytest.raises(Misfit):
             files.fill("other", torch.zeros(1))
+
+
+PEAK = """
+import resource, sys, torch
+from pathlib import Path
+from reca_fast.checkpoints import CheckpointStore, SavedWeights
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+def anonymous():
+    line = next(line for line in open("/proc/self/status") if line.startswith("RssAnon"))
+    return int(line.split()[1]) / 1024
+
+tensors = {"model": {f"w{n}": torch.ones(8 << 20) for n in range(12)}}  # 384 MB
+store, before = CheckpointStore(Path(sys.argv[1])), peak()
+path = store.save(1, tensors, {})
+print("save", peak() - before)
+before = anonymous()
+store.load(store.newest(), tensors)
+print("load", anonymous() - before)
+for weight in SavedWeights(path, "model").values():
+    pass
+del weight
+print("export", anonymous() - before)
+"""
+
+
+def test_saving_and_loading_make_no_copy_of_it_all(tmp_path):
+    """MB beyond the 384 MB of the tensors themselves: buffers, and one tensor at a time when exporting."""
+    run = subprocess.run([sys.executable, "-c", PEAK, tmp_path / "run"], capture_output=True, text=True, timeout=100)
+    assert run.returncode == 0, run.stderr
+    grown = {name: float(number) for name, number in map(str.split, run.stdout.splitlines())}
+    assert grown.keys() == {"save", "load", "export"} and max(grown.values()) < 100, grown
 
 
 class Proof:

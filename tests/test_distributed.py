@@ -170,6 +170,61 @@ def large(tmp_path_factory) -> Path:
     return folder
 
 
+SHARDED = """
+import sys, torch
+from pathlib import Path
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from reca_fast.checkpoints import CheckpointStore
+from reca_fast.train.distributed import Processes
+
+def tensors(mesh):
+    "Rows that do not divide, fewer rows than processes, columns in shards, the same on all; and plain ones."
+    whole = {{
+        "rows": torch.arange(35.0).view(7, 5), "few": torch.arange(2.0), "columns": torch.arange(15.0).view(3, 5),
+        "same": torch.arange(4.0), "narrow": torch.arange(6.0).bfloat16(), "none": torch.zeros(0, 3),
+    }}
+    plain = {{"number": torch.tensor(7.0), "text": torch.arange(3.0)}}
+    if mesh is not None:
+        kinds = {{"columns": Shard(1), "same": Replicate()}}
+        first = [Replicate()] * (mesh.ndim - 1)
+        for name, tensor in whole.items():
+            whole[name] = distribute_tensor(tensor, mesh, [*first, kinds.get(name, Shard(0))])
+    return {{"model": whole, "plain": plain}}
+
+with Processes() as processes:
+    processes.join("cpu", {replicate})
+    store = CheckpointStore(Path("{folder}"), rank=processes.rank, gather=processes.gather)
+    wanted = tensors(processes.mesh)
+    if {saves}:
+        store.save(1, wanted, {{}})
+    else:
+        found = {{section: {{n: t.clone().zero_() for n, t in part.items()}} for section, part in wanted.items()}}
+        store.load(store.newest(), found)
+        for section, part in wanted.items():
+            for name, tensor in part.items():
+                ours, theirs = (getattr(t, "to_local", lambda t=t: t)() for t in (tensor, found[section][name]))
+                assert torch.equal(ours, theirs), name
+        print("equal")
+sys.exit(0)
+"""
+
+
+@pytest.mark.parametrize(("processes", "replicate"), [(1, 1), (3, 1), (4, 2)])
+def test_any_number_of_processes_reads_what_any_other_wrote(processes, replicate, launch, tmp_path):
+    code = SHARDED.format(folder=tmp_path / "all", replicate=replicate, saves=True)
+    writing = launch(tmp_path, processes=processes, before=code)
+    assert writing.wait() == 0, writing.said
+    folder = tmp_path / "all" / "step-0000001"
+    shards = sorted(path.name for path in folder.glob("shard-*"))
+    assert shards == [f"shard-{rank:05d}.safetensors" for rank in range(processes // replicate)]
+    assert sum(path.stat().st_size for path in folder.glob("shard-*")) < 1500 * len(shards)  # nothing is written twice
+    for readers, copies in ((1, 1), (2, 1), (4, 2)):
+        code = SHARDED.format(folder=tmp_path / "all", replicate=copies, saves=False)
+        reading = launch(tmp_path, processes=readers, before=code)
+        assert reading.wait() == 0, reading.said
+        assert reading.said.count("equal") == readers
+
+
 MEMORY = """
 import gc, sys, torch
 from pathlib import Path

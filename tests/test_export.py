@@ -188,7 +188,9 @@ def test_a_base_with_other_contents(trained_run, bf16_base, reca_fast, tmp_path)
     assert said.code == 0 and f"{base} is not what the run started from, it differs in ema.safetensors." in said.out
     shutil.rmtree(out)
     state = json.loads((run / "checkpoints" / "step-0000003" / "run_state.json").read_text())
-    folder = CheckpointStore(run / "checkpoints").save(4, {"model": {"x": torch.ones(1)}}, state | {"base": str(base)})
+    folder = CheckpointStore(run / "checkpoints").save(
+        4, {"model": {"x": torch.ones(1)}}, state | {"base": str(base), "step": 4}
+    )
     assert "differs in ema.safetensors. Set --base" in reca_fast("export", folder, out).sentence
     assert not out.exists()
 

@@ -6,15 +6,18 @@ import functools
 import importlib
 import json
 import math
+import random
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
-from operator import attrgetter
+from operator import attrgetter, getitem
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from reca_fast.config import DataConfig, ModelConfig, OptimConfig, ResizeConfig, RunConfig, SamplingConfig, settings
@@ -22,6 +25,7 @@ from reca_fast.errors import UserError
 from reca_fast.train.saved import find_saved
 
 running = importlib.import_module("reca_fast.train.run")
+FUZZED = sorted((Path(__file__).resolve().parents[2] / "shared" / "cases" / "fuzz").glob("*run_state.json"))
 JOINT = {"loss.t2i", "loss.i2t", "data.tasks.t2i", "data.tasks.i2t"}
 """Settings that mean something only where all tasks are trained."""
 ELSEWHERE = {
@@ -294,6 +298,67 @@ def test_a_run_of_another_version_is_refused_by_what_it_did_not_know(begun, conf
     store.save(2, {"model": {"x": torch.ones(1)}}, state | {"version": "0.0.9"})
     with pytest.raises(UserError, match=r"knew no data.orientation, as runs of another version .*0\.0\.9"):
         find_saved(configured(tmp_path / "run", False), store, print)
+
+
+ODD = [None, True, "", "x" * 2000, -1, 1e999, 2**70, 0.5, [], [1], {}, {"a": 1}, [[]]]
+
+
+def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
+    """Every key and index in nested JSON, of long lists the first and the last."""
+    inner = value.items() if isinstance(value, dict) else list(enumerate(value))[:: max(1, len(value) - 1)]
+    for key, entry in inner:
+        yield (*path, key)
+        if isinstance(entry, dict | list):
+            yield from places(entry, (*path, key))
+
+
+def test_odd_values_in_a_saved_state_are_one_sentence(begun, configured, tmp_path):
+    """With checksums that fit, as somebody who means it could write them; `None` here means without the entry."""
+    from reca_fast.checkpoints import CheckpointStore
+
+    before, _ = begun(False)
+    (folder,) = (before / "checkpoints").iterdir()
+    state, chance = json.loads((folder / "run_state.json").read_text()), random.Random(0)
+    del state["files"]
+    tensors: dict[str, dict] = {}
+    with safe_open(folder / "shard-00000.safetensors", "pt") as file:
+        for name in file.keys():  # noqa: SIM118 (not a dict)
+            section, _, rest = name.partition(".")
+            tensors.setdefault(section, {})[rest] = file.get_tensor(name)
+    ends: Counter[str] = Counter()
+    for place in (where for where in places(state) if where[0] != "config" or chance.random() < 0.2):
+        changed, value = json.loads(json.dumps(state)), chance.choice(ODD)
+        owner = functools.reduce(getitem, place[:-1], changed)
+        if value is None and isinstance(owner, dict):
+            del owner[place[-1]]
+        else:
+            owner[place[-1]] = value
+        out = tmp_path / "run"
+        CheckpointStore(out / "checkpoints").save(1, tensors, changed)
+        config = configured(out, False)
+        config.steps, config.sample_every = 1, 0
+        try:
+            running.run(config)
+            ends["went on"] += 1
+        except UserError as error:
+            assert "\n" not in str(error) and len(str(error)) < 1000
+            ends["refused"] += 1
+        shutil.rmtree(out)
+    assert ends["refused"] > 2 * ends["went on"] > 0, ends  # a free setting, a key of an example
+
+
+@pytest.mark.parametrize("case", FUZZED or ["none"], ids=lambda case: getattr(case, "name", case))
+def test_recorded_odd_states(case, begun, configured, tmp_path):
+    if case == "none":
+        pytest.skip("the recorded states are not here (looked in shared/cases/fuzz beside the repository)")
+    shutil.copytree(begun(False)[0], tmp_path / "run")
+    (folder,) = (tmp_path / "run" / "checkpoints").iterdir()
+    shutil.copyfile(case, folder / "run_state.json")
+    for verify in (True, False):
+        config = configured(tmp_path / "run", False)
+        config.verify_checkpoint = verify
+        with pytest.raises(UserError, match="step-0000001 is damaged"):
+            running.run(config)
 
 
 def test_every_setting_is_declared():

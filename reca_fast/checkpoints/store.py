@@ -111,7 +111,7 @@ class CheckpointStore:
             UserError: a tensor holds inf or NaN, or the disk is full or not writable. What was saved before is
                 untouched.
         """
-        final = self.folder / f"step-{step:07d}"
+        final = self.folder / folder_name(step)
         partial = self.folder / f".{final.name}.partial"
         flat = _flat(tensors)
         if not all(self.gather(all_finite(flat))):
@@ -131,6 +131,8 @@ class CheckpointStore:
                 checksums[name] = sum_
 
         def publish() -> None:
+            if hidden := [name for name in checksums if not (partial / name).exists()]:
+                raise OSError(f"the first process does not see {hidden[0]}: all must share the folder --out")
             files = {name: (partial / name).stat().st_size for name in checksums}
             (partial / STATE_FILE).write_text(json.dumps({**state, "files": files}))
             write_checksums(partial, checksums | {STATE_FILE: checksum(partial / STATE_FILE)})
@@ -145,7 +147,8 @@ class CheckpointStore:
             reasons = self.gather(_failure_of(action) if by_all or self.is_main else "")
             if reason := next(filter(None, reasons), ""):
                 shutil.rmtree(partial, ignore_errors=True)
-                kept = f"the last whole one is {whole[-1][1]}" if (whole := self.whole()) else "there is none before it"
+                last = self._newest_or_none()
+                kept = f"the last whole one is {last}" if last else "there is none before it"
                 raise UserError(
                     f"Checkpoint {final} could not be saved ({reason}); {kept}. "
                     "Free some space, or set --out to another disk, and start the same command again."
@@ -175,10 +178,13 @@ class CheckpointStore:
 
     def advice(self) -> str:
         """What to do when training has diverged; all processes call it."""
+        path = self._newest_or_none()
+        return f"{f'resume from {path}' if path else 'start again'} with a lower --optim.lr"
+
+    def _newest_or_none(self) -> Path | None:
         with suppress(UserError):
-            if path := self.newest():
-                return f"resume from {path} with a lower --optim.lr"
-        return "start again with a lower --optim.lr"
+            return self.newest()
+        return None
 
 
 class SavedWeights(Mapping[str, Tensor]):
@@ -208,6 +214,11 @@ class SavedWeights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def folder_name(step: int) -> str:
+    """Name of the checkpoint after `step` updates."""
+    return f"step-{step:07d}"
 
 
 def fault(path: Path, verify: bool = True, share: tuple[int, int] = (0, 1)) -> str:

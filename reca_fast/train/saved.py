@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from functools import reduce
 from operator import attrgetter, getitem
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from reca_fast.checkpoints import MAX_STATE_BYTES, STATE_FILE, CheckpointStore
+from reca_fast.checkpoints import MAX_STATE_BYTES, STATE_FILE, CheckpointStore, folder_name
 from reca_fast.config import RunConfig, settings
 from reca_fast.data.loader import LaneState
 from reca_fast.errors import UserError
-from reca_fast.schema import Range, fill, read_json
+from reca_fast.schema import Range, fill, read_json, shown
 
 Count = Annotated[int, Range(at_least=0, at_most=2**53)]
 Word = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
@@ -27,7 +27,7 @@ class Generators:
 
     torch: str  # base64
     python: tuple[int, list[Word], float | None]
-    numpy: tuple[str, list[Word], Count, Count, float]
+    numpy: tuple[Literal["MT19937"], list[Word], Annotated[int, Range(at_least=0, at_most=624)], Count, float]
     cuda: str | None = None  # base64
 
 
@@ -55,7 +55,10 @@ class Saved:
 def read_saved(path: Path) -> SavedState:
     """Raises UserError: the file is not one that a run wrote."""
     file = path / STATE_FILE
-    return fill(SavedState, read_json(file, max_bytes=MAX_STATE_BYTES), str(file))
+    state = fill(SavedState, read_json(file, max_bytes=MAX_STATE_BYTES), str(file))
+    if path.name != folder_name(state.step):
+        raise UserError(f"{path} holds the state of step {state.step}; rename it to {folder_name(state.step)}.")
+    return state
 
 
 def find_saved(config: RunConfig, store: CheckpointStore, tell: Callable[[str], None]) -> Saved | None:
@@ -85,7 +88,8 @@ def find_saved(config: RunConfig, store: CheckpointStore, tell: Callable[[str], 
                 ) from None
             if before != (value := reduce(getitem, keys, now)):
                 raise UserError(
-                    f"The saved run had {setting.name}={before}, now it is {value}; set it back, or name another --out."
+                    f"The saved run had {setting.name}={shown(before)}, now it is {shown(value)}; set it back, or name "
+                    "another --out."
                 )
     return saved
 
