@@ -74,6 +74,11 @@ def parse_json(data: bytes | str, where: str) -> Any:
         raise UserError(f"{where} cannot be read as JSON: {' '.join(str(error).split())}.") from None
     else:
         deep = _depth(value) > MAX_DEPTH
+    if not deep and "\\ud" in text.lower():  # such an escape stands for half a character
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{where} holds half of a character (\\ud800 to \\udfff); write the whole one.") from None
     if deep:
         raise UserError(f"{where} nests deeper than {MAX_DEPTH} levels; it cannot be the right file.")
     return value

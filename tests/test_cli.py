@@ -350,6 +350,11 @@ def test_failures_of_the_machine_are_one_sentence(error, sentence, failing) -> N
     assert re.search(sentence, failing(error).sentence)
 
 
+def test_names_from_outside_stay_on_one_line(reca_fast, tmp_path) -> None:
+    said = reca_fast("verify", tmp_path / "a\nb\x1b[2J")
+    assert "a b\\x1b[2J does not exist" in said.sentence
+
+
 def test_interrupted_anywhere(failing) -> None:
     assert failing(KeyboardInterrupt()) == (130, "", "reca-fast: interrupted.\n")
 

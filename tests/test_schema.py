@@ -95,6 +95,7 @@ def test_fill_names_what_is_missing() -> None:
         (b"\xff\xfe{", "cannot be read as JSON"),
         (b"1" * 5000, "cannot be read as JSON"),
         (b'{"a": 1, "a": 2}', "holds the name 'a' twice"),
+        (rb'["\ud83d"]', "holds half of a character"),
         (b"[" * 60 + b"]" * 60, "nests deeper than 50 levels"),
         (b"[" * 100_000 + b"]" * 100_000, "nests deeper than 50 levels"),
     ],

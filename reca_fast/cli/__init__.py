@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     a reader of the output that went away, as in `reca-fast train --help | head -1`.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names and prompts may hold what it has no bytes for
     try:
         try:
             return _run(args)
@@ -56,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if sys.stdout is not None:
                 sys.stdout.flush()  # at the end of the interpreter a full disk would be a traceback
     except UserError as error:
-        print(f"reca-fast: {error}", file=sys.stderr)
+        print(f"reca-fast: {_one_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("reca-fast: interrupted.", file=sys.stderr)
@@ -70,6 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from reca_fast.cli.failures import report
 
         return report(error, args)
+
+
+def _one_line(text: str) -> str:
+    """A sentence as a terminal can show it, whatever names from outside are in it."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else f"\\x{ord(c):02x}" for c in text)
 
 
 def _drop_output() -> None:
