@@ -38,7 +38,7 @@ def measure(report: Report, folder: Path, workers: int) -> None:
     with PackLoader(open_source(config), builder, config, lambda samples: samples, range(1)) as loader:
         next(loader)
         count, start = 0, time.perf_counter()
-        while (took := time.perf_counter() - start) < (0.5 if report.rehearsal else 3.0):
+        while (took := time.perf_counter() - start) < (0.5 if report.rehearsal else 1.5):
             count += sum(len(pack.keys) for pack in next(loader))
     speed = count / took
     if report.rehearsal:

@@ -78,7 +78,8 @@ def prepare(folder: Path, device: torch.device, backend: str = "inductor", **opt
     for parameter in adapter.module.llm2vae.parameters():  # it starts at zero, and nothing before it would learn
         parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=draw))
     batch = adapter.collate(samples := pictures(joint))
-    pack = Pack(0, 0, batch, tuple(sample.key for sample in samples), batch.num_tokens, {})
+    keys = tuple(sample.key for sample in samples)
+    pack = Pack(lane=0, number=0, payload=batch, keys=keys, num_tokens=batch.num_tokens)
     return Step(adapter, pack, config, make_optimizer(adapter.module, config.optim), processes)
 
 
