@@ -23,6 +23,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 
@@ -80,13 +81,15 @@ def build(kind: str, python: str, others: list[str], folder: Path) -> Path:
 
 
 def unpacked_sdist(python: Path, folder: Path) -> Path:
-    """Builds the source distribution with the environment's setuptools; returns where it lies unpacked."""
+    """Builds the source distribution, unpacks it and lets the environment import it; returns where it lies."""
     code = "import sys, setuptools.build_meta as backend; backend.build_sdist(sys.argv[1])"
-    run(python, "-c", code, folder)
+    run(python, "-c", code, folder, stdout=subprocess.DEVNULL)
     (archive,) = folder.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data")
-    return folder / archive.name.removesuffix(".tar.gz")
+    root = folder / archive.name.removesuffix(".tar.gz")
+    run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", root)
+    return root
 
 
 def suite(python: Path, root: Path, arguments: list[str]) -> tuple[bool, str]:
@@ -102,9 +105,9 @@ def suite(python: Path, root: Path, arguments: list[str]) -> tuple[bool, str]:
     return process.returncode == 0, last
 
 
-def run(*command: object) -> None:
+def run(*command: object, **options: Any) -> None:
     print("+", *command, flush=True)
-    subprocess.run([str(part) for part in command], check=True, cwd=ROOT)
+    subprocess.run([str(part) for part in command], check=True, cwd=ROOT, **options)
 
 
 def tag(python: str) -> str:
@@ -127,15 +130,18 @@ def main() -> int:
     outcomes = {}
     for python in options.python or [sys.executable]:
         for kind in options.only or KINDS:
-            name = "-".join(
-                [kind, tag(python), *(re.sub(r"[^\w.]+", "", other).strip(".") for other in options.others)]
-            )
-            inside = build(kind, python, options.others, options.envs / name)
-            if options.no_tests:
-                continue
-            with tempfile.TemporaryDirectory() as elsewhere:
-                root = unpacked_sdist(inside, Path(elsewhere)) if options.sdist else ROOT
-                outcomes[name] = suite(inside, root, options.pytest)
+            others = [re.sub(r"[^\w.]+", "", other).strip(".") for other in options.others]
+            name = "-".join([kind, tag(python), *others])
+            try:
+                inside = build(kind, python, options.others, options.envs / name)
+                if options.no_tests:
+                    outcomes[name] = True, "built"
+                    continue
+                with tempfile.TemporaryDirectory() as elsewhere:
+                    root = unpacked_sdist(inside, Path(elsewhere)) if options.sdist else ROOT
+                    outcomes[name] = suite(inside, root, options.pytest)
+            except subprocess.CalledProcessError as error:  # the other environments still get their turn
+                outcomes[name] = False, f"could not be built: {error}"
     for name, (passed, last) in outcomes.items():
         print(f"{name}: {'passed' if passed else 'FAILED'} ({last})")
     return 0 if all(passed for passed, _ in outcomes.values()) else 1
