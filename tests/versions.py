@@ -101,7 +101,7 @@ def suite(python: Path, root: Path, arguments: list[str]) -> tuple[bool, str]:
         last = ""
         for line in process.stdout:
             print(line, end="", flush=True)
-            last = line.strip(" =\n") or last
+            last = line.strip(" =\n") if re.search(r"\d+ (passed|failed|error)", line) else last
     return process.returncode == 0, last
 
 
