@@ -226,8 +226,8 @@ RECIPE_MISTAKES = {
     "twice": ("steps: 1\nsteps: 2", "it sets 'steps' twice"),
     "number as a name": ("1: 2", "holds 1 in the place of an option's name"),
     "list as a name": ("? [a]\n: 2", "unhashable key"),
-    "switch for a number": ("steps: yes", r"steps.*int.*True"),
-    "switch for a fraction": ("optim: {lr: true}", r"optim\.lr.*float.*True"),
+    "switch for a number": ("steps: yes", r"steps.*Expected a whole number.*True"),
+    "switch for a fraction": ("optim: {lr: true}", r"optim\.lr.*Expected a number.*True"),
     "below the range": ("optim: {lr: -1}", r"optim\.lr=-1\.0: it must be at least 0"),
     "beyond the range": (f"steps: {10**30}", r"steps=1000.*: it must be at least 1 and at most"),
     "digits without end": (f"steps: {'9' * 5000}", "is not YAML: Exceeds the limit"),
@@ -374,6 +374,8 @@ def test_output_that_nobody_takes() -> None:
 def test_what_needs_no_option(reca_fast) -> None:
     assert "Unknown option 'wandb'. Metrics go to metrics.jsonl" in reca_fast("train", "--wandb").sentence
     assert "'3' stands where an option" in reca_fast("train", "3").sentence
+    assert "Did you mean --config bagel?" in reca_fast("train", "bagel").sentence
+    assert "Did you mean --config my.yaml?" in reca_fast("train", "my.yaml").sentence
     assert "Did you mean 'batch'?" in reca_fast("generate", "--batch_size", "3").sentence
 
 

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_setti
 
 from reca_fast.cli import VERBS
 from reca_fast.cli.habits import suggestion
-from reca_fast.cli.recipe import as_argument, check_names, parse_yaml, read_recipe
+from reca_fast.cli.recipe import as_argument, check_names, parse_yaml, read_recipe, shipped
 from reca_fast.config import HOME, PRESETS, RunConfig
 from reca_fast.errors import UserError
 from reca_fast.schema import check_ranges, shown
@@ -24,6 +24,9 @@ PRESET_HELP = (
 T = TypeVar("T")
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 
 
 class HelpFormatter(DefaultHelpFormatter):
@@ -49,10 +52,15 @@ class OptionParser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         text = " ".join(str(message).split())
         if unknown := re.search(r"unrecognized arguments: (-*)([^\s=]+)", text, re.IGNORECASE):
-            if not unknown[1]:
-                raise UserError(f"{unknown[2]!r} stands where an option (--name value) is expected.")
-            raise self.unknown(unknown[2])
-        raise UserError(re.sub(r"<class '(\w+)'>|typing\.", r"\1", text.removeprefix("Parser key ")).rstrip(".") + ".")
+            if unknown[1]:
+                raise self.unknown(unknown[2])
+            is_recipe = unknown[2].endswith((".yaml", ".yml")) or unknown[2] in shipped()
+            hint = f" Did you mean --config {unknown[2]}?" if is_recipe else ""
+            raise UserError(f"{unknown[2]!r} stands where an option (--name value) is expected.{hint}")
+        text = re.sub(r"<class '(\w+)'>|typing\.", r"\1", text.removeprefix("Parser key ")).rstrip(".")
+        for kind, words in KINDS.items():
+            text = re.sub(rf"Expected an? {kind}\b", f"Expected {words}", text)
+        raise UserError(f"{text}.")
 
 
 def option_names(kind: Any, prefix: str = "") -> Iterator[tuple[str, bool]]:

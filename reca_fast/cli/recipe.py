@@ -54,14 +54,18 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _number(int))
 _Loader.add_constructor("tag:yaml.org,2002:float", _number(float))
 
 
+def shipped() -> dict[str, Path]:
+    """The recipes of this package by name."""
+    return {path.stem: path for path in SHIPPED.glob("*.yaml")}
+
+
 def read_recipe(value: str) -> tuple[Any, str]:
     """(content, how messages call it) of a recipe that is given by path or by the name of a shipped one."""
-    shipped = {path.stem: path for path in SHIPPED.glob("*.yaml")}
     path = Path(os.path.expanduser(value))
     if not path.exists():
-        if value not in shipped:
-            raise UserError(f"There is no recipe {value!r}: neither a file nor one of {', '.join(sorted(shipped))}.")
-        path = shipped[value]
+        if value not in shipped():
+            raise UserError(f"There is no recipe {value!r}: neither a file nor one of {', '.join(sorted(shipped()))}.")
+        path = shipped()[value]
     with reading(path), path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
