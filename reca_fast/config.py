@@ -91,6 +91,10 @@ class ModelConfig:
     """Checkpoint folder: ema.safetensors, ae.safetensors, llm_config.json, vit_config.json and the tokenizer's
     files.
     """
+    weights: Place = fixed("auto", by="content")
+    """Which file of the folder holds the weights: its name, a path of its own, or auto: ema.safetensors,
+    model.safetensors or model_bf16.safetensors, of which only one may be there.
+    """
     attention: Attention = rounding("auto")
     """Attention backend; auto takes the fastest that this machine can run (`reca-fast doctor` says which and why)."""
     kernels: Kernels = rounding("auto")

@@ -19,13 +19,19 @@ from reca_fast.models.bagel.names import TABLES, public_name
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+STAYS = ("README.md", "optimizer.00000-of-00008.pt", "scheduler.pt", "data_status.pt", "model.safetensors.index.json")
+"""Files of a base that an export leaves behind."""
+
+
 @pytest.fixture(scope="module")
 def bf16_base(tiny_folder: Path, tmp_path_factory) -> Path:
     """The tiny checkpoint with its weights in bf16, as the public one has them."""
     folder = Path(shutil.copytree(tiny_folder, tmp_path_factory.mktemp("bf16") / "base"))
     weights = load_file(folder / "ema.safetensors")
     save_file({key: x.bfloat16() for key, x in weights.items()}, folder / "ema.safetensors")
-    (folder / "notes.txt").write_text("whatever else lies in the folder goes along")
+    for name in STAYS:
+        (folder / name).write_text("of the base alone")
+    (folder / "generation_config.json").write_text("{}")
     return folder
 
 
@@ -62,7 +68,9 @@ def test_round_trip(trained_run, bf16_base, reca_fast, tmp_path) -> None:
         assert tensor.dtype is torch.bfloat16 and torch.equal(tensor, wanted), key
     assert any(not torch.equal(got[key], base[key]) for key in saved), "training moved nothing"
 
-    names = {path.name for path in bf16_base.iterdir()}
+    assert f"weights: {bf16_base / 'ema.safetensors'}" in said.out
+    assert f"not copied: {', '.join(sorted(STAYS))}" in said.out
+    names = {path.name for path in bf16_base.iterdir()} - set(STAYS)
     assert {path.name for path in out.iterdir()} == names
     for name in names - {"ema.safetensors"}:
         assert (out / name).read_bytes() == (bf16_base / name).read_bytes()
@@ -80,6 +88,45 @@ def test_dtype_and_one_checkpoint_of_a_run(trained_run, reca_fast, tmp_path) -> 
 def test_moved_base(trained_run, bf16_base, reca_fast, tmp_path) -> None:
     moved = shutil.copytree(bf16_base, tmp_path / "moved")
     assert reca_fast("export", trained_run, tmp_path / "out", "--base", moved).code == 0
+
+
+def test_weights_under_another_name(trained_run, bf16_base, reca_fast, tmp_path) -> None:
+    """The base's file is named; what is written is ema.safetensors, and no other weights lie beside it."""
+    base = Path(shutil.copytree(bf16_base, tmp_path / "base"))
+    weights = load_file(base / "ema.safetensors")
+    save_file({key: torch.zeros_like(x) for key, x in weights.items()}, base / "model.safetensors")
+    again = reca_fast("export", trained_run, tmp_path / "out", "--base", base)
+    assert "holds ema.safetensors and model.safetensors: name the one to read" in again.sentence
+    for name, is_zero in (("ema.safetensors", False), ("model.safetensors", True)):
+        out = tmp_path / name
+        said = reca_fast("export", trained_run, out, "--base", base, "--base_weights", name)
+        assert said.code == 0 and f"weights: {base / name}" in said.out
+        assert [path.name for path in sorted(out.glob("*.safetensors"))] == ["ae.safetensors", "ema.safetensors"]
+        got = load_file(out / "ema.safetensors")
+        assert (not got["connector.fc1.weight"].any()) == is_zero and got["llm2vae.weight"].any()
+
+
+def test_position_tables_are_written_for_a_base_without(bf16_base, reca_fast, tmp_path) -> None:
+    base = Path(shutil.copytree(bf16_base, tmp_path / "base"))
+    weights = load_file(base / "ema.safetensors")
+    save_file({key: x for key, x in weights.items() if key not in TABLES}, base / "ema.safetensors")
+    export_folder(base, tmp_path / "out", BagelConfig.from_folder(base), {}, None)
+    got = load_file(tmp_path / "out" / "ema.safetensors")
+    assert got.keys() == weights.keys()
+    for table in TABLES:
+        torch.testing.assert_close(got[table], weights[table])
+    assert reca_fast("verify", base).code == 2 and reca_fast("verify", tmp_path / "out").code == 0
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "ae.safetensors", "config.json", "generation_config.json"])
+def test_a_link_to_nowhere_in_the_base_is_named(name, bf16_base, tmp_path) -> None:
+    base = Path(shutil.copytree(bf16_base, tmp_path / "base"))
+    config = BagelConfig.from_folder(base)
+    (base / name).unlink()
+    (base / name).symlink_to("gone")
+    with pytest.raises(UserError, match=f"{name} is a link to gone, which is not there"):
+        export_folder(base, tmp_path / "out", config, {}, None)
+    assert not (tmp_path / "out").exists()
 
 
 def test_unchanged_export_of_a_parity_case_still_agrees(recorded_case, reca_fast, tmp_path) -> None:
@@ -110,12 +157,12 @@ def test_links_out_of_the_base_are_not_followed(tiny_folder, tmp_path) -> None:
     (base / "notes.txt").symlink_to(tmp_path / "secret")
     (base / "more").symlink_to(tmp_path)
     (base / "gone.txt").symlink_to("nowhere")
-    (base / "same.json").symlink_to("llm_config.json")
+    (base / "generation_config.json").symlink_to("llm_config.json")
     os.rename(base / "vit_config.json", blobs / "0123")  # as the hub's cache keeps it
     (base / "vit_config.json").symlink_to("../../blobs/0123")
     export_folder(base, tmp_path / "out", BagelConfig.from_folder(base), {}, None)
     got = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"vit_config.json", "same.json"} <= got and not {"notes.txt", "more", "gone.txt"} & got
+    assert {"vit_config.json", "generation_config.json"} <= got and not {"notes.txt", "more", "gone.txt"} & got
     assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
 
     os.rename(base / "ae.safetensors", tmp_path / "ae.safetensors")

@@ -30,6 +30,7 @@ JOINT = {"loss.t2i", "loss.i2t", "data.tasks.t2i", "data.tasks.i2t"}
 """Settings that mean something only where all tasks are trained."""
 ELSEWHERE = {
     "resume": "test_what_cannot_be_resumed_is_refused in test_resume.py: false refuses whatever else was saved",
+    "model.weights": "test_the_file_of_weights_is_part_of_the_base below: its content counts as the base's",
     "parallel.replicate": "test_the_number_of_replicas_may_change below: it takes two processes",
 }
 OTHERS: dict[str, Any] = {
@@ -240,6 +241,18 @@ def test_every_file_that_makes_the_base_counts(file, begun, configured, base, tm
         UserError, match=rf"model.path=.* is not what the saved run had there, it differs in {file}\. Set"
     ):
         running.run(put(configured(tmp_path / "run", False), "model.path", str(tmp_path / "moved")))
+
+
+def test_the_file_of_weights_is_part_of_the_base(begun, configured, base, tmp_path):
+    """Named or found, it is the same file; another one is another base."""
+    before, whole = begun(False)
+    shutil.copytree(before, tmp_path / "same")
+    running.run(put(configured(tmp_path / "same", False), "model.weights", "ema.safetensors"))
+    assert course(tmp_path / "same") == whole
+    shutil.copytree(before, tmp_path / "run")
+    other = Path(other_contents("model.path", base, base, tmp_path / "new")) / "ema.safetensors"
+    with pytest.raises(UserError, match=r"model\.path=.* it differs in ema\.safetensors\. Set it back"):
+        running.run(put(configured(tmp_path / "run", False), "model.weights", str(other)))
 
 
 def change_names(folder: Path) -> None:

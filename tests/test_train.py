@@ -32,7 +32,8 @@ def shown(train, tmp_path_factory):
 
 
 def test_the_progress_line(shown):
-    first = shown[2].splitlines()[0]
+    weights, first, *_ = shown[2].splitlines()
+    assert weights.startswith("weights: ") and weights.endswith("ema.safetensors")
     for word in ("step 1/5", "loss ", " images/s", " tokens/s", " GB", "MFU n/a", "ETA "):
         assert word in first
 

@@ -1,6 +1,7 @@
 """Checkpoints load strictly and memory-mapped; the model's parameters are the public model's, name by name."""
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -12,12 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from reca_fast.config import ModelConfig
 from reca_fast.errors import UserError
-from reca_fast.models.bagel import check_checkpoint
+from reca_fast.models.bagel import BagelAdapter, check_checkpoint
 from reca_fast.models.bagel.config import BagelConfig, GlueConfig, LLMConfig, ViTConfig
 from reca_fast.models.bagel.model import Bagel
 from reca_fast.models.bagel.names import TABLES, public_name, public_names
-from reca_fast.models.bagel.weights import load_weights
+from reca_fast.models.bagel.weights import load_weights, weights_file
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -102,12 +104,91 @@ def test_trained_in_one_dtype_frozen_in_another(tiny_folder) -> None:
         assert parameter.dtype is (torch.float32 if is_gen else torch.bfloat16)
 
 
-def test_position_tables_are_optional_and_never_trusted(copy) -> None:
+def test_position_tables_are_computed_not_read(copy) -> None:
     before = load(copy)
-    rewrite(copy, latent_pos_embed__pos_embed=torch.zeros(3), vit_pos_embed__pos_embed=None)
+    rewrite(copy, latent_pos_embed__pos_embed=torch.zeros(256, 64), vit_pos_embed__pos_embed=None)
     after = load(copy)
     assert torch.equal(after.latent_pos_embed, before.latent_pos_embed) and after.latent_pos_embed.any()
     assert torch.equal(after.vit_pos_embed, before.vit_pos_embed)
+
+
+# Position tables: absent is said, of another size is refused
+
+
+def test_missing_position_tables_are_said(copy, reca_fast) -> None:
+    """The authors' app reads them from the file, so `verify` refuses; nothing here needs them."""
+    rewrite(copy, latent_pos_embed__pos_embed=None, vit_pos_embed__pos_embed=None)
+    said = reca_fast("verify", copy).sentence
+    assert "ema.safetensors lacks latent_pos_embed.pos_embed and vit_pos_embed.pos_embed" in said
+    assert "what `reca-fast export` writes holds them" in said
+    adapter = BagelAdapter(ModelConfig(path=str(copy), precision="fp32"))
+    assert "lacks latent_pos_embed.pos_embed and vit_pos_embed.pos_embed (computed here" in adapter.says_weights()
+
+
+@pytest.mark.parametrize(
+    ("table", "shape", "remedy"),
+    [
+        ("latent_pos_embed", (64, 64), "set max_latent_size of bagel_config in config.json to 8"),
+        ("vit_pos_embed", (81, 64), "set vit_max_num_patch_per_side of bagel_config in config.json to 9"),
+        ("vit_pos_embed", (63, 64), "take another file"),
+        ("latent_pos_embed", (256, 63), "take another file"),
+        ("latent_pos_embed", (3,), "take another file"),
+    ],
+)
+def test_position_tables_of_another_size(table, shape, remedy, copy, reca_fast) -> None:
+    rewrite(copy, **{f"{table}__pos_embed": torch.zeros(shape)})
+    assert remedy in reca_fast("verify", copy).sentence
+    with pytest.raises(UserError, match=rf"{table}\.pos_embed {re.escape(str(list(shape)))}, the configuration"):
+        load(copy)
+    if "set " in remedy:  # which works
+        config = json.loads((copy / "config.json").read_text())
+        setting, side = re.findall(r"set (\w+) .* to (\d+)", remedy)[0]
+        config["bagel_config"][setting] = int(side)
+        (copy / "config.json").write_text(json.dumps(config))
+        assert reca_fast("verify", copy).code == 0
+
+
+# Which file is read
+
+
+def test_the_file_of_weights(tmp_path) -> None:
+    """The only one that bears a name of the authors', or the one that is named."""
+    (tmp_path / "ae.safetensors").touch()
+    with pytest.raises(UserError, match=r"ema\.safetensors is missing, and so are model\.safetensors and model_bf16"):
+        weights_file(tmp_path)
+    (tmp_path / "mine.safetensors").touch()
+    with pytest.raises(UserError, match=r"to read mine\.safetensors, name it with --model\.weights"):
+        weights_file(tmp_path)
+    for name in ("model_bf16.safetensors", "model.safetensors", "ema.safetensors"):
+        (tmp_path / name).touch()
+        assert weights_file(tmp_path) == tmp_path / name
+        (tmp_path / name).unlink()
+    assert weights_file(tmp_path, "mine.safetensors") == tmp_path / "mine.safetensors"
+    assert weights_file(tmp_path, "/else/where.safetensors") == Path("/else/where.safetensors")
+    for wrong in ("optimizer.00000-of-00008.pt", "model.safetensors.index.json"):
+        with pytest.raises(UserError, match=rf"model\.weights={wrong}: .* a single \.safetensors file"):
+            weights_file(tmp_path, wrong)
+
+
+def test_of_several_files_one_must_be_named(copy, reca_fast) -> None:
+    """A folder of the authors' trainer: the moving average, and the weights that were trained."""
+    weights = load_file(copy / "ema.safetensors")
+    save_file(weights | {"llm2vae.bias": weights["llm2vae.bias"] + 1}, copy / "model.safetensors")
+    for verb in (["verify", copy], ["generate", "--model.path", copy, "--prompt", "x"]):
+        said = reca_fast(*verb).sentence
+        assert "holds ema.safetensors and model.safetensors: name the one to read with --model.weights" in said
+    for name, shift in (("ema.safetensors", 0), ("model.safetensors", 1)):
+        assert f"tensors in {name}" in reca_fast("verify", copy, "--weights", name).out
+        adapter = BagelAdapter(ModelConfig(path=str(copy), weights=name, precision="fp32"))
+        assert adapter.says_weights() == f"weights: {copy / name}" and copy / name in adapter.files()
+        adapter.load(torch.device("cpu"))
+        assert torch.equal(adapter.module.llm2vae.bias, weights["llm2vae.bias"] + shift)
+    assert "gone.safetensors is missing" in reca_fast("verify", copy, "--weights", "gone.safetensors").sentence
+
+
+def test_released_file_alone(copy, reca_fast) -> None:
+    os.rename(copy / "ema.safetensors", copy / "model_bf16.safetensors")
+    assert "tensors in model_bf16.safetensors" in reca_fast("verify", copy).out
 
 
 # Strictness: every fault is named
@@ -212,6 +293,51 @@ def test_a_pipe_is_no_file_of_weights(copy) -> None:
 def test_whole_checkpoint(tiny_folder) -> None:
     tensors = len(load_file(tiny_folder / "ema.safetensors"))
     assert f"a whole BAGEL checkpoint, {tensors} tensors" in check_checkpoint(tiny_folder)
+
+
+def test_a_link_to_nowhere_is_named(copy, reca_fast) -> None:
+    """config.json and tokenizer.json need not be there, so a broken link must not pass for their absence."""
+    for name in ("config.json", "tokenizer.json"):
+        kept = (copy / name).read_bytes()
+        (copy / name).unlink()
+        (copy / name).symlink_to("../blobs/0123")
+        assert f"{copy / name} is a link to ../blobs/0123, which is not there" in reca_fast("verify", copy).sentence
+        (copy / name).unlink()
+        (copy / name).write_bytes(kept)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("llm_config", {"rope_theta": None}, "llm_config.json lacks rope_theta; copy it from the public checkpoint"),
+        ("llm_config", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling is {'rope_type': 'yarn'"),
+        ("vit_config", {"patch_size": None}, "vit_config.json lacks patch_size; copy it from the public checkpoint"),
+    ],
+)
+def test_settings_that_the_authors_read_otherwise(file, change, message, copy, reca_fast) -> None:
+    """Without rope_theta their class takes 10,000, without patch_size 16; they scale positions when asked to."""
+    path = copy / f"{file}.json"
+    values = json.loads(path.read_text()) | change
+    path.write_text(json.dumps({name: value for name, value in values.items() if value is not None}))
+    assert message in reca_fast("verify", copy).sentence
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "tokenizer_config.json", "added_tokens.json"])
+def test_a_tokenizer_larger_than_the_embedding(name, copy, reca_fast) -> None:
+    """In whichever file: the authors' class reads others than ours."""
+    rows = BagelConfig.from_folder(copy).llm.vocab_size
+    file = json.loads((copy / name).read_text()) if (copy / name).exists() else {}
+    {
+        "tokenizer.json": lambda: file["model"]["vocab"].update(beyond=rows),
+        "vocab.json": lambda: file.update(beyond=rows),
+        "tokenizer_config.json": lambda: file["added_tokens_decoder"].update({str(rows): {"content": "beyond"}}),
+        "added_tokens.json": lambda: file.update(beyond=rows),
+    }[name]()
+    (copy / name).write_text(json.dumps(file))
+    said = reca_fast("verify", copy).sentence
+    assert f"has ids up to {rows}, the embedding has {rows} rows" in said
+    with pytest.raises(UserError, match=r"take the tokenizer, llm_config\.json and the weights from one checkpoint"):
+        BagelAdapter(ModelConfig(path=str(copy)))
 
 
 # Memory

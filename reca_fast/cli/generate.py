@@ -57,6 +57,7 @@ def run(args: Sequence[str]) -> int:
     folder = Path(options.out)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    print(adapter.says_weights())
     adapter.load(pick_device(options.device))
     for start in range(0, len(prompts), options.batch):
         part = prompts[start : start + options.batch]

@@ -50,6 +50,7 @@ def run(args: Sequence[str]) -> int:
     samples = pick_samples(source, adapter.sample_builder(options.data), options.count, passed_over)
     if not samples:
         raise UserError(f"{options.images} holds no readable picture: {passed_over}.")
+    print(adapter.says_weights())
     adapter.load(pick_device(options.device))
     done = reconstruct_all(adapter, samples, options.sampling)
     with writing(Path(options.out)):

@@ -20,7 +20,9 @@ class VerifyOptions:
     out: Place = ""
     """Write every computed tensor to this safetensors file."""
     weights: Place = ""
-    """Take the weights from this file or checkpoint folder instead of the case's own (round trip of an export)."""
+    """Of a case: take the weights from this file or checkpoint folder instead of its own (round trip of an export). Of
+    a checkpoint folder: the name of its file of weights, as model.weights of `train`.
+    """
     attention: Attention = "auto"
     """Attention backend to check."""
     dtype: Literal["fp32", "fp64", "bf16"] = "fp32"
@@ -35,18 +37,18 @@ def run(args: Sequence[str]) -> int:
         raise UserError(f"{folder} {'is a file' if folder.exists() else 'does not exist'}; verify takes a folder.")
     if (folder / "inputs.safetensors").exists():
         return _verify_case(folder, options)
-    if (folder / "ema.safetensors").exists() or (folder / "llm_config.json").exists():
-        return _verify_checkpoint(folder)
+    if any((folder / name).exists() for name in ("llm_config.json", "ema.safetensors", "model.safetensors")):
+        return _verify_checkpoint(folder, options.weights or "auto")
     raise UserError(
         f"{folder} is neither a parity case (config.json and inputs.safetensors) nor a checkpoint folder "
         "(llm_config.json and ema.safetensors); name the folder that holds these files."
     )
 
 
-def _verify_checkpoint(folder: Path) -> int:
+def _verify_checkpoint(folder: Path, weights: str) -> int:
     from reca_fast.models.bagel import check_checkpoint
 
-    print(check_checkpoint(folder))
+    print(check_checkpoint(folder, weights))
     return 0
 
 

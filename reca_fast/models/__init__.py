@@ -39,6 +39,9 @@ class Adapter(Protocol):
     def files(self) -> Sequence[Path]:
         """The files of the checkpoint folder that the model is made of: others there have no effect."""
 
+    def says_weights(self) -> str:
+        """One line that says which file `load` reads."""
+
     def blocks(self) -> Sequence[nn.Module]:
         """The repeated blocks: sharded and compiled one by one."""
 
@@ -65,8 +68,10 @@ class Adapter(Protocol):
     ) -> list[Tensor]:
         """Pictures uint8 [H, W, 3] of (width, height) from text alone, seeded as in `reconstruct`."""
 
-    def export(self, folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
-        """Write a checkpoint folder in the authors' layout, with `weights` (by module name) in place of the base's."""
+    def export(self, folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> list[str]:
+        """Write a checkpoint folder in the authors' layout, with `weights` (by module name) in place of the base's.
+        Returns what else lies in the base's folder and was not copied.
+        """
 
 
 def open_adapter(config: ModelConfig) -> Adapter:

@@ -95,6 +95,7 @@ def run(config: RunConfig) -> None:
             )[0]
             if saved is not None:
                 check_content(saved.state.content, content, config)
+            telemetry.console.print(adapter.says_weights())
             adapter.load(processes.device)
             wanted = config.sample_count if config.sample_every else 0
             train(

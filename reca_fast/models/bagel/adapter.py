@@ -1,5 +1,6 @@
 """What the trainer needs of BAGEL: loading, collating, the loss of a batch, sampling, export."""
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -24,7 +25,7 @@ from .model import Bagel
 from .sampling import Condition, sample_latents
 from .tokenizer import TOKENIZER_FILES, load_tokenizer
 from .vae import VAE, encode_pictures, load_vae, patchify_latents, unpatchify_latents
-from .weights import WEIGHTS_FILE, check_keys, load_weights
+from .weights import check_keys, load_weights, missing_tables, weights_file
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -35,16 +36,22 @@ class BagelAdapter:
     def __init__(self, options: ModelConfig) -> None:
         self.options, self.folder = options, Path(options.path)
         self.config = BagelConfig.from_folder(self.folder)
+        self.weights = weights_file(self.folder, options.weights)
         self.dtype = DTYPES[options.precision]
-        self.tokenizer = load_tokenizer(self.folder)
+        self.tokenizer = load_tokenizer(self.folder, self.config.llm.vocab_size)
         with torch.device("meta"):
             self.module = Bagel(self.config, freeze_und=options.freeze_und, recompute=options.recompute)
         self.vae: VAE | None = None
         self.device = torch.device("meta")
 
     def files(self) -> Sequence[Path]:
-        named = (WEIGHTS_FILE, "ae.safetensors", *CONFIG_FILES, *TOKENIZER_FILES)
-        return [self.folder / name for name in named if (self.folder / name).is_file()]
+        beside = (self.folder / name for name in ("ae.safetensors", *CONFIG_FILES, *TOKENIZER_FILES))
+        return [path for path in (self.weights, *beside) if path.is_file()]
+
+    def says_weights(self) -> str:
+        missing = " and ".join(missing_tables(self.weights))
+        note = f", which lacks {missing} (computed here; `reca-fast export` writes them)" if missing else ""
+        return f"weights: {self.weights}{note}"
 
     def blocks(self) -> Sequence[nn.Module]:
         return list(self.module.layers)
@@ -60,7 +67,7 @@ class BagelAdapter:
             raise UserError(f"{error}; `reca-fast doctor` shows what this machine can run.") from None
         load_weights(
             self.module,
-            self.folder / WEIGHTS_FILE,
+            self.weights,
             device=device,
             trained_dtype=torch.float32,
             frozen_dtype=self.dtype,
@@ -158,12 +165,19 @@ class BagelAdapter:
         # Cut to whole grey levels, not rounded: as the authors do.
         return [((p.float() * 0.5 + 0.5).clamp(0, 1) * 255).to(torch.uint8).permute(1, 2, 0).cpu() for p in pictures]
 
-    def export(self, folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
-        export_folder(self.folder, folder, self.config, weights, dtype)
+    def export(self, folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> list[str]:
+        if not os.path.lexists(self.folder / "ae.safetensors"):
+            raise UserError(
+                f"{self.folder / 'ae.safetensors'} is missing; the authors' code needs it beside the weights."
+            )
+        return export_folder(self.folder, folder, self.config, weights, dtype, self.weights)
 
 
-def check_checkpoint(folder: Path) -> str:
+def check_checkpoint(folder: Path, weights: str = "auto") -> str:
     """Read a checkpoint folder strictly, names, shapes and numbers of its weights; one line that says what it holds.
+
+    Args:
+        weights: the file of weights, as `weights_file` takes it.
 
     Raises:
         UserError: anything missing, unexpected or misshapen, NaN or infinite numbers.
@@ -171,11 +185,18 @@ def check_checkpoint(folder: Path) -> str:
     config = BagelConfig.from_folder(folder)
     with torch.device("meta"):
         model = Bagel(config)
-    path = folder / WEIGHTS_FILE
+    path = weights_file(folder, weights)
     check_keys(model, path)
-    load_tokenizer(folder)
+    if missing := missing_tables(path):
+        raise UserError(
+            f"{path} lacks {' and '.join(missing)}, the position tables that the authors' code reads from it. Training "
+            "and sampling compute them, and what `reca-fast export` writes holds them; or copy them from the public "
+            "checkpoint."
+        )
+    load_tokenizer(folder, config.llm.vocab_size)
     load_vae(folder / "ae.safetensors", config.vae, device="cpu")
     for file in (path, folder / "ae.safetensors"):
         check_finite(file)
     numbers = sum(p.numel() for p in model.parameters())
-    return f"{folder}: a whole BAGEL checkpoint, {len(stored_shapes(path))} tensors, {numbers / 1e9:.3f} G parameters."
+    tensors = f"{len(stored_shapes(path))} tensors in {path.name}"
+    return f"{folder}: a whole BAGEL checkpoint, {tensors}, {numbers / 1e9:.3f} G parameters."

@@ -1,5 +1,6 @@
 """Architecture of a BAGEL checkpoint, read from llm_config.json, vit_config.json and (when there) config.json."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,8 @@ from reca_fast.schema import Range, fill, read_json, shown
 REMEDY = "copy it from the public checkpoint"
 CONFIG_FILES = ("llm_config.json", "vit_config.json", "config.json")
 SECTIONS = ("llm_config", "vit_config", "bagel_config", "vae_config")
+STATED = {"llm_config": "rope_theta", "vit_config": "patch_size"}
+"""What a file must say although it has a default here: the authors' classes take another number for it."""
 
 # Some ten times what the largest models of their kind have: a damaged file must not keep a machine busy for minutes.
 Layers = Annotated[int, Range(at_least=1, at_most=256)]
@@ -40,6 +43,7 @@ class LLMConfig:
     hidden_act: str = "silu"
     tie_word_embeddings: bool = False
     qk_norm: bool = True
+    rope_scaling: dict[str, Any] | None = None
 
     @property
     def head_dim(self) -> int:
@@ -50,6 +54,11 @@ class LLMConfig:
             raise ValueError(
                 "it describes another model: BAGEL has hidden_act=silu, tie_word_embeddings=false, "
                 f"qk_norm=true, not {shown(self.hidden_act)}, {self.tie_word_embeddings}, {self.qk_norm}"
+            )
+        if self.rope_scaling is not None:
+            raise ValueError(
+                f"rope_scaling is {shown(self.rope_scaling)}, but BAGEL's positions are not scaled; take the "
+                "llm_config.json of the public checkpoint"
             )
         _check_multiple(self, "hidden_size", "num_attention_heads")
         _check_multiple(self, "num_attention_heads", "num_key_value_heads")
@@ -209,7 +218,7 @@ class BagelConfig:
         cls, values: dict[str, Any], where: dict[str, str], vae: VAEConfig, latent_downsample: int
     ) -> "BagelConfig":
         try:
-            return cls(
+            config = cls(
                 llm=fill(LLMConfig, values["llm_config"], where["llm_config"], remedy=REMEDY),
                 vit=fill(ViTConfig, values["vit_config"], where["vit_config"], remedy=REMEDY),
                 glue=fill(GlueConfig, values.get("bagel_config", {}), where["bagel_config"]),
@@ -218,6 +227,10 @@ class BagelConfig:
             )
         except ValueError as error:
             raise UserError(f"{where['bagel_config']}: {error}.") from None
+        for section, name in STATED.items():
+            if name not in values[section]:
+                raise UserError(f"{where[section]} lacks {name}; {REMEDY}.")
+        return config
 
     @classmethod
     def from_folder(cls, folder: Path) -> "BagelConfig":
@@ -226,6 +239,7 @@ class BagelConfig:
         """
         if not folder.is_dir():
             raise UserError(f"The checkpoint folder {folder} does not exist; set model.path to a BAGEL folder.")
+        check_links(folder, CONFIG_FILES)
         values = {name: read_object(folder / f"{name}.json") for name in ("llm_config", "vit_config")}
         extra = read_object(folder / "config.json") if (folder / "config.json").exists() else {}
         values |= {name: extra[name] for name in ("vae_config", "bagel_config") if name in extra}
@@ -233,6 +247,13 @@ class BagelConfig:
         places = {name: f"{name} of {folder / 'config.json'}" for name in SECTIONS} | files
         vae = VAEConfig.from_dict(values.get("vae_config", {}), places["vae_config"])
         return cls._from_sections(values, places, vae, vae.downsample)
+
+
+def check_links(folder: Path, names: Sequence[str]) -> None:
+    """Refuse a link that leads nowhere, which would pass for a file that the folder need not have."""
+    for path in (folder / name for name in names):
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path} is a link to {path.readlink()}, which is not there; bring it back, or {REMEDY}.")
 
 
 def read_object(path: Path) -> dict[str, Any]:

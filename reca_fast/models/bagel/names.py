@@ -3,8 +3,13 @@
 import re
 from collections.abc import Iterable
 
-TABLES = ("latent_pos_embed.pos_embed", "vit_pos_embed.pos_embed")
-"""In the file, not in the module's state: fixed sin/cos tables, recomputed on loading and written on export."""
+TABLES = {
+    "latent_pos_embed.pos_embed": "max_latent_size",
+    "vit_pos_embed.pos_embed": "vit_max_num_patch_per_side",
+}
+"""Tensors of the file that are not in the module's state -> the setting for their side: fixed sin/cos tables, computed
+on loading and written on export.
+"""
 
 _EXPERT_GROUPS = {
     **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"), "self_attn"),

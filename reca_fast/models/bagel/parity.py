@@ -23,7 +23,7 @@ from .config import BagelConfig, read_object
 from .model import Bagel, Trace
 from .names import public_name
 from .vae import load_vae, patchify_latents
-from .weights import WEIGHTS_FILE, load_weights
+from .weights import load_weights, weights_file
 
 JOINT = "joint"  # the second run of a case: nothing frozen but the vision tower, cross-entropy added
 
@@ -149,7 +149,7 @@ def replay(case: Case, run: str, *, attention: str, dtype: torch.dtype, weights:
     with torch.device("meta"):
         model = Bagel(case.config, freeze_und=not joint, attention=choose_backend(attention, "cpu", dtype))
     path = case.folder / "weights.safetensors" if weights is None else weights
-    path = path / WEIGHTS_FILE if path.is_dir() else path
+    path = weights_file(path) if path.is_dir() else path
     load_weights(model, path, device="cpu", trained_dtype=dtype, frozen_dtype=dtype)
 
     batch = case_batch(case)

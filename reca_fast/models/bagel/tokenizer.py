@@ -1,10 +1,13 @@
 """BAGEL's tokenizer: Qwen's byte-level BPE and the four marker tokens that open and close the splits of a sample."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reca_fast.errors import UserError
+
+from .config import check_links, read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -13,6 +16,13 @@ TOKENIZER_FILES = (
     *("tokenizer.json", "vocab.json", "merges.txt"),
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
+IDS: dict[str, Callable[[dict[str, Any]], Iterable[Any]]] = {
+    "tokenizer.json": lambda file: [*file["model"]["vocab"].values(), *(token["id"] for token in file["added_tokens"])],
+    "vocab.json": lambda file: file.values(),
+    "tokenizer_config.json": lambda file: file.get("added_tokens_decoder", {}).keys(),
+    "added_tokens.json": lambda file: file.values(),
+}
+"""File -> where it states ids."""
 MARKERS = {
     "bos": "<|im_start|>",
     "eos": "<|im_end|>",
@@ -41,13 +51,20 @@ class BagelTokenizer:
         return str(self.backend.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def load_tokenizer(folder: str | Path) -> BagelTokenizer:
+def load_tokenizer(folder: str | Path, vocab_size: int | None = None) -> BagelTokenizer:
     """Load from tokenizer.json, or from vocab.json, merges.txt and tokenizer_config.json.
 
     Nothing is downloaded, and no token is ever added: the embedding table is larger than the vocabulary, and a missing
-    marker means that the files belong to another model. Raises UserError when files or markers are missing or broken.
+    marker means that the files belong to another model.
+
+    Args:
+        vocab_size: rows of the embedding table that the ids must fit; None checks nothing.
+
+    Raises:
+        UserError: files or markers are missing or broken, or ids lie beyond the table.
     """
     folder = Path(folder)
+    check_links(folder, TOKENIZER_FILES)
     if not (folder / "tokenizer.json").is_file():
         missing = [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
         if missing:
@@ -67,6 +84,14 @@ def load_tokenizer(folder: str | Path) -> BagelTokenizer:
             "public checkpoint."
         ) from None
     vocabulary = backend.get_vocab()
+    if vocab_size is not None:
+        for source, largest in {folder: max(vocabulary.values(), default=0), **_largest_ids(folder)}.items():
+            if largest >= vocab_size:
+                raise UserError(
+                    f"The tokenizer in {source} has ids up to {largest}, the embedding has {vocab_size} rows "
+                    "(vocab_size of llm_config.json); take the tokenizer, llm_config.json and the weights from one "
+                    "checkpoint."
+                )
     absent = [marker for marker in MARKERS.values() if marker not in vocabulary]
     if absent:
         raise UserError(
@@ -74,3 +99,18 @@ def load_tokenizer(folder: str | Path) -> BagelTokenizer:
             "tokenizer_config.json of the public checkpoint; copy both."
         )
     return BagelTokenizer(**{name: vocabulary[marker] for name, marker in MARKERS.items()}, backend=backend)
+
+
+def _largest_ids(folder: Path) -> dict[Path, int]:
+    """File -> the largest id in it. Which files count differs between tokenizer classes; the authors use another one
+    than this module.
+    """
+    largest = {}
+    for path in (folder / name for name in IDS):
+        if path.is_file():
+            values = read_object(path)
+            try:
+                largest[path] = max(map(int, IDS[path.name](values)), default=0)
+            except (KeyError, TypeError, ValueError, AttributeError):
+                raise UserError(f"{path} is not as tokenizers write it; copy it from the public checkpoint.") from None
+    return largest
