@@ -243,3 +243,14 @@ def test_a_port_that_is_none(port, reca_fast, arguments, tmp_path, monkeypatch):
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
         monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
     assert "torchrun" in reca_fast("train", *arguments(tmp_path)).sentence
+
+
+def test_a_port_that_others_hold(reca_fast, arguments, tmp_path, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        where = {"WORLD_SIZE": 2, "RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": taken.getsockname()[1]}
+        for name, value in where.items():
+            monkeypatch.setenv(name, str(value))
+        sentence = reca_fast("train", *arguments(tmp_path)).sentence
+        assert "WORLD_SIZE is 2, but " in sentence and "start processes with torchrun" in sentence

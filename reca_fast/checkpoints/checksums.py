@@ -7,7 +7,7 @@ from pathlib import Path
 import xxhash
 
 CHECKSUMS_FILE = "checksums.xxh128"
-READ_BYTES = 1 << 23
+READ_BYTES = 1 << 20  # stays in the cache between reading and hashing
 _LINE = re.compile(r"([0-9a-f]{32})  ([\w.-]+)\n")
 
 

@@ -202,5 +202,5 @@ class ShardFiles:
 def all_finite(tensors: Mapping[str, Tensor]) -> bool:
     """Whether this process's parts hold neither inf nor NaN; one pass on the device, one look at the host."""
     parts = [part for part, _ in map(local_part, tensors.values()) if part.numel()]
-    ends = [end.float() for part in parts for end in part.aminmax()]  # NaN if there is one
-    return not ends or bool(torch.isfinite(torch.stack(ends)).all())
+    finite = [end.isfinite() for part in parts for end in part.aminmax()]  # both ends are NaN where one number is
+    return not finite or bool(torch.stack(finite).all())

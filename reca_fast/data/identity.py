@@ -8,6 +8,8 @@ import xxhash
 from reca_fast.data.images import BadRecord
 from reca_fast.data.sources import Source
 
+NAMES = 1_000_000
+"""Records whose name is compared, evenly spread: a second's work."""
 SIZES = 10_000
 """Records whose size is compared, evenly spread: all of a small source, and a second's work on a large one."""
 PICTURES = 32
@@ -15,11 +17,12 @@ PICTURES = 32
 
 
 def identity_of_source(source: Source) -> dict[str, str]:
-    """What makes out a source, each as text: the number of records, checksums (xxh3, hex) of all names, of sizes and of
-    some pictures. Captions do not count beyond the shards' sizes.
+    """What makes out a source, each as text: the number of records, checksums (xxh3, hex) of names, sizes and pictures.
+
+    Captions do not count beyond the shards' sizes.
     """
     names, sizes, pictures = xxhash.xxh3_128(), xxhash.xxh3_128(), xxhash.xxh3_128()
-    for index in range(len(source)):
+    for index in _spread(len(source), NAMES):
         names.update(source.key(index).encode("utf-8", "surrogatepass") + b"\n")
     for index in _spread(len(source), SIZES):
         with suppress(OSError):

@@ -65,8 +65,9 @@ class Processes:
             _from_environment("MASTER_PORT", 0, range(1 << 16))  # when it is missing, rendezvous says so
         try:
             self._store = next(iter(dist.rendezvous("env://")))[0] if self.world > 1 else None
-        except ValueError as error:
-            raise UserError(f"WORLD_SIZE is {self.world}, but {error}; start processes with torchrun.") from None
+        except (ValueError, RuntimeError) as error:  # a variable is missing, an address cannot be reached or bound
+            reason = str(error).splitlines()[0].removesuffix(".")
+            raise UserError(f"WORLD_SIZE is {self.world}, but {reason}; start processes with torchrun.") from None
 
     def join(self, device: str, replicate: int = 1) -> None:
         """Pick the device and meet the others; `replicate` replicas of the model share the processes."""
