@@ -199,8 +199,7 @@ class PackLoader(Generic[T]):
         self._lanes = {lane: _Lane(lane, source, builder, config) for lane in sorted(lanes)}
         self._drafts: dict[int, deque[Future[_Draft]]] = {lane: deque() for lane in self._lanes}
         self._ahead = -(-config.prefetch // len(self._lanes))  # packs of each lane beyond the one asked for
-        records = len(source)
-        self._outcomes = {lane: Outcomes(records, shares_records=lane >= records) for lane in self._lanes}
+        self._outcomes = {lane: Outcomes(len(source)) for lane in self._lanes}
         self._in_vain = {number: lane.watch() for number, lane in self._lanes.items()}
         self._positions: dict[int, Position] = {}  # after the packs handed out
         # One thread plans, so that lanes need no locks; pictures are decoded and collated by the others.

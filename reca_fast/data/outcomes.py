@@ -1,7 +1,6 @@
 """What became of the records: used, skipped for a reason, or used for another task for lack of a caption.
 
-A record counts once, although every epoch visits it, and as used when it was never skipped. The first epoch visits each
-record exactly once, over all lanes, so its visits are counted and the skipped records taken off.
+A record counts once, although every epoch visits it: as used when it was used in any.
 """
 
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from reca_fast.data.samples import SamplePlan
-from reca_fast.data.tally import Marked, Reasons, Tally
+from reca_fast.data.tally import Marked, Reasons, RecordSet, Tally
 from reca_fast.schema import Range
 
 Count = Annotated[int, Range(at_least=0, at_most=2**53)]
@@ -33,42 +32,48 @@ class SavedOutcomes:
 
     packs: Count
     samples: Count
-    visited: Count
+    used: str  # a RecordSet, encoded
     skipped: dict[str, Marked]
     without_caption: dict[str, Marked]
 
 
 class Outcomes:
-    """Those of one lane, up to the last pack that was handed out."""
+    """Those of one lane, up to the last pack that was handed out, among `records` records of all lanes."""
 
-    def __init__(self, records: int, shares_records: bool) -> None:
-        """`shares_records`: another lane takes the same records, because there are more lanes than records."""
-        self.packs = self.samples = self._visited = 0
-        self._shares_records = shares_records
-        self.skipped, self._without_caption = Tally(records), Tally(records)
+    def __init__(self, records: int) -> None:
+        self.packs = self.samples = 0
+        self._used, self._skipped, self._without_caption = RecordSet(records), Tally(records), Tally(records)
 
     def skip(self, skip: Skip) -> None:
-        self._visit(skip.epoch)
-        self.skipped.add(skip.reason, skip.index, skip.key)
+        self._skipped.add(skip.reason, skip.index, skip.key)
 
     def use(self, plan: SamplePlan) -> None:
-        self._visit(plan.epoch)
         self.samples += 1
+        self._used.add(plan.index)
         if plan.lack:
             self._without_caption.add(plan.lack, plan.index, plan.key)
 
     def state(self) -> SavedOutcomes:
-        marks = self.skipped.state(), self._without_caption.state()
-        return SavedOutcomes(self.packs, self.samples, self._visited, *marks)
+        tallies = self._skipped.state(), self._without_caption.state()
+        return SavedOutcomes(self.packs, self.samples, self._used.encoded(), *tallies)
 
     def load(self, saved: SavedOutcomes) -> None:
-        """Go on counting from there. Raises ValueError when the marks belong to other data."""
-        self.packs, self.samples, self._visited = saved.packs, saved.samples, saved.visited
-        self.skipped.merge(saved.skipped)
+        """Add those of another lane or run. Raises ValueError when they are damaged or belong to other data."""
+        self.packs += saved.packs
+        self.samples += saved.samples
+        self._used.merge(saved.used)
+        self._skipped.merge(saved.skipped)
         self._without_caption.merge(saved.without_caption)
 
-    def _visit(self, epoch: int) -> None:
-        self._visited += epoch == 0 and not self._shares_records
+    def __str__(self) -> str:
+        used = self._used.mask
+        skipped, reasons = self._skipped.among(~used)
+        line = f"{used.bit_count()} records used ({self.samples} samples), {skipped} skipped"
+        line += f": {reasons}" if skipped else ""
+        sometimes, reasons = self._skipped.among(used)
+        line += f"; {sometimes} used in some epochs, skipped in others: {reasons}" if sometimes else ""
+        fallbacks, reasons = self._without_caption.among(used)
+        return f"{line}; {fallbacks} served reca for want of a caption: {reasons}" if fallbacks else line
 
 
 @dataclass(frozen=True)
@@ -82,16 +87,9 @@ class Report:
 
 def describe(reports: Sequence[Report]) -> str:
     """One line that sums up the reports of every process."""
-    skipped, without_caption = Tally(reports[0].records), Tally(reports[0].records)
-    lanes = [lane for report in reports for lane in report.lanes]
-    for lane in lanes:
-        skipped.merge(lane.skipped)
-        without_caption.merge(lane.without_caption)
-    used = sum(lane.visited for lane in lanes) - skipped.total
-    line = f"{used} records used ({sum(lane.samples for lane in lanes)} samples), {skipped.total} skipped"
-    if skipped.total:
-        line += f": {skipped}"
-    if without_caption.total:
-        line += f"; {without_caption.total} served reca for want of a caption: {without_caption}"
+    together = Outcomes(reports[0].records)
+    for report in reports:
+        for lane in report.lanes:
+            together.load(lane)
     ignored = reports[0].ignored  # all processes read the same source
-    return f"{line}; ignored: {ignored}" if ignored else line
+    return f"{together}; ignored: {ignored}" if ignored else str(together)

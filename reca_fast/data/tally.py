@@ -33,67 +33,77 @@ class Reasons:
         return listed(self.counts, self.examples)
 
 
+class RecordSet:
+    """Record numbers below `records`; a bit each, so that millions fit."""
+
+    def __init__(self, records: int) -> None:
+        self._bits = bytearray(records + 7 >> 3)
+
+    def add(self, record: int) -> None:
+        self._bits[record >> 3] |= 1 << (record & 7)
+
+    def merge(self, text: str) -> None:
+        """Add those of another set, from its `encoded`. Raises ValueError when it is damaged or of other data."""
+        decompressor = zlib.decompressobj()
+        try:
+            bits = decompressor.decompress(base64.b64decode(text, validate=True), len(self._bits) + 1)
+        except zlib.error as error:
+            raise ValueError(f"a set of records cannot be read ({error})") from None
+        if len(bits) != len(self._bits):
+            raise ValueError("a set of records belongs to another number of records")
+        self._bits[:] = (self.mask | int.from_bytes(bits, "little")).to_bytes(len(bits), "little")
+
+    def encoded(self) -> str:
+        return base64.b64encode(zlib.compress(self._bits, 1)).decode()
+
+    @property
+    def mask(self) -> int:
+        """The set as a number, record n as its bit n."""
+        return int.from_bytes(self._bits, "little")
+
+
 @dataclass
 class Marked:
-    """The records of one reason, JSON-able: one bit a record, compressed, and a few of their keys."""
+    """The records of one reason, JSON-able."""
 
-    bits: str
+    records: str  # a RecordSet, encoded
     examples: list[str]
 
 
 class Tally:
-    """For each reason the set of records that met it, of a source of `records`; a bit each, so that millions fit."""
+    """For each reason the set of records that met it, with a few of their keys."""
 
     def __init__(self, records: int) -> None:
         self._records = records
-        self._bits: dict[str, bytearray] = {}
+        self._sets: dict[str, RecordSet] = {}
         self._examples: dict[str, list[str]] = {}
 
     def add(self, reason: str, record: int, key: str) -> None:
         """Note that the record of this number and key met the reason."""
-        self._of(reason)[record >> 3] |= 1 << (record & 7)
+        self._of(reason).add(record)
         remember(self._examples.setdefault(reason, []), [key])
 
     def merge(self, saved: Mapping[str, Marked]) -> None:
         """Add what another tally of the same source had marked. Raises ValueError when it is damaged."""
         for reason, marked in saved.items():
-            bits = self._of(reason)
-            decompressor = zlib.decompressobj()
-            try:
-                other = decompressor.decompress(base64.b64decode(marked.bits, validate=True), len(bits) + 1)
-            except zlib.error as error:
-                raise ValueError(f"marks of {reason!r} are damaged ({error})") from None
-            if len(other) != len(bits):
-                raise ValueError(f"marks of {reason!r} belong to another number of records")
-            together = int.from_bytes(bits, "little") | int.from_bytes(other, "little")
-            bits[:] = together.to_bytes(len(bits), "little")
+            self._of(reason).merge(marked.records)
             remember(self._examples.setdefault(reason, []), marked.examples)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many records met each reason."""
-        return {reason: int.from_bytes(bits, "little").bit_count() for reason, bits in self._bits.items()}
-
-    @property
-    def total(self) -> int:
-        """How many records met any reason."""
-        union = 0
-        for bits in self._bits.values():
-            union |= int.from_bytes(bits, "little")
-        return union.bit_count()
 
     def state(self) -> dict[str, Marked]:
         """What `merge` takes."""
-        return {
-            reason: Marked(base64.b64encode(zlib.compress(bits, 1)).decode(), list(self._examples[reason]))
-            for reason, bits in self._bits.items()
-        }
+        return {reason: Marked(each.encoded(), list(self._examples[reason])) for reason, each in self._sets.items()}
 
-    def __str__(self) -> str:
-        return listed(self.counts, self._examples)
+    def among(self, mask: int) -> tuple[int, str]:
+        """(how many of the records in the mask met any reason, the reasons in words)."""
+        masks = {reason: met for reason, each in self._sets.items() if (met := each.mask & mask)}
+        together = 0
+        for met in masks.values():
+            together |= met
+        counts = {reason: met.bit_count() for reason, met in masks.items()}
+        return together.bit_count(), listed(counts, self._examples)
 
-    def _of(self, reason: str) -> bytearray:
-        return self._bits.setdefault(reason, bytearray(self._records + 7 >> 3))
+    def _of(self, reason: str) -> RecordSet:
+        return self._sets.setdefault(reason, RecordSet(self._records))
 
 
 def remember(examples: list[str], names: list[str]) -> None:

@@ -1,6 +1,6 @@
 """The loop, on one screen."""
 
-from reca_fast.data.loader import describe
+from reca_fast.data.outcomes import describe
 
 from .saved import Saved
 from .signals import StopRequest
