@@ -167,7 +167,9 @@ class DataConfig:
     blur_sigma: Annotated[float, Range(at_least=0, at_most=1000)] = fixed(0.0)
     """Gaussian blur of the understanding picture, in its own pixels; 0 is off."""
     resize: Literal["fast", "exact"] = fixed("fast")
-    """fast: torch's uint8 antialiased bicubic (within two grey levels); exact: Pillow's, the authors' bits."""
+    """fast: torch's uint8 antialiased bicubic (within two grey levels, five where a photograph is turned); exact:
+    Pillow's, the authors' bits.
+    """
     orientation: Literal["apply", "ignore"] = fixed("apply")
     """apply: turn pictures as their EXIF orientation says; ignore: take them as their pixels lie, like the authors."""
     max_image_pixels: Annotated[int, Range(at_least=1, at_most=2**32)] = fixed(8192 * 8192)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from skimage import data as photos
 
 from reca_fast.config import DataConfig, ResizeConfig, TaskWeights
@@ -164,6 +164,27 @@ def test_build_resizes_and_blurs_as_planned() -> None:
     assert torch.equal(soft.vae_image, sample.vae_image)  # the target stays sharp
     with pytest.raises(BadRecord, match="changed since"):
         sharp.build(PHOTOS.read(4), plan)
+
+
+@pytest.mark.parametrize("turn", [1, 3, 5, 6, 8])
+def test_photographs_are_planned_and_built_upright(turn: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    out = io.BytesIO()
+    Image.fromarray(photos.coffee()).resize((120, 80)).save(out, "JPEG", exif=exif)
+    record = Record("a.jpg", out.getvalue(), None)
+    shown = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(record.image))))
+    for orientation, method, allowed in (("apply", "exact", 0), ("apply", "fast", 5), ("ignore", "fast", 0)):
+        builder = SampleBuilder(replace(SMALL, orientation=orientation, resize=method), words)
+        size = builder.picture_size(record.image)
+        assert size == (shown.shape[1::-1] if orientation == "apply" else (120, 80))
+        plan = builder.plan(0, record.key, *size, None, 0)
+        sample = builder.build(record, plan)
+        assert sample.vit_image.shape[1::-1] == plan.vit_size
+        assert sample.vae_image.shape[1::-1] == plan.vae_size
+        if orientation == "apply":
+            expected = np.array(Image.fromarray(shown).resize(plan.vae_size, Image.Resampling.BICUBIC)).astype(int)
+            assert abs(sample.vae_image.numpy() - expected).max() <= allowed
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,10 @@ READ = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", 
 a header, or wrap a second picture whose size their own header does not tell.
 """
 PLUGINS = {
-    "HEIF": ("pillow_heif", "register_heif_opener", (".heic", ".heif", ".hif")),
-    "JXL": ("pillow_jxl", None, (".jxl",)),
+    "HEIF": ("pillow-heif", "pillow_heif", "register_heif_opener", (".heic", ".heif", ".hif")),
+    "JXL": ("pillow-jxl-plugin", "pillow_jxl", None, (".jxl",)),
 }
-"""Formats that Pillow reads with a plugin: (its module, the function that registers it, endings)."""
+"""Formats that Pillow reads with a plugin: (its package, its module, the function that registers it, endings)."""
 DAMAGED = (
     OSError,
     EOFError,
@@ -41,7 +41,7 @@ def _available() -> list[str]:
     """The formats that Pillow reads here, plugins registered."""
     Image.init()
     found = [name for name in READ if name in Image.OPEN]
-    for name, (module, register, _) in PLUGINS.items():
+    for name, (_, module, register, _) in PLUGINS.items():
         if find_spec(module):
             plugin = importlib.import_module(module)
             if register:
@@ -54,8 +54,8 @@ FORMATS = _available()
 PICTURES = frozenset(e for e, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO"))
 """Endings of picture files, in lower case with their dot. (An MPO is a JPEG with a second picture behind it.)"""
 LACKING = {
-    ending: f"Pillow cannot read it without {module.replace('_', '-')}"
-    for name, (module, _, endings) in PLUGINS.items()
+    ending: f"Pillow cannot read it without {package}"
+    for name, (package, _, _, endings) in PLUGINS.items()
     for ending in endings
     if name not in FORMATS
 }

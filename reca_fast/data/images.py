@@ -16,7 +16,7 @@ from torch import Tensor
 from reca_fast.config import DataConfig, ResizeConfig
 from reca_fast.data import png
 from reca_fast.data.formats import DAMAGED, open_picture
-from reca_fast.data.orientation import exif_orientation, upright
+from reca_fast.data.orientation import exif_orientation, seen, upright
 
 MAX_PIXELS = DataConfig.max_image_pixels
 MAX_SIDE = 65_535
@@ -76,8 +76,7 @@ def picture_size(data: bytes, max_pixels: int = MAX_PIXELS, orientation: Orienta
         raise BadImage("more pixels than data.max_image_pixels", f"{width}x{height}")
     if max(width, height) > MAX_SIDE:
         raise BadImage(f"a side longer than {MAX_SIDE} pixels", f"{width}x{height}")
-    lies = orientation == "apply" and exif_orientation(data) >= 5
-    return (height, width) if lies else (width, height)
+    return seen(width, height, exif_orientation(data) if orientation == "apply" else 1)
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS, orientation: Orientation = "apply") -> Tensor:

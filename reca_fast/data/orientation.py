@@ -37,6 +37,11 @@ def exif_orientation(data: bytes) -> int:
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
+def seen(width: int, height: int, turn: int) -> tuple[int, int]:
+    """(width, height) after `upright`, or before it: turning twice changes nothing here."""
+    return (height, width) if turn >= 5 else (width, height)
+
+
 def upright(image: Tensor, turn: int) -> Tensor:
     """uint8 [H, W, 3] turned and mirrored as the orientation `turn` asks; from 5 on, height and width change places."""
     if turn >= 5:

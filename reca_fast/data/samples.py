@@ -12,6 +12,7 @@ from torch import Tensor
 from reca_fast.config import DataConfig, ResizeConfig
 from reca_fast.data.captions import NO_CAPTION, Caption
 from reca_fast.data.images import BadImage, BadRecord, blur, decode, picture_size, resize, target_size
+from reca_fast.data.orientation import exif_orientation, seen, upright
 from reca_fast.data.prompts import choose_caption, choose_template, stable_uniform
 from reca_fast.data.sources.base import Record
 from reca_fast.errors import UserError
@@ -109,13 +110,20 @@ class SampleBuilder:
 
     def build(self, record: Record, plan: SamplePlan) -> Sample:
         """Decode the record's picture and resize it as planned. Raises BadImage when that cannot be done."""
-        image = decode(record.image, self._config.max_image_pixels, self._config.orientation)
-        if (image.shape[1], image.shape[0]) != plan.size:
-            raise BadImage("picture changed since its header was read", f"{tuple(image.shape)} against {plan.size}")
-        vit_image: Tensor | None = None
-        if plan.vit_size:
-            vit_image = blur(resize(image, plan.vit_size, self._config.resize), self._config.blur_sigma)
-        vae_image = resize(image, plan.vae_size, self._config.resize) if plan.vae_size else None
+        image = decode(record.image, self._config.max_image_pixels, "ignore")
+        turn = exif_orientation(record.image) if self._config.orientation == "apply" else 1
+        size = seen(image.shape[1], image.shape[0], turn)
+        if size != plan.size:
+            raise BadImage("picture changed since its header was read", f"{size} against {plan.size}")
+        if self._config.resize == "exact":
+            image, turn = upright(image, turn), 1
+
+        def resized(width: int, height: int) -> Tensor:
+            # Turned afterwards: a photograph of 12 megapixels takes longer to turn than to decode and resize.
+            return upright(resize(image, seen(width, height, turn), self._config.resize), turn)
+
+        vit_image = blur(resized(*plan.vit_size), self._config.blur_sigma) if plan.vit_size else None
+        vae_image = resized(*plan.vae_size) if plan.vae_size else None
         return Sample(plan.key, plan.task, vit_image, vae_image, plan.prompt_ids)
 
     def _draw_task(self, epoch: int, key: str) -> str:
