@@ -25,7 +25,7 @@ class Minimum:
 
 @dataclass(frozen=True)
 class Gate:
-    """What the assembler's output of one kernel must satisfy on every target; spills are never allowed."""
+    """What the assembler's output of one kernel must satisfy on every target."""
 
     max_registers: int
     min_occupancy: float
@@ -34,6 +34,7 @@ class Gate:
     tensor_core: bool = False
     max_instructions_per_element: float | None = None
     elements_per_thread: int = 0
+    spill_bytes: int = 0  # allowed of an older Triton alone
 
 
 VARIANT: ContextVar[str] = ContextVar("variant", default="")
@@ -63,6 +64,7 @@ class OpBench:
     # Every launch with production strides and alignment, on CPU tensors; None where the kernels are a library's.
     compile: Callable[[], None] | None
     gates: Mapping[str, Gate]  # kernel -> gate; "kernel variant" for launches inside `variant`, where those differ
+    older_gates: Mapping[str, Gate] = field(default_factory=dict)  # those that differ for Triton before 3.8
     peers: Mapping[str, Step] = field(default_factory=dict)  # e.g. "liger": only those that can be imported
     goal: str = ""  # the project's goal for this operation, in words
     max_launches: int | None = None  # the goal in figures, forward and backward together, matrix products excluded
@@ -71,6 +73,11 @@ class OpBench:
     def gate(self, kernel: str, variant: str) -> str:
         """The key in `gates` that holds for a kernel of a variant: its own, else that of every launch."""
         return own if (own := f"{kernel} {variant}") in self.gates else kernel
+
+    def gates_of(self, triton: str) -> dict[str, Gate]:
+        """The gates that hold for what this version of Triton compiles."""
+        older = tuple(int(part) for part in triton.split(".")[:2]) < (3, 8)
+        return {**self.gates, **(self.older_gates if older else {})}
 
 
 def gradients(outputs: Tensor | tuple[Tensor, ...], inputs: Inputs) -> list[Tensor]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .arguments import expect, expect_floating, expect_number, expect_shape, expect_tensors
-from .backend import LAUNCH, operation, runs_triton, tl, triton
+from .backend import LAUNCH, NEEDS_LIMITS, operation, runs_triton, tl, triton
 from .strides import rows_dense, stride_of
 
 FORWARD_ROWS = 8  # of a program: weight and bias are read once for them
@@ -250,11 +250,15 @@ def launch_into(
     residual, shift = rows_dense(residual), rows_dense(shift)
     tile = _tile(x.shape[1])
     tile["STEPS"] = ROWS_OF_PROGRAM // tile["ROWS"]
+    # By itself, and in a block that wants everything; with other needs, 80 registers would spill.
+    everything = x.dtype.itemsize == 2 and all(t is not None for t in (for_x, for_scale, forward_out))
+    limited = NEEDS_LIMITS and (residual is None or everything)
     strides = (stride_of(t) for t in (residual, shift, for_shift, for_scale, partials))
     adaln_modulate_backward[(programs_of(len(x)),)](
         *(grad, x, scale, weight, bias, residual, shift, for_x, for_shift, for_scale, forward_out, partials),
         *(len(x), grad.stride(0), x.stride(0), scale.stride(0), *strides, eps),
         **tile,
+        maxnreg=80 if limited else None,
         **LAUNCH,
     )
 
