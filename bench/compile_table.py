@@ -1,7 +1,7 @@
 """What the assembler makes of every kernel on every target: a table per Triton, in bench/results/.
 
 python -m bench.compile_table                  # of the Triton that is installed
-python -m bench.compile_table 3.6.0 3.9.0      # of these: each comes into a folder of its own for as long as it takes
+python -m bench.compile_table 3.6.0 3.7.1      # of these: each comes into a folder of its own for as long as it takes
 
 `tests/kernels/test_compiled.py` holds every table to the gates, and the kernels to the table of the installed Triton.
 """
@@ -23,8 +23,8 @@ from bench.aot import TARGETS, Compiled, assembled
 from bench.environment import ROOT, environment
 from bench.ops import KERNELS, load
 
-VERSIONS = ("3.6.0", "3.9.0")
-"""Those that have a table: torch 2.10 and 2.11 come with the first, the pinned torch with the last."""
+VERSIONS = ("3.6.0", "3.7.1")
+"""Those that have a table: torch 2.10 and 2.11 for CUDA come with the first, the pinned torch with the last."""
 FIELDS = tuple(Compiled.__dataclass_fields__)
 
 

@@ -87,6 +87,48 @@ def test_bf16_joint_training(joint_alone, train, tmp_path):
         assert math.isclose(line["grad_norm"], other["grad_norm"], rel_tol=0.1)
 
 
+KEEP_GRADIENTS = """
+import os, torch
+from reca_fast.train import step
+clip = step.clip_gradients
+steps = []
+def kept(parameters, largest):
+    trained = [p for p in parameters if p.grad is not None]
+    whole = [p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for p in trained]
+    steps.append([x.float().clone() for x in whole])
+    if os.environ.get("RANK", "0") == "0":
+        torch.save(steps, GRADIENTS)
+    return clip(trained, largest)
+step.clip_gradients = kept
+"""
+
+
+def test_the_shipped_combination_has_the_gradients_of_one_process(train, tmp_path):
+    """bf16, recomputation and FSDP2, as the recipe `bagel` trains on several GPUs: every gradient is one
+    process's to the rounding of bf16, and to the last bit that of shards without recomputation.
+    """
+
+    def gradients(name: str, *options: str, processes: int) -> tuple[list[dict], list[list[torch.Tensor]]]:
+        saved = tmp_path / f"{name}.pt"
+        before = KEEP_GRADIENTS.replace("GRADIENTS", repr(str(saved)))
+        narrow = ("--model.precision", "bf16", "--steps", "1", *LONG[:4])
+        metrics = train(tmp_path / name, *narrow, *options, processes=processes, before=before)
+        return metrics, torch.load(saved, weights_only=True)
+
+    metrics, shipped = gradients("shipped", "--model.recompute", "true", processes=2)
+    kept_metrics, kept = gradients("kept", processes=2)
+    alone_metrics, alone = gradients("alone", "--model.recompute", "true", processes=1)
+    assert [line["loss"] for line in metrics] == [line["loss"] for line in kept_metrics]
+    for line, other in zip(metrics, alone_metrics, strict=True):
+        assert math.isclose(line["loss"], other["loss"], rel_tol=5e-3)
+    for ours, same, theirs in zip(shipped, kept, alone, strict=True):
+        assert len(ours) == len(theirs) > 20
+        for mine, equal, one in zip(ours, same, theirs, strict=True):
+            assert torch.equal(mine, equal)
+            assert (mine - one).norm() <= 0.05 * one.norm()
+            assert one.any() or not mine.any()
+
+
 def one_sentence(training, code: int) -> str:
     """What the processes said together: one line on an error, no traceback, whoever it came from."""
     assert training.wait(60) == code, training.said

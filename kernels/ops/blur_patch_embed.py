@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .arguments import autocast_dtype
+from .arguments import autocast_dtype, expect_tensors
 from .backend import LAUNCH, implementation, operation, tl, triton
 from .blur_patchify import (
     FIELDS,
@@ -277,6 +277,7 @@ def blur_patch_embed(
         [N, D] in the dtype of weight, or autocast's where it is on. Gradients for weight, bias, position_embedding.
     """
     sides, means, stds = checked(images, size, patch_size, blur_sigma, mean, std)
+    expect_tensors(weight=weight, bias=bias, position_embedding=position_embedding, position_ids=position_ids)
     tokens, features = token_count(sides, patch_size), patch_size**2 * 3
     if weight.dim() != 2 or weight.shape[1] != features or not weight.is_floating_point():
         raise ValueError(f"weight: expected [D, {features}] of floats, got {weight.dtype} {list(weight.shape)}")
@@ -291,6 +292,9 @@ def blur_patch_embed(
     named = {"bias": bias, "position_embedding": position_embedding, "position_ids": position_ids}
     if len(images):
         named["images"] = images[0]
+    for name, table in (("bias", bias), ("position_embedding", position_embedding)):
+        if not table.is_floating_point():
+            raise ValueError(f"{name}: expected floats, got {table.dtype}")
     for name, tensor in named.items():
         if tensor.device != weight.device:
             raise ValueError(f"{name}: expected the device {weight.device}, got {tensor.device}")

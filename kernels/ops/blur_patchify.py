@@ -266,7 +266,7 @@ def blur_patchify(
         channel (fastest). No gradient.
     """
     sides, means, stds = checked(images, size, patch_size, blur_sigma, mean, std)
-    if not dtype.is_floating_point:
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype: expected a floating-point dtype, got {dtype}")
     if len(images) == 0:
         return torch.empty((0, patch_size**2 * 3), dtype=dtype)

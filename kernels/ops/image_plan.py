@@ -25,8 +25,10 @@ def checked(
     std: float | Sequence[float],
 ) -> tuple[list[int], list[float], list[float]]:
     """(h, w, h, w, ...), three means, three stds. Raises ValueError that begins with the name of what is wrong."""
-    if patch_size < 1:
-        raise ValueError(f"patch_size: expected a positive number, got {patch_size}")
+    if not isinstance(patch_size, int) or isinstance(patch_size, bool) or patch_size < 1:
+        raise ValueError(f"patch_size: expected a positive integer, got {patch_size!r}")
+    if not isinstance(images, Sequence):
+        raise ValueError(f"images: expected a sequence of tensors, got {type(images).__name__}")
     for number, image in enumerate(images):
         if not isinstance(image, Tensor):
             raise ValueError(f"images[{number}]: expected a tensor, got {type(image).__name__}")

@@ -313,6 +313,7 @@ def template_concat(
         "timestep_embedding": timestep_embedding,
     }
     given |= {name: x for name, x in tables.items() if x is not None}
+    expect_tensors(**given)
     for name, x in given.items():
         expect(x.dim() == 2 and x.shape[-1] == dim, name, ["rows", dim], x.shape)
     expect_floating(first.device, **given)
@@ -334,6 +335,7 @@ def template_concat(
     }
     for name, (index, count) in indices.items():
         if index is not None:
+            expect_tensors(**{name: index})
             expect(index.dim() == 1 and index.shape[0] == count, name, [count], index.shape)
             expect(index.dtype in (torch.int64, torch.int32), name, "int64 or int32", index.dtype)
             expect(index.device == first.device, name, f"a tensor on {first.device}", index.device)
@@ -345,6 +347,7 @@ def template_concat(
         expect(latents is not None, "timestep_embedding", "none without latents", "some")
         expect(latent_cu_seqlens is not None, "latent_cu_seqlens", "it together with timestep_embedding", "None")
     if latent_cu_seqlens is not None:
+        expect_tensors(latent_cu_seqlens=latent_cu_seqlens)
         ends = latent_cu_seqlens
         wanted = "[M + 1]" if timestep_embedding is None else [timestep_embedding.shape[0] + 1]
         fits = ends.dim() == 1 and ends.shape[0] >= 1

@@ -38,7 +38,7 @@ def hold(bench: OpBench, kernels: Sequence[Compiled], version: str) -> None:
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: f"sm_{target}")
 @pytest.mark.parametrize("name", KERNELS)
 def test_gates(name: str, target: int) -> None:
-    """What the installed Triton makes of the kernels; and of a version that has a table, the same as is written there."""
+    """What the installed Triton makes of the kernels; where a table of that version is written, just that."""
     bench = load(name)
     kernels = assembled(bench.compile, target)
     hold(bench, kernels, triton.__version__)
