@@ -115,7 +115,6 @@ BENCH = OpBench(
     minimum=minimum,
     compile=compile_all,
     gates={"qk_norm_rope_forward": Gate(**_GATE), "qk_norm_rope_backward": Gate(**_GATE)},
-    older_gates={"qk_norm_rope_backward": Gate(80, 0.375, spill_bytes=4)},  # spills in fp32 on sm_80
     peers=peers(),
     goal="1 launch each way, at most 1.3 times the minimum",
     max_launches=2,

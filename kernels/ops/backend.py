@@ -41,7 +41,7 @@ try:
     import triton.language as tl  # type: ignore[no-redef]
 
     INSTALLED = True
-    # Before 3.8, left alone, it takes up to twice the registers for some kernels; those are launched with a limit.
+    # Before 3.8, left alone, it takes half as many registers again for some kernels; those are launched with a limit.
     NEEDS_LIMITS = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 8)
 except ModuleNotFoundError:
     triton, tl = _Absent(), _Absent()
