@@ -58,6 +58,7 @@ class OptionParser(ArgumentParser):
             hint = f" Did you mean --config {unknown[2]}?" if is_recipe else ""
             raise UserError(f"{unknown[2]!r} stands where an option (--name value) is expected.{hint}")
         text = re.sub(r"<class '(\w+)'>|typing\.", r"\1", text.removeprefix("Parser key ")).rstrip(".")
+        text = re.sub(r"Expected a Literal\[([^\]]*)\]", r"Expected one of \1", text)
         for kind, words in KINDS.items():
             text = re.sub(rf"Expected an? {kind}\b", f"Expected {words}", text)
         raise UserError(f"{text}.")

@@ -66,7 +66,7 @@ def _verify_case(folder: Path, options: VerifyOptions) -> int:
         got = dict(replay_all(case, attention=options.attention, dtype=dtype, weights=weights))
     except KeyError as error:
         raise UserError(f"{folder} cannot be replayed: it lacks {error}.") from error
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, IndexError) as error:
         raise UserError(f"{folder} cannot be replayed: {' '.join(str(error).split())}.") from error
     if options.out:
         try:

@@ -84,7 +84,8 @@ def open_adapter(config: ModelConfig) -> Adapter:
         raise UserError("No checkpoint given; set --model.path to a BAGEL folder.")
     folder = Path(config.path)
     if not folder.is_dir():
-        raise UserError(f"The checkpoint folder {folder} does not exist; set --model.path to a BAGEL folder.")
+        what = "is no folder" if folder.exists() else "does not exist"
+        raise UserError(f"The checkpoint folder {folder} {what}; set --model.path to a BAGEL folder.")
     for file, target in ADAPTERS.items():
         if (folder / file).exists():
             module, name = target.split(":")

@@ -80,6 +80,8 @@ class ViTConfig:
     attention_dropout: Annotated[float, Range(at_least=0, below=1)] = 0.0
 
     def __post_init__(self) -> None:
+        if self.hidden_act != "gelu_pytorch_tanh":
+            raise ValueError(f"hidden_act is {shown(self.hidden_act)}; BAGEL's vision tower has gelu_pytorch_tanh")
         _check_multiple(self, "hidden_size", "num_attention_heads")
 
 

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from reca_fast.config import LossWeights, ResizeConfig
+from reca_fast.config import LossWeights, Pixels, ResizeConfig
 from reca_fast.errors import UserError
 from reca_fast.flow import I2T, RECA
 from reca_fast.kernels import choose_backend, flow_interpolate, flow_matching_loss
 from reca_fast.objectives import flow_loss_by_task, next_token_loss, shifted_logit_normal, weighted_loss
+from reca_fast.schema import fill
 
 from .batch import BagelBatch, PackedSequence, make_batch
+from .case_inputs import read_inputs, read_tensors
 from .config import BagelConfig, read_object
 from .model import Bagel, Trace
 from .names import public_name
@@ -26,6 +26,15 @@ from .vae import load_vae, patchify_latents
 from .weights import load_weights, weights_file
 
 JOINT = "joint"  # the second run of a case: nothing frozen but the vision tower, cross-entropy added
+
+
+@dataclass(frozen=True)
+class RecordedResize:
+    """How a case's pictures were resized, under the authors' names."""
+
+    max_image_size: Pixels
+    min_image_size: Pixels
+    image_stride: Pixels
 
 
 @dataclass(frozen=True)
@@ -47,16 +56,8 @@ class Case:
 def read_case(folder: Path) -> Case:
     """Read config.json and inputs.safetensors; UserError when one is missing or damaged."""
     raw = read_object(folder / "config.json")
-    inputs = _read(folder / "inputs.safetensors")
+    inputs = read_inputs(folder / "inputs.safetensors")
     return Case(folder, BagelConfig.from_dict(raw, str(folder / "config.json")), raw, inputs)
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a file; UserError when it is missing or damaged."""
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from None
 
 
 def case_batch(case: Case) -> BagelBatch:
@@ -119,8 +120,8 @@ def replay_pictures(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
         picture = case.inputs[f"image.{i}.uint8_hwc"]
         size = (picture.shape[1], picture.shape[0])
         for kind, key in (("vae", "image_transform_args"), ("vit", "vit_image_transform_args")):
-            rule = case.raw[key]
-            limits = ResizeConfig(rule["max_image_size"], rule["min_image_size"], rule["image_stride"])
+            rule = fill(RecordedResize, case.raw.get(key), f"{key} of {case.folder / 'config.json'}")
+            limits = ResizeConfig(rule.max_image_size, rule.min_image_size, rule.image_stride)
             resized = resize(picture, target_size(*size, limits), "exact")
             out[f"image.{i}.{kind}_tensor"] = to_model_range(resized, torch.float32)
             if kind == "vit":
@@ -216,7 +217,7 @@ def expected(case: Case) -> dict[str, Tensor]:
         stem, prefix = (f"expected_{run}", f"{run}/") if run else ("expected", "")
         tensors, scalars = case.folder / f"{stem}.safetensors", case.folder / f"{stem}.json"
         if tensors.exists():
-            out |= {prefix + key: tensor for key, tensor in _read(tensors).items()}
+            out |= {prefix + key: tensor for key, tensor in read_tensors(tensors).items()}
         if scalars.exists():
             out |= {f"{prefix}scalar/{path}": value for path, value in _scalars(read_object(scalars))}
     return out
