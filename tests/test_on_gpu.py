@@ -122,7 +122,7 @@ def test_a_stage_that_hangs_is_ended_with_its_children(tmp_path: Path, monkeypat
     pid = tmp_path / "pid"
     hangs = "import subprocess, time\nchild = subprocess.Popen(['sleep', '600'])\n"
     hangs += f"open({str(pid)!r}, 'w').write(str(child.pid))\ntime.sleep(600)"
-    lines = run_scripts(tmp_path, {"hangs": LINE + hangs, "next": LINE}, cap=2)
+    lines = run_scripts(tmp_path, {"hangs": LINE + hangs, "next": LINE}, cap=4)
     assert [line["ok"] for line in lines] == [True, False, True] and "ended at its limit" in lines[1]["error"]
     grandchild = int(pid.read_text())
     assert not psutil.pid_exists(grandchild) or psutil.Process(grandchild).status() == psutil.STATUS_ZOMBIE
