@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from skimage import data as photos
 
 from reca_fast.config import DataConfig, ResizeConfig
+from reca_fast.data.formats import FORMATS, LACKING
 from reca_fast.data.images import (
     BadImage,
     blur,
@@ -186,6 +187,15 @@ def test_other_formats_are_read_whatever_they_are_called(kind: str) -> None:
     data = encoded(photo("coffee").resize((60, 40)), kind)
     assert picture_size(data) == (60, 40)
     assert torch.equal(decode(data), as_authors_read(data))
+
+
+@pytest.mark.skipif(not LACKING, reason="pillow-heif and pillow-jxl-plugin are both installed")
+def test_what_a_plugin_would_read_is_said() -> None:
+    first_bytes = {"HEIF": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "JXL": b"\xff\x0a\xfa\x1f"}
+    for name, plugin in LACKING.items():
+        with pytest.raises(BadImage, match=f"cannot read it without {plugin.package}"):
+            picture_size(first_bytes[name] + bytes(100))
+    assert not LACKING.keys() & set(FORMATS)
 
 
 def test_programs_are_never_called() -> None:

@@ -2,10 +2,12 @@
 
 import importlib
 import io
+import re
 import struct
 import warnings
 import zlib
 from importlib.util import find_spec
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -16,11 +18,30 @@ READ = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", 
 """What may be opened, whatever a file is called. Left out of Pillow's list: formats that call other programs, hold only
 a header, or wrap a second picture whose size their own header does not tell.
 """
+
+
+class Plugin(NamedTuple):
+    """What makes Pillow read one more format."""
+
+    package: str
+    module: str
+    register: str | None  # the function that makes it known, where importing the module does not
+    endings: tuple[str, ...]
+    signature: re.Pattern[bytes]  # of a file's first bytes
+
+
 PLUGINS = {
-    "HEIF": ("pillow-heif", "pillow_heif", "register_heif_opener", (".heic", ".heif", ".hif")),
-    "JXL": ("pillow-jxl-plugin", "pillow_jxl", None, (".jxl",)),
+    "HEIF": Plugin(
+        "pillow-heif",
+        "pillow_heif",
+        "register_heif_opener",
+        (".heic", ".heif", ".hif"),
+        re.compile(rb"....ftyp(hei[csmx]|hev[cmsx]|mif1|msf1)", re.DOTALL),
+    ),
+    "JXL": Plugin(
+        "pillow-jxl-plugin", "pillow_jxl", None, (".jxl",), re.compile(rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n")
+    ),
 }
-"""Formats that Pillow reads with a plugin: (its package, its module, the function that registers it, endings)."""
 DAMAGED = (
     OSError,
     EOFError,
@@ -41,11 +62,11 @@ def _available() -> list[str]:
     """The formats that Pillow reads here, plugins registered."""
     Image.init()
     found = [name for name in READ if name in Image.OPEN]
-    for name, (_, module, register, _) in PLUGINS.items():
-        if find_spec(module):
-            plugin = importlib.import_module(module)
-            if register:
-                getattr(plugin, register)()
+    for name, plugin in PLUGINS.items():
+        if find_spec(plugin.module):
+            module = importlib.import_module(plugin.module)
+            if plugin.register:
+                getattr(module, plugin.register)()
             found.append(name)
     return found
 
@@ -53,13 +74,21 @@ def _available() -> list[str]:
 FORMATS = _available()
 PICTURES = frozenset(e for e, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO"))
 """Endings of picture files, in lower case with their dot. (An MPO is a JPEG with a second picture behind it.)"""
-LACKING = {
-    ending: f"Pillow cannot read it without {package}"
-    for name, (package, _, _, endings) in PLUGINS.items()
-    for ending in endings
-    if name not in FORMATS
-}
-"""Endings of pictures that a plugin would read -> why they are not read."""
+LACKING = {name: plugin for name, plugin in PLUGINS.items() if name not in FORMATS}
+
+
+def why_not_by_name(ending: str) -> str | None:
+    """Why a file with this ending is not read although it is a picture."""
+    return next((_without(plugin) for plugin in LACKING.values() if ending in plugin.endings), None)
+
+
+def why_not_by_content(data: bytes) -> str | None:
+    """Why these bytes are not read although they are a picture, whatever the file is called."""
+    return next((_without(plugin) for plugin in LACKING.values() if plugin.signature.match(data)), None)
+
+
+def _without(plugin: Plugin) -> str:
+    return f"Pillow cannot read it without {plugin.package}"
 
 
 def open_picture(data: bytes) -> Image.Image:

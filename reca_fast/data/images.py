@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reca_fast.config import DataConfig, ResizeConfig
 from reca_fast.data import png
-from reca_fast.data.formats import DAMAGED, open_picture
+from reca_fast.data.formats import DAMAGED, open_picture, why_not_by_content
 from reca_fast.data.orientation import exif_orientation, seen, upright
 
 MAX_PIXELS = DataConfig.max_image_pixels
@@ -196,7 +196,8 @@ def _open(data: bytes) -> Image.Image:
     try:
         return open_picture(png.without_unused(data) if data.startswith(png.SIGNATURE) else data)
     except DAMAGED as error:
-        raise BadImage("not a readable picture", f"{len(data)} bytes, {type(error).__name__}") from error
+        reason = why_not_by_content(data) or "not a readable picture"
+        raise BadImage(reason, f"{len(data)} bytes, {type(error).__name__}") from error
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from reca_fast.data.captions import NO_CAPTION, Caption, Captions
-from reca_fast.data.formats import LACKING
+from reca_fast.data.formats import why_not_by_name
 from reca_fast.data.tally import Reasons
 from reca_fast.errors import UserError, did_you_mean
 
@@ -64,9 +64,9 @@ def ending_of(name: str) -> str:
 
 def why_no_picture(ending: str) -> str:
     """Why a file with this ending is ignored."""
-    if ending in LACKING:
-        return f"{ending} ({LACKING[ending]})"
-    return ending if ending else "file without an ending"
+    if reason := why_not_by_name(ending):
+        return f"{ending} ({reason})"
+    return ending or "file without an ending"
 
 
 def check_column(option: str, name: str, columns: list[str], where: str) -> None:
