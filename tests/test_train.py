@@ -1,5 +1,6 @@
 """The training run: what it refuses, what it reports, the compiled step, and the parts of an update."""
 
+import errno
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from reca_fast.optim import MovingAverage, clip_gradients, learning_rate, make_o
 from reca_fast.train.determinism import make_deterministic
 from reca_fast.train.distributed import Processes
 from reca_fast.train.peaks import peak_flops
-from reca_fast.train.run import check_config
+from reca_fast.train.run import check_config, unwritable_folder_is_a_user_error
 from reca_fast.train.step import StepStats
 from reca_fast.train.telemetry import Telemetry
 
@@ -291,3 +292,20 @@ def test_the_moving_average_follows_the_trained_weights():
 
 def test_a_cpu_has_no_peak():
     assert peak_flops(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "number", "sentence"),
+    [
+        ("run/metrics.jsonl", errno.EACCES, "The run folder cannot be written"),
+        ("run/metrics.jsonl", errno.ENOENT, "The run folder cannot be written"),
+        (None, errno.ENOSPC, "The run folder cannot be written"),
+        ("data/a.tar", errno.EACCES, r"data/a\.tar cannot be read: Permission denied\.$"),
+    ],
+)
+def test_reading_errors_are_not_called_writing_errors(path, number, sentence, tmp_path) -> None:
+    named = None if path is None else str(tmp_path / path)
+    with pytest.raises(UserError, match=sentence), unwritable_folder_is_a_user_error(tmp_path / "run"):
+        raise OSError(number, os.strerror(number), named)
+    with pytest.raises(FileNotFoundError), unwritable_folder_is_a_user_error(tmp_path / "run"):
+        raise FileNotFoundError(errno.ENOENT, "gone", str(tmp_path / "data" / "a.tar"))

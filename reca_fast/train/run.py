@@ -117,15 +117,21 @@ def run(config: RunConfig) -> None:
 
 @contextmanager
 def unwritable_folder_is_a_user_error(folder: Path) -> Iterator[None]:
-    """One sentence for a run folder that cannot be written or is gone, whichever file meets it first."""
+    """One sentence for a run folder that cannot be written or is gone, whichever file meets it first.
+
+    What is refused outside of it was to be read.
+    """
     hook = threading.excepthook
     # TensorBoard writes in a thread and raises the same error once more where the metrics are logged.
     threading.excepthook = lambda args: None if _is_unwritable(args.exc_value) else hook(args)
     try:
         yield
     except OSError as error:
-        gone = error.errno == errno.ENOENT and folder in Path(os.fsdecode(error.filename or "")).parents
-        if not gone and not _is_unwritable(error):
+        named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else folder
+        in_folder = folder.absolute() in (named.absolute(), *named.absolute().parents)
+        if not in_folder and error.errno in (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR):
+            raise UserError(f"{named} cannot be read: {error.strerror}.") from None
+        if not _is_unwritable(error) and not (in_folder and error.errno == errno.ENOENT and error.filename):
             raise
         raise UserError(
             f"The run folder cannot be written ({error}). What is saved stays; free some space, or set --out to "
