@@ -308,7 +308,7 @@ def test_a_run_of_another_version_is_refused_by_what_it_did_not_know(begun, conf
     assert path is not None
     state = json.loads((path / "run_state.json").read_text())
     del state["config"]["data"]["orientation"]
-    store.save(2, {"model": {"x": torch.ones(1)}}, state | {"version": "0.0.9"})
+    store.save(2, {"model": {"x": torch.ones(1)}}, state | {"version": "0.0.9", "step": 2})
     with pytest.raises(UserError, match=r"knew no data.orientation, as runs of another version .*0\.0\.9"):
         find_saved(configured(tmp_path / "run", False), store, print)
 
