@@ -30,6 +30,8 @@ CASE_A = Path(__file__).resolve().parents[2] / "shared" / "parity" / "bagel" / "
 
 
 def encoded(picture: Image.Image, kind: str = "JPEG", **options) -> bytes:
+    if kind not in Image.SAVE:
+        pytest.skip(f"this Pillow writes no {kind}")
     out = io.BytesIO()
     picture.save(out, kind, **options)
     return out.getvalue()

@@ -442,7 +442,10 @@ def test_every_kind_of_parquet_cell(tmp_path: Path, kind: pa.DataType) -> None:
     if pa.types.is_list(kind):
         cell = [cell]
     column = pa.array([picture("a")]).dictionary_encode() if pa.types.is_dictionary(kind) else pa.array([cell], kind)
-    pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet")
+    try:
+        pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet")
+    except pa.ArrowNotImplementedError:
+        pytest.skip(f"this pyarrow writes no {kind}")
     assert contents(opened(tmp_path / "a.parquet")) == [("a.parquet/000000000", picture("a"), None)]
 
 
