@@ -165,8 +165,10 @@ def test_the_file_of_weights(tmp_path) -> None:
         (tmp_path / name).unlink()
     assert weights_file(tmp_path, "mine.safetensors") == tmp_path / "mine.safetensors"
     assert weights_file(tmp_path, "/else/where.safetensors") == Path("/else/where.safetensors")
-    for wrong in ("optimizer.00000-of-00008.pt", "model.safetensors.index.json"):
-        with pytest.raises(UserError, match=rf"model\.weights={wrong}: .* a single \.safetensors file"):
+    for wrong in ("optimizer.00000-of-00008.pt", "model.safetensors.index.json", "a\0.safetensors"):
+        with pytest.raises(
+            UserError, match=rf"model\.weights={re.escape(repr(wrong))}: .* a single \.safetensors file"
+        ):
             weights_file(tmp_path, wrong)
 
 
@@ -311,6 +313,7 @@ def test_a_link_to_nowhere_is_named(copy, reca_fast) -> None:
     [
         ("llm_config", {"rope_theta": None}, "llm_config.json lacks rope_theta; copy it from the public checkpoint"),
         ("llm_config", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling is {'rope_type': 'yarn'"),
+        ("vit_config", {"hidden_act": "gelu"}, "hidden_act is 'gelu'; BAGEL's vision tower has gelu_pytorch_tanh"),
         ("vit_config", {"patch_size": None}, "vit_config.json lacks patch_size; copy it from the public checkpoint"),
     ],
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reca_fast.errors import UserError
+from reca_fast.schema import shown
 
 from .config import check_links, read_object
 
@@ -88,7 +89,7 @@ def load_tokenizer(folder: str | Path, vocab_size: int | None = None) -> BagelTo
         for source, largest in {folder: max(vocabulary.values(), default=0), **_largest_ids(folder)}.items():
             if largest >= vocab_size:
                 raise UserError(
-                    f"The tokenizer in {source} has ids up to {largest}, the embedding has {vocab_size} rows "
+                    f"The tokenizer in {source} has ids up to {shown(largest)}, the embedding has {vocab_size} rows "
                     "(vocab_size of llm_config.json); take the tokenizer, llm_config.json and the weights from one "
                     "checkpoint."
                 )
@@ -111,6 +112,6 @@ def _largest_ids(folder: Path) -> dict[Path, int]:
             values = read_object(path)
             try:
                 largest[path] = max(map(int, IDS[path.name](values)), default=0)
-            except (KeyError, TypeError, ValueError, AttributeError):
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
                 raise UserError(f"{path} is not as tokenizers write it; copy it from the public checkpoint.") from None
     return largest

@@ -16,6 +16,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from reca_fast.errors import UserError
 from reca_fast.models.safetensors_files import check_layout, open_safetensors, stored_shapes
+from reca_fast.schema import shown
 
 from .model import Bagel
 from .names import TABLES, public_names
@@ -36,8 +37,8 @@ def weights_file(folder: Path, choice: str = "auto") -> Path:
         UserError: auto finds several or none, or `choice` is no safetensors file.
     """
     if choice != "auto":
-        if not choice.endswith(".safetensors"):
-            raise UserError(f"model.weights={choice}: weights are read from a single .safetensors file alone.")
+        if not choice.endswith(".safetensors") or "\0" in choice:
+            raise UserError(f"model.weights={shown(choice)}: weights are read from a single .safetensors file alone.")
         return folder / choice
     found = [name for name in WEIGHTS_FILES if os.path.lexists(folder / name)]
     if len(found) > 1:
