@@ -63,6 +63,7 @@ class Child:
         self.input: IO[bytes] = self.process.stdin
         self.output: IO[bytes] = self.process.stdout
         os.set_blocking(self.output.fileno(), False)
+        self.short = False  # it got less than its cap, since the run has no more
         self.began, self.limit, self._rest = time.monotonic(), float("inf"), b""
 
     def go(self, seconds: float) -> None:
@@ -122,10 +123,10 @@ class Run:
         keys = {"stage": stage, "name": name, "value": None, "unit": "", "expected": None, "ok": False}
         self.record({**keys, "seconds": round(seconds, 3), "error": error})
 
-    def left_out(self, stage: str, why: str) -> None:
+    def left_out(self, stage: str, why: str, seconds: float = 0.0) -> None:
         """A line for what was not measured: neither right nor wrong."""
         keys = {"stage": stage, "name": stage, "value": None, "unit": "", "expected": None, "ok": None}
-        self.record({**keys, "seconds": 0.0, "error": why})
+        self.record({**keys, "seconds": round(seconds, 3), "error": why})
 
     def prepare(self, stage: Stage) -> Child:
         """The stage's process, which imports what it needs and waits."""
@@ -177,6 +178,7 @@ class Run:
         child = self.prepare(stage)
         self.working[stage.name] = self.ready.pop(stage.name)
         child.go(seconds)
+        child.short = seconds < stage.cap
 
     def attend(self, name: str, child: Child) -> None:
         """Take over new lines; notice an end, or bring it about."""
@@ -193,7 +195,10 @@ class Run:
         elif time.monotonic() > child.limit:
             child.kill()
             del self.working[name]
-            self.fault(name, name, f"ended at its limit of {took:.0f} s; it said last: {child.last_words()}", took)
+            if child.short:
+                self.left_out(name, f"the rest: {took:.0f} s were all that the run had for it (--seconds)", took)
+            else:
+                self.fault(name, name, f"ended at its limit of {took:.0f} s; it said last: {child.last_words()}", took)
 
     def take(self, name: str, text: str) -> None:
         try:

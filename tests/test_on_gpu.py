@@ -128,6 +128,13 @@ def test_a_stage_that_hangs_is_ended_with_its_children(tmp_path: Path, monkeypat
     assert not psutil.pid_exists(grandchild) or psutil.Process(grandchild).status() == psutil.STATUS_ZOMBIE
 
 
+def test_a_stage_cut_by_the_run_s_own_budget_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_gpu, "GRACE", 0.5)
+    monkeypatch.setattr(on_gpu, "LEAST", 0.1)
+    lines = run_scripts(tmp_path, {"long": LINE + "import time\ntime.sleep(600)"}, seconds=5, cap=30)
+    assert [line["ok"] for line in lines] == [True, None] and "--seconds" in lines[1]["error"]
+
+
 def test_the_budget_goes_to_the_first(tmp_path: Path) -> None:
     """Half of what is left to each, all of it to the last; none begins with next to nothing."""
     told = LINE.replace("1.0", "seconds")
