@@ -176,6 +176,19 @@ def test_parquet(tmp_path: Path, as_struct: bool) -> None:
             source.read(3)
 
 
+def test_a_row_group_that_unfolds_without_end_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One value in a dictionary, named by every row: a kilobyte of file would take 2 GB."""
+    cells = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), pa.array([bytes(2**20)], pa.binary()))
+    pq.write_table(pa.table({"image": cells}), tmp_path / "a.parquet", store_schema=False, compression="zstd")
+    assert (tmp_path / "a.parquet").stat().st_size < 10_000
+    monkeypatch.setattr("reca_fast.data.sources.parquet.MAX_GROUP", 2**25)
+    monkeypatch.setattr("reca_fast.data.sources.parquet.AT_ONCE", 2**23)
+    source, before = opened(tmp_path), pa.total_allocated_bytes()
+    with pytest.raises(BadRecord, match="parquet row group too large"):
+        source.read(0)
+    assert pa.total_allocated_bytes() - before < 2**27
+
+
 def test_parquet_columns_are_checked(tmp_path: Path) -> None:
     pq.write_table(pa.table({"picture": [b"x"], "id": [1]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"no column 'pictures'; it has 'picture', 'id'.*Did you mean 'picture'"):

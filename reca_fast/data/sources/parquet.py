@@ -22,6 +22,11 @@ from reca_fast.errors import UserError
 
 DAMAGED = (OSError, ValueError, pa.ArrowException)  # what pyarrow raises on damaged files
 
+MAX_GROUP = 2**33
+"""Bytes of a row group in memory; the one of the last picture is kept."""
+AT_ONCE = 2**30
+"""Bytes of a piece of it, if every row held all that is stored."""
+
 
 class ParquetSource:
     """Rows of parquet files; keys are "file.parquet/000000012" with the path relative to `base`.
@@ -113,8 +118,27 @@ class ParquetSource:
             if self._kept is None or self._kept[0] != group:
                 file, number, _ = self._groups[group]
                 with pq.ParquetFile(self._files[file], page_checksum_verification=True) as parquet:
-                    self._kept = group, parquet.read_row_group(number, columns=self._columns[file])
+                    self._kept = group, _bounded(parquet, number, self._columns[file])
             return self._kept[1]
+
+
+def _bounded(parquet: pq.ParquetFile, group: int, columns: list[str]) -> pa.Table:
+    """A row group's columns, read in pieces: 500 bytes can stand for 1 MB in each of a million rows (a dictionary).
+
+    Raises BadRecord beyond MAX_GROUP bytes.
+    """
+    metadata = parquet.metadata.row_group(group)
+    parts = [metadata.column(i) for i in range(metadata.num_columns)]
+    stored = sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] in columns)
+    if stored > MAX_GROUP:
+        raise BadRecord("parquet row group too large", f"{stored} bytes")
+    batches, size = [], 0
+    for batch in parquet.iter_batches(max(1, AT_ONCE // max(1, stored)), row_groups=[group], columns=columns):
+        batches.append(batch)
+        size += batch.nbytes
+        if size > MAX_GROUP:
+            raise BadRecord("parquet row group too large", f"more than {MAX_GROUP} bytes")
+    return pa.Table.from_batches(batches, schema=batches[0].schema if batches else None)
 
 
 def _picture(cell: object, folder: str) -> bytes:
