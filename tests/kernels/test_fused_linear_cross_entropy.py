@@ -206,6 +206,26 @@ def test_ignored_rows_are_not_read() -> None:
         assert torch.equal(x, y)  # also: twice the same bits
 
 
+@DTYPES
+def test_memory_that_nothing_wrote_is_not_read(dtype) -> None:
+    """Deterministic torch fills new memory with NaN; bf16 products on a CPU read beyond an odd number of columns."""
+    draw = torch.Generator().manual_seed(0)
+    tensors = [
+        torch.randn(24, 256, generator=draw).to(dtype),
+        torch.randn(99, 256, generator=draw).to(dtype),
+        None,
+        None,
+    ]
+    labels, settings = torch.randint(99, (24,), generator=draw), {"smoothing": 0.0, "z": 0.0, "classes": None}
+    want = run(ours, tensors, labels, settings, "mean", 2**28)
+    torch.use_deterministic_algorithms(True)
+    try:
+        got = run(ours, tensors, labels, settings, "mean", 2**28)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(x, y) for x, y in zip(got, want, strict=True))
+
+
 @REDUCTIONS
 @pytest.mark.parametrize("name", ["everything, in chunks", "nothing ignored, in chunks"])
 def test_gradcheck(name, reduction) -> None:
