@@ -147,8 +147,11 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
 # What is said of them
 
 
-def try_all(reca_fast, path: Path, kind: str, *commands: list[object]) -> None:
-    """Run the commands, until one refuses, on COUNT damaged copies in the place of `path`."""
+def try_all(reca_fast, path: Path, kind: str, *commands: list[object], out: Path | None = None) -> None:
+    """Run the commands, until one refuses, on COUNT damaged copies in the place of `path`.
+
+    With `out`, which the commands write, checksums are there to tell: every damage is to be refused.
+    """
     whole, faults = path.read_bytes(), []
     for seed in range(COUNT):
         path.write_bytes(mutated(whole, kind, seed))
@@ -160,6 +163,10 @@ def try_all(reca_fast, path: Path, kind: str, *commands: list[object]) -> None:
                 faults.append(f"seed {seed}: {said.err[-300:]}")
             if (said.code not in (0, 2) and not (said.code == 1 and not said.err)) or "Traceback" in said.err:
                 faults.append(f"seed {seed}: exit {said.code}: {said.err[-300:]}")
+            if out is not None and said.code == 0:
+                shutil.rmtree(out)
+                if path.read_bytes() != whole:
+                    faults.append(f"seed {seed}: accepted")
             if seconds > SECONDS:
                 faults.append(f"seed {seed}: {seconds:.0f} s")
             if said.code:
@@ -255,5 +262,4 @@ def test_training_checkpoints(run_folder, reca_fast, tmp_path) -> None:
     (step,) = (copy / "checkpoints").iterdir()
     for file in sorted(step.iterdir()):
         kind = file.suffix[1:] if file.suffix[1:] in MUTATORS else "bytes"
-        try_all(reca_fast, file, kind, ["export", copy, tmp_path / "out"])
-        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        try_all(reca_fast, file, kind, ["export", copy, tmp_path / "out"], out=tmp_path / "out")
