@@ -25,8 +25,8 @@ T = TypeVar("T")
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
-
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+"""Types as messages call them."""
 
 
 class HelpFormatter(DefaultHelpFormatter):
