@@ -67,6 +67,16 @@ def test_keep_removes_the_oldest(store):
     assert [step for step, _ in store.whole()] == [2, 3]
 
 
+def test_a_damaged_later_one_does_not_take_the_place_of_what_is_saved(store):
+    """Step 3 was damaged and the run went on from step 1: step 2 is what it can be resumed from now."""
+    store.save(3, tensors(3), {})
+    file = store.folder / "step-0000003" / SHARD
+    file.write_bytes(flipped(file.read_bytes(), -3))
+    store.keep = 1
+    store.save(2, tensors(2), {})
+    assert store.newest() == store.folder / "step-0000002"
+
+
 def test_a_failed_save_keeps_what_was_there(store, monkeypatch):
     def no_space(*args, **more):
         raise OSError(28, "No space left on device")

@@ -156,7 +156,8 @@ class CheckpointStore:
             if by_all:
                 checksums = {name: sum_ for part in self.gather(checksums) for name, sum_ in part.items()}
         if self.is_main:
-            for _, old in self.whole()[: -self.keep]:
+            # A later one than this was left aside as damaged, or the run would have gone on from it: it does not count.
+            for old in [path for at, path in self.whole() if at <= step][: -self.keep]:
                 _discard(old)
         return final
 
