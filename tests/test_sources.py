@@ -278,6 +278,17 @@ def test_an_offline_hub_says_so_within_seconds(tmp_path: Path, monkeypatch: pyte
     forever.set()
 
 
+def test_a_damaged_row_of_a_dataset_is_a_bad_record(tmp_path: Path) -> None:
+    cells = {"image": [picture(name) for name in NAMES], "caption": ["one", "SECOND", "three"]}
+    saved_dataset(tmp_path, cells, datasets.Value("binary")).save_to_disk(tmp_path / "rows")
+    (file,) = (tmp_path / "rows").glob("*.arrow")
+    file.write_bytes(file.read_bytes().replace(b"SECOND", b"\xffECOND"))  # no UTF-8 any more
+    source = opened(tmp_path / "rows")
+    with pytest.raises(BadRecord, match="unreadable row"):
+        source.read(1)
+    assert source.read(2).caption == "three"
+
+
 @pytest.mark.usefixtures("reachable")
 def test_an_unreachable_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_dataset(name: str, split: str) -> datasets.Dataset:
@@ -475,6 +486,18 @@ def test_parquet_rows_without_exactly_one_picture_are_bad_records(tmp_path: Path
     for index in range(2):
         with pytest.raises(BadRecord, match="unreadable file"):
             opened(tmp_path).read(index)
+
+
+def test_a_lost_file_or_a_damaged_page_does_not_refuse_a_column_of_paths(tmp_path: Path) -> None:
+    (tmp_path / "there.png").write_bytes(picture("there"))
+    pq.write_table(pa.table({"image": ["lost.png", "there.png"]}), tmp_path / "a.parquet")
+    whole = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "b.parquet").write_bytes(whole[:4] + bytes(byte ^ 0x5A for byte in whole[4:40]) + whole[40:])
+    source = opened(tmp_path / "*.parquet")
+    assert source.read(1).image == picture("there")
+    with pytest.raises(BadRecord, match="unreadable file"):
+        source.read(0)
+    assert len(source) == 2 and source.ignored.counts == {"damaged parquet file": 1}
 
 
 @pytest.mark.parametrize(

@@ -38,10 +38,7 @@ class FolderSource:
     def read(self, index: int) -> Record:
         key = self._keys[index]
         path = self._path(key)
-        try:
-            image = read_picture(path)
-        except OSError as error:
-            raise BadRecord("unreadable file", str(error)) from error
+        image = read_picture(path)
         listed = self._captions.get(path, Captions())
         if listed.texts:
             return record(key, image, listed)
@@ -54,11 +51,14 @@ class FolderSource:
 
 
 def read_picture(path: str) -> bytes:
-    """The bytes of a picture file. Raises OSError, and BadRecord for one that is too large to be a picture."""
+    """The bytes of a picture file. Raises BadRecord for one that cannot be read or is too large to be a picture."""
     if not os.path.isfile(path):  # a device or a pipe in its place would never end
-        raise FileNotFoundError(f"{path} is no file")
-    with open(path, "rb") as file:
-        data = file.read(MAX_PICTURE_BYTES + 1)
+        raise BadRecord("unreadable file", f"{path} is no file")
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_PICTURE_BYTES + 1)
+    except OSError as error:
+        raise BadRecord("unreadable file", str(error)) from error
     if len(data) > MAX_PICTURE_BYTES:
         raise BadRecord("file larger than a picture can be", f"{path}: more than {MAX_PICTURE_BYTES} bytes")
     return data

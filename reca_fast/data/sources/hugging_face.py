@@ -36,13 +36,13 @@ class HuggingFaceSource:
         if not len(rows):
             raise UserError(f"{where}: split {config.split!r} holds no rows.")
         self._split, self._image, self._caption = config.split, config.image_column, config.caption_column
-        rows = rows.with_format(None)  # save_to_disk keeps a format such as "torch", which would change the cells
         rows = rows.select_columns([c for c in (self._image, self._caption) if c in rows.column_names])
         kind = rows.features[self._image]
         is_bytes = getattr(kind, "dtype", None) in ("binary", "large_binary")
         if not (is_bytes or isinstance(kind, Image) or (isinstance(kind, dict) and "bytes" in kind)):
             raise UserError(f"{where}: column {self._image!r} holds {kind}, not pictures; set data.image_column.")
-        self._rows = rows.cast_column(self._image, Image(decode=False))
+        # As tables, whatever format save_to_disk has kept: damaged ones can be told before Python follows them.
+        self._rows = rows.cast_column(self._image, Image(decode=False)).with_format("arrow")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -54,7 +54,12 @@ class HuggingFaceSource:
         return 0
 
     def read(self, index: int) -> Record:
-        row = self._rows[index]
+        try:
+            table = self._rows[index]
+            table.validate(full=True)
+            row = table.to_pylist()[0]
+        except (OSError, ValueError) as error:  # pyarrow's own, and text that is no UTF-8
+            raise BadRecord("unreadable row", str(error)) from error
         return record(self.key(index), _encoded(row[self._image]), captions_in_cell(row.get(self._caption)))
 
 
@@ -64,10 +69,7 @@ def _encoded(picture: dict | None) -> bytes:
         return picture["bytes"]
     if not (picture and picture["path"]):
         raise BadRecord("row without picture bytes")
-    try:
-        return read_picture(picture["path"])
-    except OSError as error:
-        raise BadRecord("unreadable file", str(error)) from error
+    return read_picture(picture["path"])
 
 
 def _from_folder(folder: str, split: str) -> "Dataset":

@@ -26,6 +26,8 @@ MAX_GROUP = 2**33
 """Bytes of a row group in memory; the one of the last picture is kept."""
 AT_ONCE = 2**30
 """Bytes of a piece of it, if every row held all that is stored."""
+PATHS = 1000
+"""Cells of text among which one must name a file."""
 
 
 class ParquetSource:
@@ -48,10 +50,10 @@ class ParquetSource:
                 metadata = pq.read_metadata(file)
                 schema = metadata.schema.to_arrow_schema()
                 sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+                self._check_columns(schema, file, config)
             except DAMAGED:
                 ignored.add("damaged parquet file", name)
                 continue
-            self._check_columns(schema, file, config)
             self._columns.append([column for column in (self._image, self._caption) if column in schema.names])
             starts = itertools.accumulate(sizes, initial=0)
             number = len(self._files)
@@ -150,10 +152,7 @@ def _picture(cell: object, folder: str) -> bytes:
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, str) and cell:
-        try:
-            return read_picture(os.path.join(folder, cell))
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            raise BadRecord("unreadable file", str(error)) from error
+        return read_picture(os.path.join(folder, cell))
     if not isinstance(cell, bytes) or not cell:
         raise BadRecord("row without picture bytes")
     return cell
@@ -176,16 +175,18 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _check_paths(column: str, file: str) -> None:
-    """Refuse a column of text unless its first cell names a file."""
+    """Refuse a column of text unless one of its first PATHS cells names a file: some may be lost."""
     with pq.ParquetFile(file) as parquet:
-        cells = (cell for batch in parquet.iter_batches(1000, columns=[column]) for cell in batch.column(0).to_pylist())
-        first = next((cell for cell in cells if cell), None)
-    text = first[0] if isinstance(first, list) else first
-    if not isinstance(text, str) or os.path.isfile(os.path.join(os.path.dirname(file), text)):
+        cells = (
+            cell for batch in parquet.iter_batches(PATHS, columns=[column]) for cell in batch.column(0).to_pylist()
+        )
+        texts = [cell[0] if isinstance(cell, list) else cell for cell in itertools.islice(filter(None, cells), PATHS)]
+    folder = os.path.dirname(file)
+    if not texts or any(isinstance(text, str) and os.path.isfile(os.path.join(folder, text)) for text in texts):
         return
-    if re.match(r"https?://", text):
+    if re.match(r"https?://", str(texts[0])):
         raise UserError(
-            f"{file}: column {column!r} holds addresses such as {text:.80}, not pictures; download them first, for "
+            f"{file}: column {column!r} holds addresses such as {texts[0]:.80}, not pictures; download them first, for "
             "instance with img2dataset, and name what it writes."
         )
     raise UserError(
