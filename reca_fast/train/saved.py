@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 from reca_fast.checkpoints import MAX_STATE_BYTES, STATE_FILE, CheckpointStore, folder_name
 from reca_fast.config import RunConfig, settings
 from reca_fast.data.loader import LaneState
+from reca_fast.data.outcomes import Count
 from reca_fast.errors import UserError
 from reca_fast.schema import Range, fill, read_json, shown
 
-Count = Annotated[int, Range(at_least=0, at_most=2**53)]
 Word = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
 
 Content = dict[str, dict[str, str]]
