@@ -1,7 +1,7 @@
 """BAGEL at its real width with random weights, made on the device: no checkpoint is read.
 
 `Training` is the trainer's step (autocast, fp32 weights, fused AdamW) in three phases that can be timed apart; the VAE
-is left out. `predicted_peak` says from shapes alone how much memory it will need.
+is left out. `predicted_memory` says from shapes alone how much memory it will need.
 """
 
 from collections.abc import Iterator

@@ -46,9 +46,8 @@ def main() -> None:
             continue
         try:
             with triton.knobs.runtime.scope(), compiling(target) as hits:
-                triton.knobs.runtime.interpret = (
-                    True  # CPU tensors are taken as in the interpreter; nothing runs on them
-                )
+                # CPU tensors are taken as in the interpreter; nothing runs on them.
+                triton.knobs.runtime.interpret = True
                 launch()
             made += len(hits)
         except Exception as error:

@@ -153,9 +153,8 @@ def losses_and_gradients(
         padded = bias.new_zeros(width, dtype=wide)
         padded[:classes] = bias
     buffer = empty(chunk, width)
-    if (
-        not buffer.is_cuda
-    ):  # torch's 16-bit products on a CPU read beyond a row's classes, times 0: a stray NaN would stay
+    if not buffer.is_cuda:
+        # torch's 16-bit products on a CPU read beyond a row's classes, times 0: a stray NaN would stay.
         buffer[:, classes:] = 0
     # From the last chunk to the first: row i of the compact ones comes from row rows[i] >= i, so that gradients written
     # there never meet the gathered hidden states of chunks still to come.

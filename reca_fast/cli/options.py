@@ -18,7 +18,7 @@ from reca_fast.schema import check_ranges, shown
 
 PRESET = "sampling.preset"
 PRESET_HELP = (
-    "settings of the authors' scripts under one name, which the options below override: geneval, dpg, wise, app, "
+    "Settings of the authors' scripts under one name, which the options below override: geneval, dpg, wise, app, "
     "notebook (RECA's text to image), notebook-reconstruct (RECA's picture to picture)"
 )
 T = TypeVar("T")
