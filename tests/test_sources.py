@@ -201,6 +201,10 @@ def test_parquet_columns_are_checked(tmp_path: Path) -> None:
     pq.write_table(pa.table({"other": [b"x"]}), tmp_path / "b.parquet")
     with pytest.raises(UserError, match=r"b\.parquet has no column 'picture', unlike .*a\.parquet; it has 'other'"):
         opened(tmp_path, image_column="picture")
+    (tmp_path / "b.parquet").unlink()
+    pq.write_table(pa.Table.from_arrays([pa.array([b"x"])] * 2, names=["image", "image"]), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="several columns 'image'"):
+        opened(tmp_path)
 
 
 def saved_dataset(folder: Path, column: dict[str, list], image_feature: object) -> datasets.Dataset:
@@ -325,6 +329,8 @@ def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"shard-1\.tar"):
         write_tar(tmp_path / "shard-0.tar", {"a.png": picture("a")})
         opened(tmp_path / "shard-{0..1}.tar")
+    with pytest.raises(UserError, match="names more than 1,000,000 files"):
+        opened(tmp_path / "{0..99999999999}.png")
     with pytest.raises(UserError, match="runs backwards"):
         opened(tmp_path / "shard-{3..1}.tar")
     (tmp_path / "a.png").write_bytes(picture("a"))
@@ -537,7 +543,8 @@ def test_imagefolder_with_a_table_of_captions(tmp_path: Path, kind: str) -> None
     elif kind == "csv":
         table.write_text("file_name,text\n" + "".join(f"{row['file_name']},{row['text']}\n" for row in rows))
     else:
-        table.write_text("\n".join(map(json.dumps, rows)) + "\n[1]\nno JSON\n")
+        a, b, x = (json.dumps(row).encode() for row in rows)
+        table.write_bytes(b"\n".join([a, b"[1]", b"no JSON", b, b"\xff", x]))
     source = opened(tmp_path)
     assert contents(source) == [
         ("train/a.png", picture("a"), "caption of a"),
@@ -546,7 +553,7 @@ def test_imagefolder_with_a_table_of_captions(tmp_path: Path, kind: str) -> None
     ]
     expected = {"row of metadata whose picture is missing": 1}
     if kind == "jsonl":
-        expected |= {"row of metadata without a file_name": 1, "damaged metadata, read as far as it goes": 1}
+        expected |= {"row of metadata without a file_name": 1, "damaged row of metadata": 2}
     assert source.ignored.counts == expected
 
 

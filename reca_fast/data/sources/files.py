@@ -11,6 +11,7 @@ from reca_fast.data.tally import Reasons
 from reca_fast.errors import UserError
 
 BRACES = re.compile(r"\{([^{}]*)\}")
+MAX_RANGE = 1_000_000
 
 
 def find_files(name: str, ignored: Reasons) -> list[str]:
@@ -105,4 +106,6 @@ def _choices(inside: str) -> list[str]:
     first, last = numbers.groups()
     if int(last) < int(first):
         raise UserError(f"data.source: the range {{{inside}}} runs backwards.")
+    if int(last) - int(first) >= MAX_RANGE:
+        raise UserError(f"data.source: the range {{{inside}}} names more than {MAX_RANGE:,} files; use a glob.")
     return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]

@@ -27,6 +27,9 @@ def read_metadata(files: Iterable[str], caption_column: str, ignored: Reasons) -
         folder = os.path.dirname(os.path.abspath(file))
         try:
             for row in _rows(file):
+                if row is None:
+                    ignored.add("damaged row of metadata", file)
+                    continue
                 name = row.get("file_name")
                 if not isinstance(name, str) or "\0" in name:
                     ignored.add("row of metadata without a file_name", file)
@@ -34,12 +37,13 @@ def read_metadata(files: Iterable[str], caption_column: str, ignored: Reasons) -
                 column = next((column for column in (caption_column, *FIELDS) if row.get(column) is not None), None)
                 path = os.path.normpath(os.path.join(folder, name))
                 found[path] = captions_in_cell(row[column]) if column else Captions()
-        except (OSError, ValueError, RecursionError, csv.Error):  # ValueError: no UTF-8, no JSON, pyarrow's own
+        except (OSError, ValueError, csv.Error):  # ValueError: no UTF-8, pyarrow's own
             ignored.add("damaged metadata, read as far as it goes", file)
     return found
 
 
-def _rows(file: str) -> Iterator[dict[str, Any]]:
+def _rows(file: str) -> Iterator[dict[str, Any] | None]:
+    """The rows of a table; None for a line of .jsonl that is no JSON: the next one may well be."""
     ending = os.path.splitext(file)[1].lower()
     if ending == ".parquet":
         import pyarrow.parquet as pq
@@ -48,11 +52,17 @@ def _rows(file: str) -> Iterator[dict[str, Any]]:
             for batch in table.iter_batches():
                 yield from batch.to_pylist()
         return
-    with open(file, encoding="utf-8-sig", newline="") as lines:
-        if ending == ".csv":
+    if ending == ".csv":
+        with open(file, encoding="utf-8-sig", newline="") as lines:
             yield from csv.DictReader(lines)
-            return
-        for line in lines:
-            if line.strip():
-                row = json.loads(line)
-                yield row if isinstance(row, dict) else {}
+        return
+    with open(file, "rb") as raw:
+        yield from (_row(line) for line in raw if line.strip())
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else {}

@@ -97,6 +97,9 @@ class ParquetSource:
                 f"{file} has no column {self._image!r}, unlike {self._files[0]}; it has "
                 f"{', '.join(map(repr, schema.names))}. Name files of one kind by a glob."
             )
+        for column in (self._image, self._caption):
+            if schema.names.count(column) > 1:
+                raise UserError(f"{file} has several columns {column!r}; rename all but one of them.")
         check_column("data.image_column", self._image, schema.names, file)
         if config.tasks.t2i > 0 or config.tasks.i2t > 0:
             check_column("data.caption_column", self._caption, schema.names, file)
