@@ -281,6 +281,18 @@ def test_the_home_folder_in_paths(tmp_path, monkeypatch) -> None:
     assert (options.case, options.out) == (f"{tmp_path}/case", f"{tmp_path}/x")
 
 
+@pytest.mark.parametrize("option", ["out", "data.source", "model.path"])
+def test_a_path_with_nul_in_a_recipe(option, reca_fast, tmp_path) -> None:
+    value = '"a\\0b"'
+    for part in reversed(option.split(".")):
+        value = f"{{{part}: {value}}}"
+    (tmp_path / "mine.yaml").write_text(value)
+    assert (
+        f"{option}='a\\x00b': no path holds the character NUL"
+        in reca_fast("train", "--config", tmp_path / "mine.yaml").sentence
+    )
+
+
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [

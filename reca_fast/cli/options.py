@@ -121,13 +121,17 @@ def _preset(name: Any) -> dict[str, Any]:
     return dict(PRESETS[name])
 
 
-def _expand_home(config: Any) -> None:
-    """A leading ~ in a path means the home folder, also where no shell saw it."""
+def _expand_home(config: Any, prefix: str = "") -> None:
+    """A leading ~ in a path means the home folder, also where no shell saw it; NUL, as a recipe can spell it, is in no
+    path.
+    """
     for name, hint in get_type_hints(type(config), include_extras=True).items():
         value = getattr(config, name)
         if is_dataclass(value):
-            _expand_home(value)
+            _expand_home(value, f"{prefix}{name}.")
         elif HOME in getattr(hint, "__metadata__", ()):
+            if "\0" in value:
+                raise UserError(f"{prefix}{name}={shown(value)}: no path holds the character NUL; leave it out.")
             setattr(config, name, os.path.expanduser(value))
 
 
