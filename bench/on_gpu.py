@@ -111,12 +111,19 @@ class Run:
         self.working: dict[str, Child] = {}
         self.ready: dict[str, Child] = {}  # their imports are done, or under way
         self.compiling: list[Child] = []
+        self.unwritten = False  # a line did not reach the file
         self.environment = child_environment(device)
 
     def record(self, line: Line) -> None:
+        """To --out; when that disk is full, to the table alone."""
         self.lines.append(line)
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
+        except OSError as error:
+            if not self.unwritten:
+                print(f"on_gpu: --out {self.file.name} cannot be written ({error.strerror}).", file=sys.stderr)
+            self.unwritten = True
 
     def fault(self, stage: str, name: str, error: str, seconds: float = 0.0) -> None:
         """A line for what went wrong."""
@@ -239,7 +246,8 @@ class Run:
             self.left_out(name, "cut short: the run was asked to stop")
         for stage in self.waiting:
             self.left_out(stage.name, "not begun: the run was asked to stop")
-        self.file.close()
+        with suppress(OSError):  # said already
+            self.file.close()
 
 
 def child_environment(device: str) -> dict[str, str]:
@@ -342,8 +350,9 @@ def main() -> int:
             signal.signal(number, signal.SIG_IGN)
         run.close()
         print(table(run.lines))
-        print(f"\n{time.monotonic() - run.begin:.0f} s; written: {args.out}", flush=True)
-    return code or int(any(line["ok"] is False for line in run.lines))
+        written = "not all written" if run.unwritten else "written"
+        print(f"\n{time.monotonic() - run.begin:.0f} s; {written}: {args.out}", flush=True)
+    return code or int(run.unwritten or any(line["ok"] is False for line in run.lines))
 
 
 if __name__ == "__main__":

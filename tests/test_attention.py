@@ -509,14 +509,55 @@ def test_fake_tensors_have_the_real_shapes(backend, dtype) -> None:
     assert (out.shape, out.dtype) == (q.shape, dtype)
 
 
-@pytest.mark.parametrize(("q_lengths", "k_lengths", "named"), [([3], [4], "cu_seqlens_q"), ([4], [5], "cu_seqlens_k")])
-def test_offsets_that_do_not_fit_the_rows(q_lengths: list[int], k_lengths: list[int], named: str) -> None:
-    q, k = torch.randn(4, 2, 8), torch.randn(4, 2, 8)
-    with pytest.raises(ValueError, match=f"^{named}: expected 0 rising to 4"):
-        varlen_attention(q, k, k, Varlen.from_lengths(q_lengths, k_lengths, causal=False), backend="sdpa")
-
-
-def test_as_many_key_segments_as_query_segments() -> None:
+@pytest.mark.parametrize(
+    ("segments", "says"),
+    [
+        (([0, 3], [0, 4], 4, 4, False), "cu_seqlens_q: expected 0 rising to 4"),
+        (([0, 4], [0, 5], 4, 5, False), "cu_seqlens_k: expected 0 rising to 4"),
+        (([0, 3, 1, 4], [0, 1, 2, 4], 4, 4, True), "cu_seqlens_q: expected 0 rising to 4"),
+        (([], [0, 4], 4, 4, True), "cu_seqlens_q: expected 0 rising to 4"),
+        (([0, 4], [0, 2, 4], 4, 4, False), "cu_seqlens_k: expected 2 offsets"),
+        (([0, 4], [0, 4], 0, 4, False), "max_seqlen_q: expected at least 4"),
+        (([0, 4], [0, 1, 4][::2], 4, 3, False), "max_seqlen_k: expected at least 4"),
+        (([0, 4], [0, 4], -1, 4, False), "max_seqlen_q: expected the longest length as an int >= 0, got -1"),
+        (([0, 4], [0, 4], 4, None, False), "max_seqlen_k: expected the longest length as an int >= 0, got None"),
+        (([0, 4], [0, 4], 4, 4, "no"), "causal: expected a bool, got 'no'"),
+    ],
+)
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_segments_that_do_not_fit_the_rows(backend, segments, says) -> None:
     q = torch.randn(4, 2, 8)
-    with pytest.raises(ValueError, match=r"^cu_seqlens_k: expected 2 offsets"):
-        varlen_attention(q, q, q, Varlen.from_lengths([4], [2, 2], causal=False), backend="sdpa")
+    offsets = [torch.tensor(x, dtype=torch.int32) for x in segments[:2]]
+    with pytest.raises(ValueError, match=f"^{says}"):
+        varlen_attention(q, q, q, Varlen(*offsets, *segments[2:]), backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "says"),
+    [
+        ([3, -1], r"expected lengths >= 0, got \[3, -1\]"),
+        ([1.5], "expected an integer"),
+        (["a"], "expected an integer"),
+        ([2**30, 2**30], "expected a sum below"),
+    ],
+)
+def test_lengths_that_are_none(lengths, says) -> None:
+    with pytest.raises(ValueError, match=f"^q_lengths: {says}"):
+        Varlen.from_lengths(lengths, [1], causal=False)
+    with pytest.raises(ValueError, match=f"^k_lengths: {says}"):
+        Varlen.from_lengths([1], lengths, causal=False)
+
+
+@CAUSAL
+@pytest.mark.parametrize("heads", [(4, 2, 12), (2, 2, 8)], ids=str)
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_numbers_of_a_head_that_do_not_lie_side_by_side(backend, heads, causal) -> None:
+    """The fused kernels read on from a head's first number, whatever the strides."""
+    lengths = ([2, 4], [4, 2])
+    tensors = inputs(lengths, heads, torch.float32)
+    segments = Varlen.from_lengths(*lengths, causal=causal)
+    strided = [x.permute(2, 1, 0).contiguous().permute(2, 1, 0) for x in tensors]
+    assert strided[0].stride(2) > 1
+    want = forward_backward(lambda *qkv: varlen_attention(*qkv, segments, backend=backend), tensors)
+    got = forward_backward(lambda *qkv: varlen_attention(*qkv, segments, backend=backend), strided)
+    torch.testing.assert_close(got, want)

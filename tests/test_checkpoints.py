@@ -139,6 +139,19 @@ DAMAGE = {
 }
 
 
+@pytest.mark.parametrize("name", ["step-0000002", ".step-0000003.partial", ".step-0000003.removed"])
+@pytest.mark.parametrize("is_link", [True, False])
+def test_a_file_or_a_link_to_nowhere_is_not_in_the_way_of_a_save(name, is_link, store):
+    store.save(3, tensors(3), {})
+    path = store.folder / name
+    shutil.rmtree(path, ignore_errors=True)
+    path.symlink_to("nowhere") if is_link else path.write_text("")
+    store.sweep()
+    for step in (2, 3):
+        store.save(step, tensors(step), {"step": step})
+    assert sorted(path.name for path in store.folder.iterdir()) == ["step-0000002", "step-0000003"]
+
+
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_checkpoint_is_left_aside_by_name(damage, store):
     damage(store.folder / "step-0000002")

@@ -384,6 +384,37 @@ def test_output_that_nobody_takes() -> None:
     assert (full_disk.returncode, full_disk.stderr) == (2, said)
 
 
+def test_output_that_was_closed_or_goes_away_while_training(arguments, tmp_path) -> None:
+    """Nothing takes the place of a closed stdout; a reader that is gone ends the run with the exit code of the rest."""
+    command = [sys.executable, "-m", "reca_fast", "train", *map(str, arguments(tmp_path / "run"))]
+    closed = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True)
+    assert (closed.returncode, closed.stderr) == (0, "")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as gone:
+        broken = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, text=True)
+    assert (broken.returncode, broken.stderr) == (141, "")
+
+
+def test_a_refusal_that_nobody_can_be_told() -> None:
+    with open("/dev/full", "w") as full:
+        assert subprocess.run([sys.executable, "-m", "reca_fast", "nothing"], stderr=full).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("out", "says"),
+    [
+        (
+            "~nobody-of-this-name/x",
+            "out=~nobody-of-this-name/x: there is no home folder ~nobody-of-this-name; write ./~",
+        ),
+        ("a\udcff", '"out" holds bytes that are no UTF-8'),
+    ],
+)
+def test_names_that_lead_nowhere(out, says, reca_fast) -> None:
+    assert says in reca_fast("train", "--out", out).sentence
+
+
 def test_what_needs_no_option(reca_fast) -> None:
     assert "Unknown option 'wandb'. Metrics go to metrics.jsonl" in reca_fast("train", "--wandb").sentence
     assert "'3' stands where an option" in reca_fast("train", "3").sentence
@@ -514,8 +545,8 @@ def test_a_prompt_with_an_empty_id_is_numbered(tmp_path) -> None:
 
 
 def test_a_base_that_has_moved(reca_fast, tmp_path) -> None:
-    state = SavedState("0", 1, base="/nowhere/base", content={}, config={}, lanes={}, generators=[])
-    CheckpointStore(tmp_path / "checkpoints").save(1, {"model": {"x": torch.ones(1)}}, asdict(state))
+    state = SavedState("0", 0, base="/nowhere/base", content={}, config={}, lanes={}, generators=[])
+    CheckpointStore(tmp_path / "checkpoints").save(0, {"model": {"x": torch.ones(1)}}, asdict(state))
     said = reca_fast("export", tmp_path, tmp_path / "out").sentence
     assert "/nowhere/base, from which the run started, does not exist; set --base" in said
     said = reca_fast("export", tmp_path, tmp_path / "out", "--base", "nope").sentence

@@ -173,6 +173,17 @@ def test_a_run_appends_and_its_exit_code_tells(tmp_path: Path) -> None:
     assert {line["stage"] for line in lines[2:]} == {"ceilings"}
 
 
+def test_a_full_disk_costs_no_figure(tmp_path: Path) -> None:
+    """It is said once, and the table still comes."""
+    out = tmp_path / "out.jsonl"
+    out.symlink_to("/dev/full")
+    command = [sys.executable, SCRIPT, "--device", "cpu", "--only", "ceilings", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == f"on_gpu: --out {out} cannot be written (No space left on device).\n"
+    assert "as expected" in done.stdout and f"not all written: {out}" in done.stdout
+
+
 def test_the_parent_never_imports_torch() -> None:
     """Nor anything that could touch a GPU."""
     code = "import sys, bench.on_gpu; print(sorted({'torch', 'triton', 'numpy'} & sys.modules.keys()))"

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from reca_fast.checkpoints import CheckpointStore, SavedWeights
+from reca_fast.checkpoints.checksums import checksum, read_checksums, write_checksums
 from reca_fast.train.telemetry import draw_curve
 
 FULL = ["--steps", "6", "--save_every", "2", "--optim.ema_decay", "0.5", "--optim.schedule", "cosine"]
@@ -191,6 +192,7 @@ def test_logs_on_a_full_disk_are_one_sentence(code, half, launch):
 
 def test_a_run_folder_that_cannot_be_created_is_one_sentence(reca_fast, arguments, tmp_path):
     (tmp_path / "file").write_text("")
+    assert "out is empty; set --out" in reca_fast("train", *arguments(tmp_path), "--out", "").sentence
     for out in (tmp_path / "file" / "run", Path("/proc/run")):
         assert f"The run folder {out} cannot be created" in reca_fast("train", *arguments(out)).sentence
 
@@ -256,6 +258,22 @@ def test_a_curve_skips_what_is_no_line_of_metrics(tmp_path):
 def test_what_cannot_be_resumed_is_refused(options, says, half, reca_fast, arguments):
     said = reca_fast("train", *arguments(half), *FULL, *options)
     assert says in said.sentence
+
+
+@pytest.mark.parametrize("part", ["lanes", "generators"])
+def test_a_state_that_says_too_little_is_damage(part, half, reca_fast, arguments):
+    """Whole by its checksums: written by another program."""
+    folder = max(half.glob("checkpoints/step-*"))
+    file = folder / "run_state.json"
+    state = json.loads(file.read_text())
+    if part == "lanes":
+        state["lanes"] = {}
+    else:
+        state["generators"][0]["numpy"][1] = [1, 2]
+    file.write_text(json.dumps(state))
+    write_checksums(folder, read_checksums(folder) | {file.name: checksum(file)})
+    said = reca_fast("train", *arguments(half), *FULL).sentence
+    assert {"lanes": "does not say where in the data", "generators": "is damaged"}[part] in said
 
 
 def test_other_data_is_refused(half, reca_fast, arguments, pictures, tmp_path):

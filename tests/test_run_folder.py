@@ -82,6 +82,13 @@ def test_a_file_system_without_locks_is_told(code, tmp_path, monkeypatch, capsys
     assert f"The file system of {tmp_path} does not lock files" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", [LOCK_FILE, "metrics.jsonl"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("nowhere/x", path)])
+def test_what_is_no_file_is_not_waited_for(name, make, reca_fast, arguments, tmp_path):
+    make(tmp_path / name)
+    assert f"{tmp_path / name} is no file; remove it" in reca_fast("train", *arguments(tmp_path)).sentence
+
+
 def line(step: int) -> bytes:
     return json.dumps({"step": step, "loss": 1.0}).encode() + b"\n"
 
@@ -97,6 +104,7 @@ def line(step: int) -> bytes:
         (line(1) + b'{"step": NaN, "loss": 1}\n' + b"[" * 100_000 + b"\n" + line(3), line(1) + line(3), [2, 3]),
         (b'{"step": true, "loss": 1}\n{"step": 1, "loss": ' + b"9" * 400 + b"}\n", b"", [1, 2]),
         (line(2) + b"\n" + line(3), line(2) + line(3), [2]),
+        (line(1) + line(2)[:-1], line(1) + line(2), []),  # as editors leave it
         (b"", b"", []),
     ],
 )
@@ -223,6 +231,7 @@ def test_a_run_that_was_started_alone_outlives_its_parent(launch, tmp_path):
         ("WORLD_SIZE", "-1"),
         ("WORLD_SIZE", "two"),
         ("WORLD_SIZE", "1e3"),
+        ("WORLD_SIZE", "\N{ARABIC-INDIC DIGIT TWO}"),
         ("WORLD_SIZE", "9" * 5000),
         ("LOCAL_RANK", ""),
         ("LOCAL_RANK", "x"),

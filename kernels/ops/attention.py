@@ -10,14 +10,15 @@ none) has an output of 0, gives its query a gradient of 0, and adds nothing to t
 that no query sees have gradients of 0.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .arguments import expect, expect_floating, expect_tensors
+from .arguments import expect, expect_floating, expect_index, expect_tensors
 from .attention_backends import BACKENDS
-from .attention_segments import blind
+from .attention_segments import blind, bounds
 from .transfer import to_device
 
 
@@ -34,7 +35,15 @@ class Varlen(NamedTuple):
 
     @classmethod
     def from_lengths(cls, q_lengths: list[int], k_lengths: list[int], *, causal: bool) -> "Varlen":
-        """Segments with these numbers of queries and keys, on the CPU."""
+        """Segments with these numbers of queries and keys, on the CPU.
+
+        Raises ValueError for lengths that are no whole numbers >= 0, or whose sum takes more than 31 bits.
+        """
+        for name, lengths in (("q_lengths", q_lengths), ("k_lengths", k_lengths)):
+            for length in lengths:
+                expect_index(name, length)
+            expect(min(lengths, default=0) >= 0, name, "lengths >= 0", lengths)
+            expect(sum(lengths) < 2**31, name, "a sum below 2**31", sum(lengths))
 
         def cumulate(lengths: list[int]) -> Tensor:
             return torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
@@ -92,6 +101,9 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, segments: Varlen, *, backe
     _check(q, k, v, segments, backend)
     if not q.numel() or not segments.max_seqlen_q or not segments.max_seqlen_k:
         return blind(q, k, v)  # not for the kernels: some cannot launch on nothing
+    q, k, v = (
+        x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v)
+    )  # as they take a head's numbers for granted
     return BACKENDS[backend].run(q, k, v, *segments)
 
 
@@ -114,5 +126,18 @@ def _check(q: Tensor, k: Tensor, v: Tensor, segments: Varlen, backend: str) -> N
         if x.dim() != 1 or x.dtype != torch.int32 or x.device != q.device:
             wanted = f"int32 [segments + 1] on {q.device}"
             raise ValueError(f"{name}: expected {wanted}, got {x.dtype} {list(x.shape)} on {x.device}")
+    for name, longest in (("max_seqlen_q", segments.max_seqlen_q), ("max_seqlen_k", segments.max_seqlen_k)):
+        if not isinstance(longest, int | torch.SymInt) or longest < 0:
+            raise ValueError(f"{name}: expected the longest length as an int >= 0, got {longest!r}")
+    if not isinstance(segments.causal, bool):
+        raise ValueError(f"causal: expected a bool, got {segments.causal!r}")
+    if type(segments.cu_seqlens_q) is Tensor and q.device.type == "cpu" and not torch.compiler.is_compiling():
+        # Where looking costs nothing, also for the backends that do not look themselves.
+        for name, offsets, longest in zip(
+            ("max_seqlen_q", "max_seqlen_k"), bounds(q, k, *segments[:2]), segments[2:4], strict=True
+        ):
+            least = max((b - a for a, b in pairwise(offsets)), default=0)
+            if longest < least:
+                raise ValueError(f"{name}: expected at least {least}, the longest length, got {longest}")
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {list(BACKENDS)}, got {backend!r}")

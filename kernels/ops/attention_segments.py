@@ -22,17 +22,23 @@ class Segment(NamedTuple):
     k1: int
 
 
-def visible_segments(q: Tensor, k: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool) -> list[Segment]:
-    """The segments in which a query sees a key. Waits for a GPU that holds the offsets.
+def bounds(q: Tensor, k: Tensor, cu_q: Tensor, cu_k: Tensor) -> tuple[list[int], list[int]]:
+    """The offsets of queries and keys on the host. Waits for a GPU that holds them.
 
     Raises ValueError for offsets that do not fit the rows; where lengths stay on the GPU nobody can look at them.
     """
     bounds_q, bounds_k = cu_q.tolist(), cu_k.tolist()
-    for name, bounds, rows in (("cu_seqlens_q", bounds_q, len(q)), ("cu_seqlens_k", bounds_k, len(k))):
-        if bounds[:1] != [0] or bounds[-1] != rows or bounds != sorted(bounds):
-            raise ValueError(f"{name}: expected 0 rising to {rows}, got {bounds}")
+    for name, offsets, rows in (("cu_seqlens_q", bounds_q, len(q)), ("cu_seqlens_k", bounds_k, len(k))):
+        if offsets[:1] != [0] or offsets[-1] != rows or offsets != sorted(offsets):
+            raise ValueError(f"{name}: expected 0 rising to {rows}, got {offsets}")
     if len(bounds_q) != len(bounds_k):
         raise ValueError(f"cu_seqlens_k: expected {len(bounds_q)} offsets like cu_seqlens_q, got {len(bounds_k)}")
+    return bounds_q, bounds_k
+
+
+def visible_segments(q: Tensor, k: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool) -> list[Segment]:
+    """The segments in which a query sees a key; waits and raises as `bounds` does."""
+    bounds_q, bounds_k = bounds(q, k, cu_q, cu_k)
     visible = []
     for q0, q1, k0, k1 in zip(bounds_q, bounds_q[1:], bounds_k, bounds_k[1:], strict=False):
         first = max(q0, q1 - (k1 - k0)) if causal else q0

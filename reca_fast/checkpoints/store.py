@@ -98,7 +98,7 @@ class CheckpointStore:
         """Remove what a killed process left half written or half removed. Only the run that owns the folder may."""
         if self.is_main and self.folder.is_dir():
             for path in self.folder.glob(".step-*"):
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
 
     def save(self, step: int, tensors: Sections, state: dict[str, Any]) -> Path:
         """Save after `step` updates; all processes call it.
@@ -122,7 +122,7 @@ class CheckpointStore:
         checksums: dict[str, str] = {}
 
         def create() -> None:
-            shutil.rmtree(partial, ignore_errors=True)
+            _remove(partial)
             partial.mkdir(parents=True)
 
         def write() -> None:
@@ -138,7 +138,7 @@ class CheckpointStore:
             write_checksums(partial, checksums | {STATE_FILE: checksum(partial / STATE_FILE)})
             for path in (partial / STATE_FILE, partial / CHECKSUMS_FILE, partial):
                 _sync(path)
-            if final.exists():  # damaged, or this save would not be due
+            if os.path.lexists(final):  # damaged, or this save would not be due
                 _discard(final)
             partial.rename(final)
             _sync(self.folder)
@@ -266,8 +266,16 @@ def _shards(path: Path) -> Sequence[Path]:
 
 def _discard(path: Path) -> None:
     """Remove a checkpoint; killed half way, it leaves nothing that looks like one."""
-    hidden = path.rename(path.with_name(f".{path.name}.removed"))
-    shutil.rmtree(hidden, ignore_errors=True)
+    _remove(path.rename(path.with_name(f".{path.name}.removed")))
+
+
+def _remove(path: Path) -> None:
+    """A folder with all that is in it, or whatever else carries the name; what cannot be removed stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 @contextmanager

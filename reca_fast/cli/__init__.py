@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from reca_fast import __version__
 from reca_fast.errors import UserError, did_you_mean
@@ -50,16 +51,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     a reader of the output that went away, as in `reca-fast train --help | head -1`.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us: a file would take its place
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open as long as the process)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names and prompts may hold what it has no bytes for
     try:
         try:
             return _run(args)
         finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()  # at the end of the interpreter a full disk would be a traceback
+            sys.stdout.flush()  # at the end of the interpreter a full disk would be a traceback
     except UserError as error:
-        print(f"reca-fast: {_one_line(str(error))}", file=sys.stderr)
+        with suppress(OSError):  # where nobody can be told, the exit code still tells
+            print(f"reca-fast: {_one_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("reca-fast: interrupted.", file=sys.stderr)

@@ -59,6 +59,7 @@ class OptionParser(ArgumentParser):
             raise UserError(f"{unknown[2]!r} stands where an option (--name value) is expected.{hint}")
         text = re.sub(r"<class '(\w+)'>|typing\.", r"\1", text.removeprefix("Parser key ")).rstrip(".")
         text = re.sub(r"Expected a Literal\[([^\]]*)\]", r"Expected one of \1", text)
+        text = re.sub(r": 'utf-8' codec can't encode.*", " holds bytes that are no UTF-8; name it by a link", text)
         for kind, words in KINDS.items():
             text = re.sub(rf"Expected an? {kind}\b", f"Expected {words}", text)
         raise UserError(f"{text}.")
@@ -132,7 +133,13 @@ def _expand_home(config: Any, prefix: str = "") -> None:
         elif HOME in getattr(hint, "__metadata__", ()):
             if "\0" in value:
                 raise UserError(f"{prefix}{name}={shown(value)}: no path holds the character NUL; leave it out.")
-            setattr(config, name, os.path.expanduser(value))
+            path = os.path.expanduser(value)
+            if path.startswith("~"):
+                user = path.partition("/")[0]
+                raise UserError(
+                    f"{prefix}{name}={path}: there is no home folder {user}; write ./{user} if it is a name."
+                )
+            setattr(config, name, path)
 
 
 def parse(kind: type[T], verb: str, args: Sequence[str], *, positional: Mapping[str, str] = MappingProxyType({})) -> T:

@@ -39,7 +39,7 @@ def _from_environment(name: str, default: int, valid: range) -> int:
     text = os.environ.get(name)
     if text is None:
         return default
-    if not re.fullmatch(r"\d{1,9}", text) or int(text) not in valid:
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) not in valid:
         raise UserError(
             f"The environment variable {name} is {text!r:.40}; it must be a whole number from {valid[0]} to "
             f"{valid[-1]}, as torchrun sets it. Start several processes with torchrun, or unset it."

@@ -34,6 +34,8 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             return f"The run folder {self.path} cannot be created ({error.strerror}); set --out to another folder."
+        if os.path.lexists(self.path / LOCK_FILE) and not (self.path / LOCK_FILE).is_file():
+            return f"{self.path / LOCK_FILE} is no file; remove it, or set --out to another folder."
         try:
             self._file = open(self.path / LOCK_FILE, "a+")  # noqa: SIM115 (open as long as the run)
         except OSError as error:

@@ -39,6 +39,8 @@ UNWRITABLE = {
 def check_config(config: RunConfig, world: int) -> None:
     """Refuse configurations that cannot work, before anything is loaded."""
     check_ranges(config)
+    if not config.out:
+        raise UserError("out is empty; set --out to a folder for this run.")
     if config.loss.i2t > 0 and config.model.freeze_und:
         raise UserError("loss.i2t > 0 trains the understanding side: set --model.freeze_und false as well.")
     for task in TASKS:

@@ -43,6 +43,10 @@ class SavedState:
     lanes: dict[str, LaneState]
     generators: list[Generators]
 
+    def __post_init__(self) -> None:
+        if self.step and not self.lanes:
+            raise ValueError("it does not say where in the data it stands")
+
 
 @dataclass(frozen=True)
 class Saved:

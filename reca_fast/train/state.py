@@ -69,7 +69,7 @@ def load_run(run: Run, saved: Saved) -> None:
     if run.processes.rank < len(state.generators):
         try:
             _restore_generators(state.generators[run.processes.rank])
-        except (ValueError, RuntimeError, TypeError) as error:
+        except (ValueError, RuntimeError, TypeError, IndexError) as error:
             raise UserError(f"{saved.path} is damaged: {error}.") from None
     run.step = state.step
 

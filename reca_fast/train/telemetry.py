@@ -32,6 +32,12 @@ PROFILED_STEPS = 5
 """A trace begins with the third step and ends with this one."""
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """rich would end the process with an exit code of its own."""
+        raise BrokenPipeError
+
+
 class Telemetry:
     """Owned by every process (reductions are collective); only the main one writes."""
 
@@ -39,7 +45,7 @@ class Telemetry:
         """`advice` says what to do when training has diverged; all processes call it."""
         self.config, self.processes, self.advice = config, processes, advice
         self.folder = Path(config.out)
-        self.console = Console(quiet=not processes.is_main, soft_wrap=True)
+        self.console = _Console(quiet=not processes.is_main, soft_wrap=True)
         self.progress: Progress | None = None
         self.peak = peak_flops(processes.device)
         self.writer: Any = None
@@ -56,6 +62,8 @@ class Telemetry:
             from torch.utils.tensorboard import SummaryWriter
 
             self._path = self.folder / "metrics.jsonl"
+            if os.path.lexists(self._path) and not self._path.is_file():
+                raise UserError(f"{self._path} is no file; remove it, or set --out to another folder.")
             if damaged := cut_after(self._path, step):
                 lines = f"line{'s' * (len(damaged) > 1)} {', '.join(map(str, damaged))}"
                 self.console.print(f"{self._path}: {lines} damaged and left out.")
@@ -228,9 +236,13 @@ def cut_after(path: Path, step: int) -> list[int]:
         The numbers, from 1, of the lines that were none: cut short, or garbage.
     """
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    rows = [_row(line) if line.endswith(b"\n") else None for line in lines]
-    good = [line for line, row in zip(lines, rows, strict=True) if row is not None and row["step"] <= step]
-    if len(good) < len(lines):
+    rows = [
+        _row(line) for line in lines
+    ]  # one that was cut short lacks its bracket; the end of its line may be missing
+    good = [
+        line.rstrip() + b"\n" for line, row in zip(lines, rows, strict=True) if row is not None and row["step"] <= step
+    ]
+    if good != lines:
         partial = path.with_name(f".{path.name}.partial")  # replaced in one go: a kill in between loses nothing
         partial.write_bytes(b"".join(good))
         os.replace(partial, path)
