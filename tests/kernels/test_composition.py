@@ -75,7 +75,7 @@ def every_error(prediction: Tensor, latents: Tensor, timesteps: Tensor) -> Tenso
 
 def attention(q: Tensor, k: Tensor) -> Tensor:
     ends = torch.tensor([0, 3, len(q)], dtype=torch.int32)
-    return kernels.varlen_attention(q, k, k, kernels.Varlen(ends, ends, 9, 9, True))
+    return kernels.varlen_attention(q, k, k, kernels.Varlen(ends, ends, 15, 15, True))
 
 
 def rows(count: int, *shape: int) -> Tensor:
