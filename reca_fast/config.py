@@ -212,7 +212,7 @@ class OptimConfig:
     """Peak learning rate."""
     betas: tuple[Decay, Decay] = fixed((0.9, 0.95))
     """Decay of the first and second moments."""
-    eps: Magnitude = fixed(1e-15)
+    eps: Annotated[float, Range(above=0, at_most=1e9)] = fixed(1e-15)
     """Added to the root of the second moment."""
     weight_decay: Magnitude = fixed(0.0)
     """Decoupled weight decay."""

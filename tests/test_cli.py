@@ -230,6 +230,7 @@ RECIPE_MISTAKES = {
     "switch for a number": ("steps: yes", r"steps.*Expected a whole number.*True"),
     "switch for a fraction": ("optim: {lr: true}", r"optim\.lr.*Expected a number.*True"),
     "below the range": ("optim: {lr: -1}", r"optim\.lr=-1\.0: it must be at least 0"),
+    "at the open end of the range": ("optim: {eps: 0}", r"optim\.eps=0\.0: it must be at most .* and above 0"),
     "beyond the range": (f"steps: {10**30}", r"steps=1000.*: it must be at least 1 and at most"),
     "digits without end": (f"steps: {'9' * 5000}", "is not YAML: Exceeds the limit"),
     "infinity": ("optim: {lr: .inf}", r"optim\.lr"),
