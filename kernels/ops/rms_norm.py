@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .arguments import expect_floating, expect_number, expect_tensors
 from .liger import use_liger
+from .own_memory import times
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -42,15 +43,15 @@ def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Both passes return fresh tensors, and no cast that changes nothing is the last operation: torch.compile on torch
-    2.11 would lose the gradient without a word.
+    """No cast that changes nothing is a last operation, and what torch.compile sees ends in no operation in place (see
+    own_memory.py): torch 2.11 would lose the gradient without a word.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         hat, rstd = normalise(x, eps)
         ctx.save_for_backward(x, weight, rstd)
-        return _as(hat * weight, x.dtype)
+        return times(hat, weight) if weight.dtype == hat.dtype else (hat * weight).to(x.dtype)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -59,7 +60,7 @@ class _RMSNorm(torch.autograd.Function):
         grad_x = grad_weight = None
         if ctx.needs_input_grad[1]:
             hat = x.to(rstd.dtype) * rstd
-            grad_weight = _as((hat * wide).reshape(-1, x.shape[-1]).sum(0), weight.dtype)
+            grad_weight = _as(times(hat, wide).reshape(-1, x.shape[-1]).sum(0), weight.dtype)
         if ctx.needs_input_grad[0]:
             grad_x = _as(normalise_backward(wide * weight, x, rstd), x.dtype)
         return grad_x, grad_weight, None

@@ -14,22 +14,26 @@ from torch import Tensor
 
 from .arguments import expect_floating, expect_tensors
 from .liger import use_liger
+from .own_memory import times
 
 
 class _SwiGLU(torch.autograd.Function):
-    """Both passes return what no other name refers to, never the result of an operation in place: torch.compile on
-    torch 2.11 would lose the gradient without a word.
-    """
+    """Both passes need no memory beyond their results (see own_memory.py for what torch.compile is given)."""
 
     @staticmethod
     def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate) * up
+        return times(F.silu(gate), up)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate) * grad
+        grad_gate = grad * up
+        if torch.compiler.is_compiling():
+            grad_gate = torch.ops.aten.silu_backward(grad_gate, gate)
+        else:
+            torch.ops.aten.silu_backward.grad_input(grad_gate, gate, grad_input=grad_gate)
+        return grad_gate, times(F.silu(gate), grad)
 
 
 def swiglu(gate: Tensor, up: Tensor, *, reuse_inputs: bool = False) -> Tensor:
