@@ -5,17 +5,16 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.gpu_stages.bagel import LAYERS, PUBLIC, kept_activations
 from reca_fast.config import LossWeights
 from reca_fast.flow import Sample
 from reca_fast.models.bagel.batch import BagelBatch
 from reca_fast.models.bagel.collate import collate
-from reca_fast.models.bagel.config import BagelConfig, LLMConfig, ViTConfig
 from reca_fast.models.bagel.flops import step_flops
 from reca_fast.models.bagel.model import Bagel
 from reca_fast.models.bagel.tokenizer import BagelTokenizer
 from reca_fast.objectives import flow_loss_by_task, weighted_loss
 
-PUBLIC = BagelConfig(LLMConfig(3584, 18944, 28, 28, 4, 152064), ViTConfig(1152, 4304, 27, 16, 980))
 MARKERS = BagelTokenizer(bos=151644, eos=151645, start_of_image=151652, end_of_image=151653, backend=None)
 
 
@@ -56,25 +55,7 @@ def test_the_step_runs_and_trains_just_what_it_should(batch, freeze_und):
 
 def test_activations_that_one_picture_keeps():
     """19 GB for the backward pass without recomputation (README); with it, the inputs of the layers alone remain."""
-    picture = Sample("one", "reca", torch.zeros(224, 224, 3).byte(), torch.zeros(1024, 1024, 3).byte(), (1,) * 21)
-    batch = collate([picture], PUBLIC, MARKERS)
-    kept: dict[int, torch.UntypedStorage] = {}
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
-        model = Bagel(PUBLIC)
-        model.fill_tables("cpu")
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(torch.bfloat16)
-        parameters = {p.untyped_storage()._cdata for p in model.parameters()}
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in parameters:
-                kept[storage._cdata] = storage  # held, so that its identity is not given to another
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            model(batch, torch.randn(len(batch.gen_rows), PUBLIC.patch_latent_dim), torch.rand(1))
-    assert sum(storage.nbytes() for storage in kept.values()) == pytest.approx(19e9, rel=0.03)
+    assert kept_activations(LAYERS, pictures=1) == pytest.approx(19e9, rel=0.03)
 
 
 def test_flops_are_those_counted_from_the_authors_step(batch):

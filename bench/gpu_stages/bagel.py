@@ -152,7 +152,7 @@ def predicted_memory(layers: int, pictures: int, *, recompute: bool, tiny: bool 
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     in_layers = sum(p.numel() for p in model.layers.parameters() if p.requires_grad)
-    one, two = (_activations(n, pictures, tiny) for n in (1, 2))
+    one, two = (kept_activations(n, pictures, tiny) for n in (1, 2))
     layer = two - one + 2 * in_layers // layers
     kept = one - (two - one) + layers * (batch.num_tokens * config.llm.hidden_size * 2 if recompute else layer)
     # Of the product of gate and up; theirs overwrite them in Liger's kernel, and are two more without it.
@@ -161,7 +161,7 @@ def predicted_memory(layers: int, pictures: int, *, recompute: bool, tiny: bool 
 
 
 @cache
-def _activations(layers: int, pictures: int, tiny: bool) -> int:
+def kept_activations(layers: int, pictures: int, tiny: bool = False) -> int:
     """Bytes that the backward pass of a bf16 step keeps without recomputation, weights not counted."""
     config = real_config(layers, tiny=tiny)
     batch = pack(config, pictures, tiny=tiny)
