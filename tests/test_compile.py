@@ -6,8 +6,8 @@ from torch import Tensor
 
 from reca_fast.config import ModelConfig
 from reca_fast.flow import I2T, Sample
+from reca_fast.memory import compile_blocks
 from reca_fast.models import open_adapter
-from reca_fast.train.wrap import compile_blocks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -274,7 +274,7 @@ from reca_fast.config import ModelConfig
 from reca_fast.models import open_adapter
 from reca_fast.models.bagel.weights import load_weights
 from reca_fast.train.distributed import Processes
-from reca_fast.train.wrap import shard
+from reca_fast.memory import shard
 
 def mb(key):
     line = next(line for line in open("/proc/self/status") if line.startswith(key))
@@ -313,7 +313,7 @@ def test_gradients_are_summed_not_averaged():
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule
 
-    from reca_fast.train.wrap import shard
+    from reca_fast.memory import shard
 
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:

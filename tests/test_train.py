@@ -184,7 +184,7 @@ def test_a_deterministic_run(train, tmp_path):
 
 
 def test_graphs_are_counted():
-    from reca_fast.train.wrap import compile_blocks, compiled_graphs
+    from reca_fast.memory import compile_blocks, compiled_graphs
 
     blocks = [Scale(), Scale()]
     compile_blocks(blocks, backend="eager")

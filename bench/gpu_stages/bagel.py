@@ -17,6 +17,7 @@ from reca_fast.config import LossWeights, OptimConfig
 from reca_fast.flow import Sample
 from reca_fast.kernels import choose_backend, flow_interpolate
 from reca_fast.kernels.liger import liger_installed
+from reca_fast.memory import compile_blocks
 from reca_fast.models.bagel.batch import BagelBatch
 from reca_fast.models.bagel.collate import collate
 from reca_fast.models.bagel.config import BagelConfig, LLMConfig, ViTConfig
@@ -25,7 +26,6 @@ from reca_fast.models.bagel.model import Bagel
 from reca_fast.models.bagel.tokenizer import BagelTokenizer
 from reca_fast.objectives import flow_loss_by_task, weighted_loss
 from reca_fast.optim import clip_gradients, make_optimizer
-from reca_fast.train.wrap import compile_blocks
 
 LAYERS = 28
 TOKENS_PER_PICTURE = 4379

@@ -14,12 +14,12 @@ from reca_fast.config import LossWeights, ModelConfig, OptimConfig, RunConfig
 from reca_fast.data.loader import Pack
 from reca_fast.flow import I2T, RECA, Sample
 from reca_fast.kernels import use_kernels
+from reca_fast.memory import compile_blocks
 from reca_fast.models.bagel.adapter import BagelAdapter
 from reca_fast.models.bagel.tiny import write_tiny_checkpoint
 from reca_fast.optim import make_optimizer
 from reca_fast.train.distributed import Processes
 from reca_fast.train.step import StepStats, train_step
-from reca_fast.train.wrap import compile_blocks
 
 TARGETS, VIEWS = ((64, 64), (48, 64), (64, 40)), ((112, 112), (84, 112), (112, 70))
 

@@ -1,12 +1,12 @@
 """The loop, on one screen."""
 
 from reca_fast.data.outcomes import describe
+from reca_fast.memory import whole_root
 
 from .saved import Saved
 from .signals import StopRequest
 from .state import Run, load_run, save_run
 from .step import train_step
-from .wrap import whole_root
 
 
 def train(run: Run, saved: Saved | None = None) -> None:

@@ -14,6 +14,7 @@ from reca_fast.data.loader import PackLoader
 from reca_fast.data.sources import open_source
 from reca_fast.errors import UserError
 from reca_fast.flow import TASKS
+from reca_fast.memory import compile_blocks, shard
 from reca_fast.models import open_adapter
 from reca_fast.models.identity import identity_of_files
 from reca_fast.optim import MovingAverage, make_optimizer
@@ -27,7 +28,6 @@ from .loop import train
 from .saved import check_content, find_saved
 from .state import Run
 from .telemetry import Telemetry
-from .wrap import compile_blocks, shard
 
 UNWRITABLE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # full

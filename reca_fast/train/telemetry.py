@@ -19,11 +19,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from reca_fast.config import RunConfig
 from reca_fast.errors import UserError
+from reca_fast.memory import compiled_graphs
 
 from .distributed import Processes
 from .peaks import peak_flops
 from .step import StepStats
-from .wrap import compiled_graphs
 
 QUIET_SECONDS = 5.0
 """Where the output is no terminal, at most one line in this time."""

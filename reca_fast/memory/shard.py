@@ -1,4 +1,4 @@
-"""Compile the blocks, then shard them: the order in which both work together."""
+"""FSDP2: the parameters, their gradients and the optimizer's state, shared out over the processes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,17 +7,6 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-
-
-def compile_blocks(blocks: Sequence[nn.Module], backend: str = "inductor") -> None:
-    """Compile each block without graph breaks. Blocks share their code, so one compilation serves them all."""
-    for block in blocks:
-        block.compile(backend=backend, fullgraph=True, dynamic=True)
-
-
-def compiled_graphs() -> int:
-    """How many graphs torch.compile has made so far, forward passes only; their backward passes come with them."""
-    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
 def shard(module: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, compute_dtype: torch.dtype) -> None:
