@@ -14,10 +14,10 @@ from reca_fast.kernels import Varlen
 from reca_fast.models.bagel.config import BagelConfig
 from reca_fast.models.bagel.model import Bagel
 from reca_fast.models.bagel.tiny import write_tiny_checkpoint
-from reca_fast.models.bagel.tiny_config import TinyConfig
+from reca_fast.models.bagel.tiny.config import TinyConfig
 from reca_fast.models.bagel.tokenizer import MARKERS, load_tokenizer
-from reca_fast.models.bagel.vae import VAEConfig, load_vae
 from reca_fast.models.bagel.weights import load_weights
+from reca_fast.models.parts.kl_vae import VAEConfig, load_vae
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from torch import nn
 from reca_fast.demo import photos
 from reca_fast.demo.photos import PHOTOS, write_crops
 from reca_fast.errors import UserError
-from reca_fast.models.bagel.channels_last import group_norm, to_channels_last
-from reca_fast.models.bagel.tiny_config import TinyConfig
-from reca_fast.models.bagel.vae import (
+from reca_fast.models.bagel.tiny.config import TinyConfig
+from reca_fast.models.parts.channels_last import group_norm, to_channels_last
+from reca_fast.models.parts.kl_vae import (
     VAE,
     VAEConfig,
     encode_pictures,

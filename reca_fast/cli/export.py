@@ -39,7 +39,7 @@ def run(args: Sequence[str]) -> int:
     from reca_fast.checkpoints import CheckpointStore, SavedWeights, fault
     from reca_fast.config import ModelConfig
     from reca_fast.models import open_adapter
-    from reca_fast.models.identity import identity_of_files
+    from reca_fast.models.files.identity import identity_of_files
     from reca_fast.schema import fill
     from reca_fast.train.saved import read_saved
 

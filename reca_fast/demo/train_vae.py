@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from reca_fast.demo.photos import Split, crops
-from reca_fast.models.bagel.tiny_config import TinyConfig
-from reca_fast.models.bagel.vae import VAE, save_vae
+from reca_fast.models.bagel.tiny.config import TinyConfig
+from reca_fast.models.parts.kl_vae import VAE, save_vae
 
 STEPS, BATCH, POOL, LEARNING_RATE = 2400, 8, 3000, 3e-3
 EDGES, KL = 0.5, 1e-3

@@ -16,7 +16,7 @@ from reca_fast.errors import UserError
 from reca_fast.flow import TASKS
 from reca_fast.memory import compile_blocks, shard
 from reca_fast.models import open_adapter
-from reca_fast.models.identity import identity_of_files
+from reca_fast.models.files.identity import identity_of_files
 from reca_fast.optim import MovingAverage, make_optimizer
 from reca_fast.schema import check_ranges
 

@@ -13,7 +13,8 @@ from reca_fast.data.samples import SampleBuilder
 from reca_fast.errors import UserError
 from reca_fast.flow import I2T, Sample
 from reca_fast.kernels import choose_backend, flow_interpolate, implementation, kernels, to_device, use_kernels
-from reca_fast.models.safetensors_files import check_finite, stored_shapes
+from reca_fast.models.files.read import check_finite, stored_shapes
+from reca_fast.models.parts.kl_vae import VAE, encode_pictures, load_vae, patchify_latents, unpatchify_latents
 from reca_fast.objectives import flow_loss_by_task, next_token_loss, shifted_logit_normal
 
 from .batch import BagelBatch
@@ -24,7 +25,6 @@ from .flops import step_flops
 from .model import Bagel
 from .sampling import Condition, sample_latents
 from .tokenizer import TOKENIZER_FILES, load_tokenizer
-from .vae import VAE, encode_pictures, load_vae, patchify_latents, unpatchify_latents
 from .weights import check_keys, load_weights, missing_tables, weights_file
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

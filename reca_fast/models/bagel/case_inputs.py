@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from reca_fast.errors import UserError
-from reca_fast.models.safetensors_files import open_safetensors
+from reca_fast.models.files.read import open_safetensors
 
 NEEDED = {
     **dict.fromkeys(("sample_lens", "split_lens", "attn_modes", "packed_text_ids", "packed_text_indexes"), 1),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from reca_fast.errors import UserError
-from reca_fast.models.safetensors_files import open_safetensors
+from reca_fast.models.files.read import open_safetensors
 
 from .config import CONFIG_FILES, BagelConfig, check_links
 from .model import Bagel

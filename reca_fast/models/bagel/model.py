@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from reca_fast.kernels import blur_patchify, template_concat
+from reca_fast.models.parts.position import sincos_table
+from reca_fast.models.parts.rotary import rotary_table
+from reca_fast.models.parts.siglip import SiglipNaViT
+from reca_fast.models.parts.timestep import TimestepEmbedder
 
 from .batch import BagelBatch
 from .config import BagelConfig
-from .embeddings import Connector, TimestepEmbedder, rotary_table, sincos_table
+from .connector import Connector
 from .layers import AttentionPlan, KeyValue, MoTLayer, RMSNorm, Stream
-from .vit import SiglipNaViT
 
 
 @dataclass(frozen=True)

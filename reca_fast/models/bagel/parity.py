@@ -14,6 +14,7 @@ from reca_fast.config import LossWeights, Pixels, ResizeConfig
 from reca_fast.errors import UserError
 from reca_fast.flow import I2T, RECA
 from reca_fast.kernels import choose_backend, flow_interpolate, flow_matching_loss
+from reca_fast.models.parts.kl_vae import load_vae, patchify_latents
 from reca_fast.objectives import flow_loss_by_task, next_token_loss, shifted_logit_normal, weighted_loss
 from reca_fast.schema import fill
 
@@ -22,7 +23,6 @@ from .case_inputs import read_inputs, read_tensors
 from .config import BagelConfig, read_object
 from .model import Bagel, Trace
 from .names import public_name
-from .vae import load_vae, patchify_latents
 from .weights import load_weights, weights_file
 
 JOINT = "joint"  # the second run of a case: nothing frozen but the vision tower, cross-entropy added

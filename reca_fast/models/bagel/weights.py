@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from reca_fast.errors import UserError
-from reca_fast.models.safetensors_files import check_layout, open_safetensors, stored_shapes
+from reca_fast.models.files.read import check_layout, open_safetensors, stored_shapes
 from reca_fast.schema import shown
 
 from .model import Bagel

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .embeddings import TimestepEmbedder, sincos_table
-from .tiny_config import TinyConfig
+from reca_fast.models.parts.position import sincos_table
+from reca_fast.models.parts.timestep import TimestepEmbedder
+
+from .config import TinyConfig
 
 SHARPNESS = 1.5
 """Weight of the norms of queries and keys: attention logits are its square times what unit weights would give."""

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from reca_fast.data.images import normalised
 from reca_fast.errors import UserError
 from reca_fast.kernels import to_device
-from reca_fast.models.safetensors_files import check_layout, open_safetensors, stored_shapes
+from reca_fast.models.bagel.config import VAEConfig
+from reca_fast.models.files.read import check_layout, open_safetensors, stored_shapes
 
 from .channels_last import to_channels_last
-from .config import VAEConfig
 
 PIXELS_PER_BATCH = 4 * 1024 * 1024
 """How many pixels are encoded at once: the widest activation of the public VAE takes 512 bytes a pixel in fp32."""

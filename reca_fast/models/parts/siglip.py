@@ -9,8 +9,7 @@ from transformers import AttentionInterface, SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
 from reca_fast.kernels import Varlen, varlen_attention
-
-from .config import ViTConfig
+from reca_fast.models.bagel.config import ViTConfig
 
 
 def _packed_attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, segments, **_) -> tuple[Tensor, None]:

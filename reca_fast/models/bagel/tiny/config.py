@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from .config import VAEConfig
-from .tokenizer import MARKERS
+from reca_fast.models.bagel.config import VAEConfig
+from reca_fast.models.bagel.tokenizer import MARKERS
 
 DEMO_VAE = VAEConfig(
     ch=32,

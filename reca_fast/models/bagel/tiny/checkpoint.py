@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import save_file
 
 from reca_fast.data.prompts import templates
+from reca_fast.models.bagel.tokenizer import MARKERS
+from reca_fast.models.parts.kl_vae import VAE, save_vae
 
-from .tiny_config import TinyConfig
-from .tiny_weights import tiny_weights
-from .tokenizer import MARKERS
-from .vae import VAE, save_vae
+from .config import TinyConfig
+from .weights import tiny_weights
 
 END_OF_TEXT = "<|endoftext|>"
 

@@ -1,0 +1,6 @@
+"""A complete BAGEL checkpoint folder of a few megabytes, for tests and the demo."""
+
+from .checkpoint import write_tiny_checkpoint
+from .config import TinyConfig
+
+__all__ = ["TinyConfig", "write_tiny_checkpoint"]
