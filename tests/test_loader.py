@@ -26,9 +26,9 @@ from reca_fast.data.samples import SampleBuilder
 from reca_fast.data.sources import Record, open_source
 from reca_fast.data.tally import Reasons
 from reca_fast.errors import UserError
+from reca_fast.evaluation.grids import pick_samples
 from reca_fast.flow import I2T, RECA, T2I, Sample
 from reca_fast.schema import fill
-from reca_fast.train.grids import pick_samples
 
 SMALL = DataConfig(
     vit_resize=ResizeConfig(56, 56, 14),

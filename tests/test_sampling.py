@@ -17,7 +17,7 @@ from reca_fast.cli.generate import GenerateOptions
 from reca_fast.cli.options import parse
 from reca_fast.config import PRESETS, ModelConfig, SamplingConfig
 from reca_fast.errors import UserError
-from reca_fast.evaluation import reconstruct_all
+from reca_fast.evaluation.reconstruction import reconstruct_all
 from reca_fast.flow import RECA, Sample
 from reca_fast.models.bagel import BagelAdapter
 from reca_fast.models.bagel import sampling as rule

@@ -32,9 +32,11 @@ MAY_IMPORT = {
     "memory": FREE,
     "checkpoints": FREE,
     "models": FREE | {"kernels", "objectives", "data"},
-    "evaluation": FREE | {"models"},
-    "train": FREE | {"kernels", "objectives", "data", "optim", "memory", "checkpoints", "models", "evaluation"},
-    "cli": FREE | {"kernels", "data", "checkpoints", "models", "evaluation", "train"},
+    "hardware": {"errors"},
+    "evaluation": FREE | {"data", "models"},
+    "train": FREE
+    | {"kernels", "objectives", "data", "optim", "memory", "checkpoints", "models", "evaluation", "hardware"},
+    "cli": FREE | {"kernels", "data", "checkpoints", "models", "evaluation", "hardware", "train"},
     "demo": FREE | {"data", "models", "evaluation", "train", "cli"},
     "__main__": {"cli"},
 }

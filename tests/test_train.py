@@ -12,10 +12,10 @@ from torch import nn
 from reca_fast.checkpoints import CheckpointStore
 from reca_fast.config import OptimConfig, RunConfig
 from reca_fast.errors import UserError
+from reca_fast.hardware import peak_flops
 from reca_fast.optim import MovingAverage, clip_gradients, learning_rate, make_optimizer
 from reca_fast.train.determinism import make_deterministic
 from reca_fast.train.distributed import Processes
-from reca_fast.train.peaks import peak_flops
 from reca_fast.train.run import check_config, unwritable_folder_is_a_user_error
 from reca_fast.train.step import StepStats
 from reca_fast.train.telemetry import Telemetry
@@ -26,7 +26,7 @@ def shown(train, tmp_path_factory):
     """(run folder, metrics, output) of a run with everything that can be looked at."""
     out = tmp_path_factory.mktemp("shown") / "run"
     grids = ["--sample_every", "4", "--sample_count", "2", "--sampling.steps", "3"]
-    slow = "import time\nfrom reca_fast.train import grids\ndraw = grids.draw_grid\n"
+    slow = "import time\nfrom reca_fast.evaluation import grids\ndraw = grids.draw_grid\n"
     slow += "grids.draw_grid = lambda *args: (time.sleep(3), draw(*args))\n"
     metrics = train(out, "--profile", "--steps", "5", *grids, before=slow)
     return out, metrics, (out / "said.txt").read_text()

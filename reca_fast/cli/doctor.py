@@ -37,13 +37,14 @@ def run(args: Sequence[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from reca_fast.hardware import describe_machine
     from reca_fast.kernels import available_backends, choose_backend, kernel_choices
 
     console = Console(soft_wrap=True, markup=False)
     console.print(f"reca-fast {__version__}, Python {platform.python_version()} on {platform.platform()}")
     # torch's own word: the metadata of some builds leave out for which CUDA they are.
     console.print("  ".join([f"torch {torch.__version__}", *(f"{name} {_version(name)}" for name in PACKAGES)]))
-    for line in _hardware():
+    for line in describe_machine():
         console.print(line)
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -74,22 +75,3 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "(absent)"
-
-
-def _hardware() -> list[str]:
-    import psutil
-    import torch
-
-    from reca_fast.train.peaks import peak_flops
-
-    lines = [f"CPU: {psutil.cpu_count(logical=True)} cores, {psutil.virtual_memory().total / 1e9:.0f} GB of memory"]
-    if not torch.cuda.is_available():
-        built = torch.version.cuda or torch.version.hip
-        why = "its driver or device is missing" if built else "this torch is a CPU build"
-        return [*lines, f"GPU: none ({why}); training runs on the CPU, which is for trying things out"]
-    for index in range(torch.cuda.device_count()):
-        gpu = torch.cuda.get_device_properties(index)
-        peak = peak_flops(torch.device("cuda", index))
-        said = f"{peak / 1e12:.0f} TFLOP/s bf16 peak" if peak else "peak unknown, so no MFU"
-        lines.append(f"GPU {index}: {gpu.name}, {gpu.total_memory / 1e9:.0f} GB, sm_{gpu.major}{gpu.minor}, {said}")
-    return lines

@@ -50,8 +50,8 @@ def run(args: Sequence[str]) -> int:
     options.sampling.check()
     from PIL import Image
 
+    from reca_fast.hardware import pick_device
     from reca_fast.models import open_adapter
-    from reca_fast.train.distributed import pick_device
 
     adapter = open_adapter(options.model)
     folder = Path(options.out)

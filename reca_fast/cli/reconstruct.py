@@ -39,10 +39,10 @@ def run(args: Sequence[str]) -> int:
     options.sampling.check()
     from reca_fast.data.sources import open_source
     from reca_fast.data.tally import Reasons, printable
-    from reca_fast.evaluation import psnr, reconstruct_all
+    from reca_fast.evaluation.grids import draw_grid, pick_samples
+    from reca_fast.evaluation.reconstruction import psnr, reconstruct_all
+    from reca_fast.hardware import pick_device
     from reca_fast.models import open_adapter
-    from reca_fast.train.distributed import pick_device
-    from reca_fast.train.grids import draw_grid, pick_samples
 
     options.data.source = options.images
     adapter = open_adapter(options.model)

@@ -37,9 +37,9 @@ def run(folder: Path, steps: int | None) -> int:
     from reca_fast.cli.options import parse
     from reca_fast.config import RunConfig
     from reca_fast.demo.photos import write_crops
-    from reca_fast.evaluation import blank_psnr, psnr
+    from reca_fast.evaluation.grids import draw_grid
+    from reca_fast.evaluation.reconstruction import blank_psnr, psnr
     from reca_fast.models.bagel.tiny import write_tiny_checkpoint
-    from reca_fast.train.grids import draw_grid
 
     started = time.perf_counter()
     shutil.rmtree(folder, ignore_errors=True)
@@ -80,9 +80,9 @@ def measure(config, checkpoint: Path, pictures: Path):
 
     from reca_fast.config import DataConfig, ModelConfig
     from reca_fast.data.sources import open_source
-    from reca_fast.evaluation import reconstruct_all
+    from reca_fast.evaluation.grids import pick_samples
+    from reca_fast.evaluation.reconstruction import reconstruct_all
     from reca_fast.models import open_adapter
-    from reca_fast.train.grids import pick_samples
 
     adapter = open_adapter(ModelConfig(**{**vars(config.model), "path": str(checkpoint)}))
     adapter.load(torch.device("cpu"))

@@ -10,26 +10,9 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from reca_fast.errors import UserError
+from reca_fast.hardware import pick_device
 
 from .parent import watch_parent
-
-
-def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device called auto, cpu or cuda; of several GPUs the one numbered `local_rank`. UserError if none."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"device={name!r}: expected auto, cpu or cuda.")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda: torch sees no GPU here; `reca-fast doctor` says why. Use --device cpu.")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    if local_rank >= torch.cuda.device_count():
-        raise UserError(
-            f"This host has {torch.cuda.device_count()} GPUs; start at most that many processes on it "
-            "(torchrun --nproc_per_node)."
-        )
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
-
 
 MOST_PROCESSES = 1 << 20
 

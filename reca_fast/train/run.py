@@ -13,6 +13,7 @@ from reca_fast.data.identity import identity_of_source
 from reca_fast.data.loader import PackLoader
 from reca_fast.data.sources import open_source
 from reca_fast.errors import UserError
+from reca_fast.evaluation.grids import GridWriter, pick_samples
 from reca_fast.flow import TASKS
 from reca_fast.memory import compile_blocks, shard
 from reca_fast.models import open_adapter
@@ -23,7 +24,6 @@ from reca_fast.schema import check_ranges
 from .determinism import make_deterministic
 from .distributed import Processes
 from .folder import RunFolder
-from .grids import GridWriter, pick_samples
 from .loop import train
 from .saved import check_content, find_saved
 from .state import Run

@@ -13,11 +13,11 @@ from reca_fast.checkpoints import CheckpointStore
 from reca_fast.config import RunConfig
 from reca_fast.data.loader import PackLoader
 from reca_fast.errors import UserError
+from reca_fast.evaluation.grids import GridWriter
 from reca_fast.models import Adapter
 from reca_fast.optim import MovingAverage
 
 from .distributed import Processes
-from .grids import GridWriter
 from .saved import Content, Generators, Saved, SavedState, as_json
 from .telemetry import Telemetry
 

@@ -19,10 +19,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from reca_fast.config import RunConfig
 from reca_fast.errors import UserError
+from reca_fast.hardware import peak_flops
 from reca_fast.memory import compiled_graphs
 
 from .distributed import Processes
-from .peaks import peak_flops
 from .step import StepStats
 
 QUIET_SECONDS = 5.0

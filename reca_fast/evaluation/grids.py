@@ -12,7 +12,7 @@ from reca_fast.data.images import BadRecord
 from reca_fast.data.samples import SampleBuilder
 from reca_fast.data.sources import Source
 from reca_fast.data.tally import Reasons
-from reca_fast.evaluation import reconstruct_all
+from reca_fast.evaluation.reconstruction import reconstruct_all
 from reca_fast.flow import RECA, Sample
 from reca_fast.models import Adapter
 

@@ -1,0 +1,1 @@
+"""How good the pictures are: reconstructions with their error (`reconstruction`), and sheets of them (`grids`)."""
