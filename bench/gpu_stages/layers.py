@@ -12,8 +12,6 @@ import torch
 
 from bench.timing import interleaved
 from reca_fast.hardware import peak_flops
-from reca_fast.models.bagel.channels_last import to_channels_last
-from reca_fast.models.bagel.vae import VAE, VAEConfig, encode_pictures
 from reca_fast.models.parts.channels_last import to_channels_last
 from reca_fast.models.parts.kl_vae import VAE, VAEConfig, encode_pictures
 
