@@ -18,13 +18,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.places import RECORDED, WRITTEN
+
 sys.path.append(str(Path(sys.prefix) / "xformers"))  # where `make test` puts it: out of everybody else's sight
-RECORDED = ROOT.parent / "shared" / "parity" / "bagel"
-WRITTEN = ROOT / "tests" / "data" / "parity"
 CASES = [
-    RECORDED / "case_a",
-    RECORDED / "case_b",
+    RECORDED / "bagel" / "case_a",
+    RECORDED / "bagel" / "case_b",
     WRITTEN / "gqa4_single_row",
     WRITTEN / "mha_joint",
     WRITTEN / "wide_head_drops",
@@ -52,7 +51,7 @@ def written_case() -> Path:
 @pytest.fixture
 def recorded_case() -> Path:
     """The recorded case with several pictures and a joint run; not to be written to."""
-    return _need(RECORDED / "case_b")
+    return _need(RECORDED / "bagel" / "case_b")
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,8 @@ import pytest
 
 import reca_fast
 import reca_fast.kernels
+from tests.places import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted([*ROOT.glob("reca_fast/**/*.py"), *ROOT.glob("kernels/ops/**/*.py")])
 
 FREE = {"config", "errors", "schema", "flow"}

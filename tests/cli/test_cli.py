@@ -28,6 +28,7 @@ from reca_fast.cli.verify import VerifyOptions
 from reca_fast.config import RunConfig
 from reca_fast.errors import did_you_mean
 from reca_fast.train.saved import SavedState
+from tests.places import ROOT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -562,7 +563,7 @@ def test_a_base_that_has_moved(reca_fast, tmp_path) -> None:
     ],
 )
 def test_impossible_cases(options, message, tmp_path) -> None:
-    done = process(str(Path(__file__).parents[1] / "bench" / "make_case.py"), *options.split(), cwd=tmp_path)
+    done = process(str(ROOT / "bench" / "make_case.py"), *options.split(), cwd=tmp_path)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 

@@ -21,8 +21,8 @@ from reca_fast.checkpoints.checksums import CHECKSUMS_FILE, checksum
 from reca_fast.checkpoints.shards import Damaged, Misfit, ShardFiles, write_shards
 from reca_fast.cli import recipe
 from reca_fast.errors import UserError
+from tests.places import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SHARD = "shard-00000.safetensors"
 
 

@@ -23,9 +23,10 @@ from safetensors.torch import load_file, save_file
 from reca_fast.config import DataConfig, ModelConfig, OptimConfig, ResizeConfig, RunConfig, SamplingConfig, settings
 from reca_fast.errors import UserError
 from reca_fast.train.saved import find_saved
+from tests.places import ROOT
 
 running = importlib.import_module("reca_fast.train.run")
-FUZZED = sorted((Path(__file__).resolve().parents[2] / "shared" / "cases" / "fuzz").glob("*run_state.json"))
+FUZZED = sorted((ROOT.parent / "shared" / "cases" / "fuzz").glob("*run_state.json"))
 JOINT = {"loss.t2i", "loss.i2t", "data.tasks.t2i", "data.tasks.i2t"}
 """Settings that mean something only where all tasks are trained."""
 ELSEWHERE = {

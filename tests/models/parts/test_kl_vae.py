@@ -27,8 +27,9 @@ from reca_fast.models.parts.kl_vae import (
     save_vae,
     unpatchify_latents,
 )
+from tests.places import RECORDED
 
-CASE = Path(__file__).parents[2] / "shared/parity/bagel/case_a"
+CASE = RECORDED / "bagel" / "case_a"
 needs_case = pytest.mark.skipif(not CASE.is_dir(), reason="the recorded parity cases are not beside this checkout")
 TINY = VAEConfig(ch=32, ch_mult=(1, 1, 2), num_res_blocks=1, z_channels=4)
 

@@ -4,7 +4,6 @@ import io
 import json
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,8 +24,9 @@ from reca_fast.data.images import (
     target_size,
     to_model_range,
 )
+from tests.places import RECORDED
 
-CASE_A = Path(__file__).resolve().parents[2] / "shared" / "parity" / "bagel" / "case_a"
+CASE_A = RECORDED / "bagel" / "case_a"
 
 
 def encoded(picture: Image.Image, kind: str = "JPEG", **options) -> bytes:

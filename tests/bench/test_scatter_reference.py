@@ -1,26 +1,21 @@
 """The scatter reference against the recorded cases, and the case writer against their layout."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from bench.make_case import make_case
 from bench.random_pack import Sample
 from bench.scatter_reference import ScatterBagel
+from tests.places import RECORDED, WRITTEN
 
-ROOT = Path(__file__).resolve().parents[1]
-RECORDED = ROOT.parent / "shared" / "parity" / "bagel"
-WRITTEN = ROOT / "tests" / "data" / "parity"
 RUNS = [
-    (RECORDED / "case_a", ""),
-    (RECORDED / "case_b", ""),
-    (RECORDED / "case_b", "_joint"),
+    (RECORDED / "bagel" / "case_a", ""),
+    (RECORDED / "bagel" / "case_b", ""),
+    (RECORDED / "bagel" / "case_b", "_joint"),
     (WRITTEN / "mha_joint", ""),
     (WRITTEN / "mha_joint", "_joint"),
     (WRITTEN / "gqa4_single_row", ""),
@@ -93,7 +88,7 @@ def layout(folder: Path, file: str) -> dict[str, tuple[torch.dtype, int]]:
 
 
 def test_written_case_has_recorded_layout(tmp_path: Path) -> None:
-    recorded = need(RECORDED / "case_b")
+    recorded = need(RECORDED / "bagel" / "case_b")
     samples = [
         Sample(3, (28, 14), (16, 32)),
         Sample(2, (14, 14), (32, 16)),
