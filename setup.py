@@ -6,7 +6,9 @@ transformers probes for a PyPI package named `kernels`, and a checkout on sys.pa
 
 from setuptools import find_packages, setup
 
+KERNELS = ["reca_fast.kernels", *(f"reca_fast.kernels.{name}" for name in find_packages("kernels/ops"))]
+
 setup(
-    packages=[*find_packages(include=["reca_fast", "reca_fast.*"]), "reca_fast.kernels"],
+    packages=[*find_packages(include=["reca_fast", "reca_fast.*"]), *KERNELS],
     package_dir={"reca_fast": "reca_fast", "reca_fast.kernels": "kernels/ops"},
 )

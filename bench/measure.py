@@ -11,7 +11,7 @@ from bench.gpus import Gpu, predicted_seconds
 from bench.ops.case import Inputs, OpBench, Step
 from bench.timing import interleaved
 from bench.traffic import Traffic, counting
-from reca_fast.kernels.backend import INSTALLED, kernels
+from reca_fast.kernels.common.implementation import INSTALLED, kernels
 
 TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 4e-2}
 """Largest difference from the authors' sequence, as a share of each result's root mean square."""

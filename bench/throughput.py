@@ -40,7 +40,7 @@ from bench.gpus import GPUS, Gpu, measured_peaks
 from bench.measure import Row, choose_shapes, compiled, failure, measure_on_gpu, measure_without_gpu, providers
 from bench.ops import NAMES, load
 from bench.report import draw, legend, show, summary
-from reca_fast.kernels.backend import INSTALLED
+from reca_fast.kernels.common.implementation import INSTALLED
 
 RESULTS = ROOT / "bench" / "results"
 STEP = "step"  # not an operation: the whole training step

@@ -104,7 +104,7 @@ def counting() -> Iterator[Traffic]:
     traffic = Traffic()
     with ExitStack() as stack:
         try:
-            from reca_fast.kernels.interpreter import interpreting
+            from reca_fast.kernels.common.interpreter import interpreting
 
             stack.enter_context(interpreting())
             stack.enter_context(_count_kernels(traffic))

@@ -143,7 +143,8 @@ def test_wheel_holds_everything(installed: Path) -> None:
     """Every module and every data file, the kernels under reca_fast and nowhere else."""
     found = {path.relative_to(installed).as_posix() for path in installed.rglob("*") if path.suffix != ".pyc"}
     wanted = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("reca_fast/**/*") if path.is_file()}
-    wanted |= {f"reca_fast/kernels/{path.name}" for path in (ROOT / "kernels" / "ops").glob("*.py")}
+    kernels = ROOT / "kernels" / "ops"
+    wanted |= {f"reca_fast/kernels/{path.relative_to(kernels).as_posix()}" for path in kernels.rglob("*.py")}
     assert {"reca_fast/recipes/bagel.yaml", "reca_fast/demo/vae.safetensors"} <= wanted
     assert {name for name in wanted if "__pycache__" not in name} - found == set()
     assert not [name for name in found if name.split("/")[0] in ("kernels", "bench", "tests", "docs")]

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from reca_fast.config import LossWeights, OptimConfig
 from reca_fast.flow import Sample
 from reca_fast.kernels import choose_backend, flow_interpolate
-from reca_fast.kernels.liger import liger_installed
+from reca_fast.kernels.common.liger import liger_installed
 from reca_fast.memory import compile_blocks
 from reca_fast.models.bagel.batch import BagelBatch
 from reca_fast.models.bagel.collate import collate

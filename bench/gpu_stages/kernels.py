@@ -15,7 +15,7 @@ from bench.measure import fresh, under
 from bench.ops import KERNELS, load
 from bench.ops.case import Inputs, OpBench, Step
 from reca_fast.kernels import flow_matching_loss, qk_norm_rope, rms_norm, swiglu
-from reca_fast.kernels.interpreter import interpreting
+from reca_fast.kernels.common.interpreter import interpreting
 
 from .report import Report
 from .tiny import prepare, tiny_checkpoint

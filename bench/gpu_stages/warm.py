@@ -15,7 +15,7 @@ import torch
 from bench.aot import compiling
 from bench.measure import fresh, under
 from bench.ops import KERNELS, load
-from reca_fast.kernels.backend import triton
+from reca_fast.kernels.common.implementation import triton
 
 from .child import end_with_the_parent
 

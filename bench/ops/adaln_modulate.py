@@ -8,8 +8,8 @@ from torch import Tensor
 
 from bench.ops.case import Gate, Inputs, Minimum, OpBench, Step, gradients
 from reca_fast.kernels import adaln_modulate, costs
-from reca_fast.kernels.adaln_modulate import launch_modulate, launch_modulate_backward
-from reca_fast.kernels.backend import tl
+from reca_fast.kernels.adaln_modulate.contract import launch_modulate, launch_modulate_backward
+from reca_fast.kernels.common.implementation import tl
 
 
 def make_inputs(

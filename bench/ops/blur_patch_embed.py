@@ -9,7 +9,7 @@ from torch import Tensor
 from bench.ops import blur_patchify as patches_only
 from bench.ops.case import Gate, Inputs, Minimum, OpBench, gradients
 from reca_fast.kernels import blur_patch_embed, costs
-from reca_fast.kernels.blur_patch_embed import launch_blur_patch_embed
+from reca_fast.kernels.blur_patch_embed.contract import launch_blur_patch_embed
 
 PATCH, GRID = 14, 70  # positions per side that the encoder knows
 PARAMETERS = ("weight", "bias", "position_embedding")

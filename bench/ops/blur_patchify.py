@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bench.ops.case import Gate, Inputs, Minimum, OpBench
 from reca_fast.kernels import blur_patchify, costs
-from reca_fast.kernels.blur_patchify import launch_blur_patchify
+from reca_fast.kernels.blur_patchify.contract import launch_blur_patchify
 
 PATCH = 14
 

@@ -8,15 +8,15 @@ from torch import Tensor
 
 from bench.ops.case import Gate, Inputs, Minimum, OpBench, variant
 from reca_fast.kernels import costs, flow_interpolate, flow_matching_loss
-from reca_fast.kernels.flow_matching_kernels import (
+from reca_fast.kernels.common.noise import normal_noise
+from reca_fast.kernels.common.scale_in_place import launch_scale
+from reca_fast.kernels.flow_matching.kernels import (
     launch_gradient,
     launch_interpolate,
     launch_interpolate_backward,
     launch_loss,
     launch_rows,
 )
-from reca_fast.kernels.noise import normal_noise
-from reca_fast.kernels.scale_in_place import launch_scale
 
 SEED = 20_250_101
 

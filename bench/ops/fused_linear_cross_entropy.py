@@ -13,9 +13,13 @@ from torch import Tensor
 
 from bench.ops.case import Gate, Inputs, Minimum, OpBench, Step, gradients, variant
 from reca_fast.kernels import costs
-from reca_fast.kernels.cross_entropy_kernels import launch_cross_entropy_rows
-from reca_fast.kernels.fused_linear_cross_entropy import fused_linear_cross_entropy
-from reca_fast.kernels.ragged_matmul import launch_gathered_logits, launch_gathered_outer, launch_scattered_product
+from reca_fast.kernels.fused_linear_cross_entropy.contract import fused_linear_cross_entropy
+from reca_fast.kernels.fused_linear_cross_entropy.ragged_matmul import (
+    launch_gathered_logits,
+    launch_gathered_outer,
+    launch_scattered_product,
+)
+from reca_fast.kernels.fused_linear_cross_entropy.row_kernels import launch_cross_entropy_rows
 
 VOCABULARY, FIRST_CODE, CODES = 58_498, 50_305, 8192
 MASKED = 0.6366  # of the image tokens, averaged over Show-o's cosine schedule

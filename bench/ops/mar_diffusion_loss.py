@@ -9,10 +9,10 @@ from torch import Tensor
 
 from bench.ops.case import Gate, Inputs, Minimum, OpBench, variant
 from reca_fast.kernels import mar_diffusion_loss, mar_noise
-from reca_fast.kernels.mar_diffusion_kernels import launch_gradient, launch_loss, launch_noise, launch_rows
-from reca_fast.kernels.mar_diffusion_loss import schedule
-from reca_fast.kernels.noise import normal_noise
-from reca_fast.kernels.scale_in_place import launch_scale
+from reca_fast.kernels.common.noise import normal_noise
+from reca_fast.kernels.common.scale_in_place import launch_scale
+from reca_fast.kernels.mar_diffusion_loss.contract import schedule
+from reca_fast.kernels.mar_diffusion_loss.kernels import launch_gradient, launch_loss, launch_noise, launch_rows
 
 SEED = 20_250_101
 

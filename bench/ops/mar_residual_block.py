@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bench.ops.case import Gate, Inputs, Minimum, OpBench, gradients, variant
 from reca_fast.kernels import mar_residual_block
-from reca_fast.kernels.mar_residual_block import launch_block, launch_block_backward
+from reca_fast.kernels.mar_residual_block.contract import launch_block, launch_block_backward
 
 
 def make_inputs(

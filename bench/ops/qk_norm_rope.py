@@ -8,8 +8,8 @@ from torch import Tensor
 
 from bench.ops.case import Gate, Inputs, Minimum, OpBench, Step, gradients
 from reca_fast.kernels import costs, qk_norm_rope
-from reca_fast.kernels.backend import tl
-from reca_fast.kernels.qk_norm_rope_kernels import launch_backward, launch_forward
+from reca_fast.kernels.common.implementation import tl
+from reca_fast.kernels.qk_norm_rope.kernels import launch_backward, launch_forward
 
 ARGUMENTS = ("q", "k", "q_weight", "k_weight", "cos", "sin")
 

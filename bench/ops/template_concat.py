@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bench.ops.case import Gate, Inputs, Minimum, OpBench, gradients
 from reca_fast.kernels import costs, template_concat
-from reca_fast.kernels.template_concat_kernels import launch_backward, launch_forward
+from reca_fast.kernels.template_concat.kernels import launch_backward, launch_forward
 
 
 def make_inputs(

@@ -7,10 +7,11 @@ Nothing here imports the rest of reca_fast.
 from . import flop_formulas
 from .adaln_modulate import adaln_modulate
 from .attention import BACKENDS, Varlen, available_backends, choose_backend, varlen_attention
-from .backend import implementation, kernels, use_kernels
 from .blur_patch_embed import blur_patch_embed
 from .blur_patchify import blur_patchify
-from .choices import kernel_choices
+from .common.choices import kernel_choices
+from .common.implementation import implementation, kernels, use_kernels
+from .common.transfer import to_device
 from .flow_matching import flow_interpolate, flow_matching_loss
 from .fused_linear_cross_entropy import fused_linear_cross_entropy
 from .mar_diffusion_loss import mar_diffusion_loss, mar_noise
@@ -19,7 +20,6 @@ from .qk_norm_rope import qk_norm_rope
 from .rms_norm import rms_norm
 from .swiglu import swiglu
 from .template_concat import template_concat
-from .transfer import to_device
 
 flop_formulas.register()
 

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from reca_fast.kernels import fused_linear_cross_entropy
-from reca_fast.kernels.arguments import Reduction
+from reca_fast.kernels.common.arguments import Reduction
 
 
 def next_token_loss(hidden_states: Tensor, head: Tensor, labels: Tensor, reduction: Reduction = "none") -> Tensor:

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from reca_fast.kernels import BACKENDS, Varlen, attention_backends, available_backends, choose_backend, varlen_attention
+from reca_fast.kernels import BACKENDS, Varlen, available_backends, choose_backend, varlen_attention
+from reca_fast.kernels.attention import backends as attention_backends
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -341,7 +342,7 @@ def test_this_torch_takes_the_keywords_that_were_chosen() -> None:
 @CAUSAL
 def test_xformers_bias_means_the_contract(causal) -> None:
     pytest.importorskip("xformers", reason="xformers is not installed")
-    from reca_fast.kernels.attention_backends import xformers_bias
+    from reca_fast.kernels.attention.backends import xformers_bias
 
     lengths = [1, 3, 2], [4, 3, 7]
     allowed = xformers_bias(*lengths, causal).materialize((6, 14)) == 0

@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from reca_fast.kernels import backend
-from reca_fast.kernels.backend import VARIABLE, implementation, kernel_mode, kernels, operation
+from reca_fast.kernels.common import implementation as choice
+from reca_fast.kernels.common.implementation import VARIABLE, implementation, kernel_mode, kernels, operation
 
 CPU = torch.zeros(1)
 
@@ -34,8 +34,8 @@ def test_unknown_mode(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setenv(VARIABLE, "fast")
             kernel_mode()
         else:
-            backend.use_kernels("fast")
-    assert backend._mode == "auto"
+            choice.use_kernels("fast")
+    assert choice._mode == "auto"
 
 
 def test_reasons_name_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,14 +44,14 @@ def test_reasons_name_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
             implementation(CPU)
         with pytest.raises(ValueError, match="no kernels for the device meta"):
             implementation(CPU.to("meta"))
-        monkeypatch.setattr(backend, "INSTALLED", False)
+        monkeypatch.setattr(choice, "INSTALLED", False)
         with pytest.raises(ValueError, match="pip install triton"):
             implementation(CPU)
 
 
 def test_float64_needs_the_reference() -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
-    from reca_fast.kernels.interpreter import interpreting
+    from reca_fast.kernels.common.interpreter import interpreting
 
     with kernels("triton"), interpreting():
         assert implementation(CPU) == "triton"
@@ -63,7 +63,7 @@ WITHOUT_TRITON = """
 import sys
 sys.modules["triton"] = None  # any import of it raises ModuleNotFoundError
 import torch, reca_fast.kernels as k
-from reca_fast.kernels.backend import INSTALLED
+from reca_fast.kernels.common.implementation import INSTALLED
 assert not INSTALLED
 q = torch.randn(3, 2, 8)
 angles = torch.zeros(3, 8)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reca_fast.kernels import blur_patch_embed, blur_patchify
-from reca_fast.kernels.backend import kernels
+from reca_fast.kernels.common.implementation import kernels
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("embeddings", "d weight", "d bias", "d position_embedding")
@@ -55,7 +55,7 @@ def results(run, images, moving, ids, **options) -> list[Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("patch_size", "width", "sizes"), SHAPES.values(), ids=SHAPES)
 def test_kernel_and_reference(patch_size, width, sizes, dtype, within_budget) -> None:
-    interpreter = pytest.importorskip("reca_fast.kernels.interpreter", reason="Triton is not installed")
+    interpreter = pytest.importorskip("reca_fast.kernels.common.interpreter", reason="Triton is not installed")
     images, (moving, ids) = pictures(), parameters(patch_size, width, sizes, dtype)
     options = PIXELS | {"size": sizes, "patch_size": patch_size, "blur_sigma": 0.6}
     exact = [x.detach().double().requires_grad_() for x in moving]

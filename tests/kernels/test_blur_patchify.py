@@ -11,8 +11,8 @@ from torch import Tensor
 
 from reca_fast.data.images import patchify
 from reca_fast.kernels import blur_patchify
-from reca_fast.kernels.backend import kernels
-from reca_fast.kernels.image_filter import PRECISION, axis_filter, height_first, resized
+from reca_fast.kernels.common.image_filter import PRECISION, axis_filter, height_first, resized
+from reca_fast.kernels.common.implementation import kernels
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PILLOW = int(PIL.__version__.split(".")[0])
@@ -63,7 +63,7 @@ def blurred_and_resized(image: Tensor, height: int, width: int, sigma: float) ->
 
 @pytest.fixture
 def triton_patchify():
-    interpreter = pytest.importorskip("reca_fast.kernels.interpreter", reason="Triton is not installed")
+    interpreter = pytest.importorskip("reca_fast.kernels.common.interpreter", reason="Triton is not installed")
 
     def run(images, **options) -> Tensor:
         with interpreter.interpreting(), kernels("triton"):

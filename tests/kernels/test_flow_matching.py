@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from reca_fast.kernels import flow_interpolate, flow_matching_loss
-from reca_fast.kernels.backend import kernels
-from reca_fast.kernels.noise import normal_noise, philox
+from reca_fast.kernels.common.implementation import kernels
+from reca_fast.kernels.common.noise import normal_noise, philox
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.fixture
 def triton_kernels():
     """Inside a test, the operations run their Triton kernels on CPU tensors."""
-    interpreter = pytest.importorskip("reca_fast.kernels.interpreter", reason="Triton is not installed")
+    interpreter = pytest.importorskip("reca_fast.kernels.common.interpreter", reason="Triton is not installed")
     with interpreter.interpreting(), kernels("triton"):
         yield
 
@@ -401,8 +401,8 @@ def test_masks_are_weights() -> None:
 def test_no_seed_is_a_kernel_of_its_own() -> None:
     """Triton specialises integers that are 1 or that 16 divides: a step in 16 would compile in the middle of a run."""
     aot = pytest.importorskip("bench.aot", reason="Triton is not installed")
-    from reca_fast.kernels import flow_matching_kernels as flow
-    from reca_fast.kernels import mar_diffusion_kernels as mar
+    from reca_fast.kernels.flow_matching import kernels as flow
+    from reca_fast.kernels.mar_diffusion_loss import kernels as mar
 
     x, t, step, table = torch.zeros(16, 16), torch.zeros(16), torch.zeros(16, dtype=torch.int64), torch.zeros(1000, 8)
     with aot.compiling(90) as hits:

@@ -8,9 +8,9 @@ from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from reca_fast.kernels.backend import kernels
-from reca_fast.kernels.fused_linear_cross_entropy import _loss, _rows, fused_linear_cross_entropy
-from reca_fast.kernels.ragged_matmul import ragged_losses_and_gradients
+from reca_fast.kernels.common.implementation import kernels
+from reca_fast.kernels.fused_linear_cross_entropy.contract import _loss, _rows, fused_linear_cross_entropy
+from reca_fast.kernels.fused_linear_cross_entropy.ragged_matmul import ragged_losses_and_gradients
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -21,7 +21,7 @@ IGNORED = -100
 @pytest.fixture
 def triton_kernels():
     """Inside a test, the row pass runs its Triton kernel on CPU tensors."""
-    interpreter = pytest.importorskip("reca_fast.kernels.interpreter", reason="Triton is not installed")
+    interpreter = pytest.importorskip("reca_fast.kernels.common.interpreter", reason="Triton is not installed")
     with interpreter.interpreting(), kernels("triton"):
         yield
 

@@ -5,18 +5,19 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from reca_fast.kernels import backend, rms_norm, swiglu
+from reca_fast.kernels import rms_norm, swiglu
 
 pytest.importorskip("triton", reason="Triton is not installed")
 pytest.importorskip("liger_kernel", reason="liger-kernel is not installed (pip install reca-fast[peers])")
 
 from liger_kernel.ops import rms_norm as liger_norm
 
-from reca_fast.kernels.backend import tl
-from reca_fast.kernels.interpreter import interpreting
-from reca_fast.kernels.liger import use_liger
-from reca_fast.kernels.rms_norm import _liger as norm_by_liger
-from reca_fast.kernels.swiglu import _liger as swiglu_by_liger
+from reca_fast.kernels.common import implementation
+from reca_fast.kernels.common.implementation import tl
+from reca_fast.kernels.common.interpreter import interpreting
+from reca_fast.kernels.common.liger import use_liger
+from reca_fast.kernels.rms_norm.contract import _liger as norm_by_liger
+from reca_fast.kernels.swiglu.contract import _liger as swiglu_by_liger
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -47,6 +48,6 @@ def test_swiglu() -> None:
 
 def test_fake_tensors_have_nothing_to_launch_for(monkeypatch) -> None:
     """A step at true shapes that allocates nothing takes the plain formulas, on a machine with a GPU too."""
-    monkeypatch.setattr(backend, "_why_not_gpu", lambda device: None)
+    monkeypatch.setattr(implementation, "_why_not_gpu", lambda device: None)
     with FakeTensorMode():
         assert not use_liger(torch.empty(4, 8, device="cuda"))

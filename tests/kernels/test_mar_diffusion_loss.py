@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from reca_fast.kernels import adaln_modulate, mar_diffusion_loss, mar_noise, mar_residual_block
-from reca_fast.kernels.backend import kernels
-from reca_fast.kernels.noise import normal_noise
+from reca_fast.kernels.common.implementation import kernels
+from reca_fast.kernels.common.noise import normal_noise
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RECORDED = Path(__file__).resolve().parents[3] / "shared" / "parity" / "harmon"
@@ -88,7 +88,7 @@ def results(run, args, **options) -> list[Tensor]:
 
 @pytest.fixture
 def triton():
-    interpreter = pytest.importorskip("reca_fast.kernels.interpreter", reason="Triton is not installed")
+    interpreter = pytest.importorskip("reca_fast.kernels.common.interpreter", reason="Triton is not installed")
 
     def run(function, *args, **options):
         with interpreter.interpreting(), kernels("triton"):

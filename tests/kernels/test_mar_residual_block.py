@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reca_fast.kernels import adaln_modulate, gated_residual, mar_residual_block
-from reca_fast.kernels.backend import kernels
+from reca_fast.kernels.common.implementation import kernels
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -79,7 +79,7 @@ def results(run, arguments: list[Tensor]) -> list[Tensor]:
 
 @pytest.fixture
 def triton_results():
-    interpreter = pytest.importorskip("reca_fast.kernels.interpreter", reason="Triton is not installed")
+    interpreter = pytest.importorskip("reca_fast.kernels.common.interpreter", reason="Triton is not installed")
 
     def run(operation, arguments: list[Tensor]) -> list[Tensor]:
         with interpreter.interpreting(), kernels("triton"):

@@ -8,7 +8,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_agrees_with_the_authors(written_case, reca_fast) -> None:
-    interpreter = pytest.importorskip("reca_fast.kernels.interpreter", reason="Triton is not installed")
+    interpreter = pytest.importorskip("reca_fast.kernels.common.interpreter", reason="Triton is not installed")
     with interpreter.interpreting(), kernels("triton"):
         said = reca_fast("verify", written_case, "--attention", "sdpa", "--dtype", "fp32")
     assert said.code == 0, said.out

@@ -12,7 +12,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from bench.gpu_stages import kernels
 from bench.measure import TOLERANCE, disagreement, fresh, under
 from bench.ops import KERNELS, NAMES, load
-from reca_fast.kernels.backend import why_not_triton
+from reca_fast.kernels.common.implementation import why_not_triton
 
 WHY_NOT = why_not_triton(torch.device("cuda")) if torch.cuda.is_available() else "there is no NVIDIA GPU"
 pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))

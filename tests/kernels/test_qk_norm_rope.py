@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from reca_fast.kernels import qk_norm_rope
-from reca_fast.kernels.backend import kernels
+from reca_fast.kernels.common.implementation import kernels
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("q", "k", "dq", "dk", "dq_weight", "dk_weight")
@@ -46,7 +46,7 @@ def exact(args: list[Tensor]) -> list[Tensor]:
 
 @pytest.fixture
 def triton_results():
-    interpreter = pytest.importorskip("reca_fast.kernels.interpreter", reason="Triton is not installed")
+    interpreter = pytest.importorskip("reca_fast.kernels.common.interpreter", reason="Triton is not installed")
 
     def run(args: list[Tensor]) -> list[Tensor]:
         with interpreter.interpreting(), kernels("triton"):
@@ -126,7 +126,7 @@ def test_same_bits_twice(triton_results) -> None:
 def test_only_what_needs_a_gradient(triton_results) -> None:
     q, k, q_weight, k_weight, cos, sin = arguments(3, 2, 1, 16)
     expected = triton_results([q, k, q_weight, k_weight, cos, sin])[2]
-    interpreter = pytest.importorskip("reca_fast.kernels.interpreter", reason="Triton is not installed")
+    interpreter = pytest.importorskip("reca_fast.kernels.common.interpreter", reason="Triton is not installed")
     with interpreter.interpreting(), kernels("triton"):
         out = qk_norm_rope(q, k.detach(), q_weight.detach(), k_weight.detach(), cos, sin)
         draw = torch.Generator().manual_seed(9)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reca_fast.kernels import flow_matching_loss, fused_linear_cross_entropy, mar_diffusion_loss
-from reca_fast.kernels.backend import kernels
+from reca_fast.kernels.common.implementation import kernels
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Loss = Callable[..., Tensor]
@@ -41,7 +41,7 @@ def way(request: pytest.FixtureRequest):
     if request.param == "reference":
         yield
         return
-    interpreter = pytest.importorskip("reca_fast.kernels.interpreter", reason="Triton is not installed")
+    interpreter = pytest.importorskip("reca_fast.kernels.common.interpreter", reason="Triton is not installed")
     with interpreter.interpreting(), kernels("triton"):
         yield
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from reca_fast.kernels import template_concat
-from reca_fast.kernels.backend import kernels
+from reca_fast.kernels.common.implementation import kernels
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MOVING = (
@@ -94,7 +94,7 @@ def ours(a: dict) -> Tensor:
 
 @pytest.fixture
 def triton_results():
-    interpreter = pytest.importorskip("reca_fast.kernels.interpreter", reason="Triton is not installed")
+    interpreter = pytest.importorskip("reca_fast.kernels.common.interpreter", reason="Triton is not installed")
 
     def run(a: dict) -> dict[str, Tensor]:
         with interpreter.interpreting(), kernels("triton"):

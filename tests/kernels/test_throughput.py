@@ -20,7 +20,7 @@ from bench.ops.attention import flex_forward
 from bench.report import draw, show, summary
 from bench.timing import interleaved
 from reca_fast.kernels import varlen_attention
-from reca_fast.kernels.interpreter import interpreting
+from reca_fast.kernels.common.interpreter import interpreting
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QK = load("qk_norm_rope")

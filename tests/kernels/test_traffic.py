@@ -7,7 +7,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from bench.ops import KERNELS, load
 from bench.traffic import counting
-from reca_fast.kernels.backend import kernels, tl, triton
+from reca_fast.kernels.common.implementation import kernels, tl, triton
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,0 +1,143 @@
+"""Variable-length grouped-query attention behind one function, whatever library computes it.
+
+Contract (the same for every backend, and what flash-attn's varlen interface means): the queries of segment i attend to
+the keys of segment i and to nothing else. With `causal`, the last query of a segment sees all of its keys, the one
+before it all but the last, and so on (aligned at the bottom right), so a segment may have more keys than queries: its
+own rows come last.
+
+A query row that sees no key (its segment has none; or `causal` and fewer keys than queries, where the first rows see
+none) has an output of 0, gives its query a gradient of 0, and adds nothing to the gradients of keys and values. Keys
+that no query sees have gradients of 0.
+"""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..common.arguments import expect, expect_floating, expect_index, expect_tensors
+from ..common.transfer import to_device
+from .backends import BACKENDS
+from .segments import blind, bounds
+
+
+class Varlen(NamedTuple):
+    """Segments of one attention call. The longest lengths are host values, which the flash kernels need; xformers and
+    sdpa want every length on the host, so on a GPU these two wait for it.
+    """
+
+    cu_seqlens_q: Tensor  # int32 [n + 1], device of the queries
+    cu_seqlens_k: Tensor  # int32 [n + 1]
+    max_seqlen_q: int
+    max_seqlen_k: int
+    causal: bool
+
+    @classmethod
+    def from_lengths(cls, q_lengths: list[int], k_lengths: list[int], *, causal: bool) -> "Varlen":
+        """Segments with these numbers of queries and keys, on the CPU.
+
+        Raises ValueError for lengths that are no whole numbers >= 0, or whose sum takes more than 31 bits.
+        """
+        for name, lengths in (("q_lengths", q_lengths), ("k_lengths", k_lengths)):
+            for length in lengths:
+                expect_index(name, length)
+            expect(min(lengths, default=0) >= 0, name, "lengths >= 0", lengths)
+            expect(sum(lengths) < 2**31, name, "a sum below 2**31", sum(lengths))
+
+        def cumulate(lengths: list[int]) -> Tensor:
+            return torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+
+        longest_q, longest_k = max(q_lengths, default=0), max(k_lengths, default=0)
+        return cls(cumulate(q_lengths), cumulate(k_lengths), longest_q, longest_k, causal)
+
+    def to(self, device: torch.device | str) -> "Varlen":
+        """The same segments with their offsets on `device`."""
+        q, k = to_device(self.cu_seqlens_q, device), to_device(self.cu_seqlens_k, device)
+        return self._replace(cu_seqlens_q=q, cu_seqlens_k=k)
+
+
+def available_backends(device: torch.device | str, dtype: torch.dtype) -> dict[str, str | None]:
+    """Backend name -> None when it can run there, else the reason why not; in order of preference."""
+    device = torch.device(device)
+    return {name: backend.missing(device, dtype) for name, backend in BACKENDS.items()}
+
+
+def choose_backend(name: str, device: torch.device | str, dtype: torch.dtype) -> str:
+    """The backend for `name`; "auto" takes the first that can run (on a CPU always sdpa, the only fast one there).
+
+    Raises:
+        ValueError: `name` is unknown, or was asked for and cannot run there (with the reason).
+    """
+    device = torch.device(device)
+    if name == "auto" and device.type == "cpu":
+        return "sdpa"
+    if name == "auto":  # probing imports a library, so no further than to the first that can run
+        return next(known for known, backend in BACKENDS.items() if backend.missing(device, dtype) is None)
+    if name not in BACKENDS:
+        raise ValueError(f"attention={name!r}: expected one of {['auto', *BACKENDS]}")
+    reason = BACKENDS[name].missing(device, dtype)
+    if reason is not None:
+        raise ValueError(f"attention={name!r} cannot run on {device} in {dtype}: {reason}")
+    return name
+
+
+def varlen_attention(q: Tensor, k: Tensor, v: Tensor, segments: Varlen, *, backend: str = "sdpa") -> Tensor:
+    """softmax(q k^T / sqrt(D)) v inside each segment.
+
+    Args:
+        q: [Tq, H, D], floating-point.
+        k, v: [Tk, Hkv, D] in the dtype of q, with H a multiple of Hkv; query head h reads key/value head
+            h // (H / Hkv).
+        segments: where each segment begins, and whether it is causal.
+        backend: a name from `choose_backend` (never "auto").
+
+    Returns:
+        [Tq, H, D] in the dtype of q.
+
+    Raises:
+        ValueError: a shape, dtype, device or name that does not fit; the message starts with the argument's name.
+    """
+    _check(q, k, v, segments, backend)
+    if not q.numel() or not segments.max_seqlen_q or not segments.max_seqlen_k:
+        return blind(q, k, v)  # not for the kernels: some cannot launch on nothing
+    q, k, v = (
+        x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v)
+    )  # as they take a head's numbers for granted
+    return BACKENDS[backend].run(q, k, v, *segments)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, segments: Varlen, backend: str) -> None:
+    expect_tensors(q=q, k=k, v=v)
+    expect(q.dim() == 3 and q.shape[1] > 0 and q.shape[2] > 0, "q", "[Tq, H, D] with H and D > 0", q.shape)
+    expect_floating(q.device, q=q, k=k, v=v)
+    if k.dim() != 3 or not k.shape[1] or q.shape[1] % k.shape[1] or k.shape != v.shape or q.shape[2] != k.shape[2]:
+        raise ValueError(
+            f"k, v: expected two [Tk, Hkv, {q.shape[2]}] with Hkv dividing {q.shape[1]}, "
+            f"got {list(k.shape)} and {list(v.shape)}"
+        )
+    for name, x in (("k", k), ("v", v)):
+        if x.dtype != q.dtype:
+            raise ValueError(f"{name}: expected the dtype of q, {q.dtype}, got {x.dtype}")
+    if not isinstance(segments, Varlen):
+        raise ValueError(f"segments: expected a Varlen, got {type(segments).__name__}")
+    for name, x in (("cu_seqlens_q", segments.cu_seqlens_q), ("cu_seqlens_k", segments.cu_seqlens_k)):
+        expect_tensors(**{name: x})
+        if x.dim() != 1 or x.dtype != torch.int32 or x.device != q.device:
+            wanted = f"int32 [segments + 1] on {q.device}"
+            raise ValueError(f"{name}: expected {wanted}, got {x.dtype} {list(x.shape)} on {x.device}")
+    for name, longest in (("max_seqlen_q", segments.max_seqlen_q), ("max_seqlen_k", segments.max_seqlen_k)):
+        if not isinstance(longest, int | torch.SymInt) or longest < 0:
+            raise ValueError(f"{name}: expected the longest length as an int >= 0, got {longest!r}")
+    if not isinstance(segments.causal, bool):
+        raise ValueError(f"causal: expected a bool, got {segments.causal!r}")
+    if type(segments.cu_seqlens_q) is Tensor and q.device.type == "cpu" and not torch.compiler.is_compiling():
+        # Where looking costs nothing, also for the backends that do not look themselves.
+        for name, offsets, longest in zip(
+            ("max_seqlen_q", "max_seqlen_k"), bounds(q, k, *segments[:2]), segments[2:4], strict=True
+        ):
+            least = max((b - a for a, b in pairwise(offsets)), default=0)
+            if longest < least:
+                raise ValueError(f"{name}: expected at least {least}, the longest length, got {longest}")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {list(BACKENDS)}, got {backend!r}")

@@ -1,0 +1,87 @@
+"""Attention on a CPU: torch's fused kernel, segment by segment, as one operation for the compiler.
+
+Opaque to the compiler, so that other segment lengths never recompile.
+"""
+
+import torch
+from torch import Tensor
+
+from .segments import fold, fold_mask, unfold, visible_segments
+
+
+@torch.library.custom_op("reca_fast::varlen_attention_cpu", mutates_args=(), device_types="cpu")
+def cpu_attention(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    """The output [Tq, H, D] and the log-sum-exp [Tq * H], folded segment after segment.
+
+    Rows that see no key stay zero, and neither pass reads their log-sum-exp.
+    """
+    heads, kv_heads = q.shape[1], k.shape[1]
+    out = q.new_zeros(q.shape)
+    lse = q.new_zeros(q.shape[0] * heads, dtype=torch.promote_types(q.dtype, torch.float32))
+    for q0, q1, k0, k1 in visible_segments(q, k, cu_q, cu_k, causal):
+        mask = fold_mask(q1 - q0, k1 - k0, heads // kv_heads, causal, q)
+        keys, values = (x[k0:k1].transpose(0, 1).unsqueeze(0) for x in (k, v))
+        part, part_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            fold(q[q0:q1], kv_heads), keys, values, attn_mask=mask
+        )
+        out[q0:q1] = unfold(part, q1 - q0)
+        lse[q0 * heads : q1 * heads] = part_lse.flatten()
+    return out, lse
+
+
+@cpu_attention.register_fake
+def _(q, k, v, cu_q, cu_k, causal):
+    return q.new_empty(q.shape), q.new_empty(q.shape[0] * q.shape[1], dtype=torch.promote_types(q.dtype, torch.float32))
+
+
+@torch.library.custom_op("reca_fast::varlen_attention_cpu_backward", mutates_args=(), device_types="cpu")
+def _cpu_attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_q: Tensor,
+    cu_k: Tensor,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    heads, kv_heads = q.shape[1], k.shape[1]
+    # Zero where no key is seen, or no query sees the key.
+    grad_q, grad_k, grad_v = (x.new_zeros(x.shape) for x in (q, k, v))
+    for q0, q1, k0, k1 in visible_segments(q, k, cu_q, cu_k, causal):
+        mask = fold_mask(q1 - q0, k1 - k0, heads // kv_heads, causal, q)
+        keys, values = (x[k0:k1].transpose(0, 1).unsqueeze(0) for x in (k, v))
+        part_lse = lse[q0 * heads : q1 * heads].view(1, kv_heads, -1)
+        dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            fold(grad[q0:q1], kv_heads),
+            fold(q[q0:q1], kv_heads),
+            keys,
+            values,
+            fold(out[q0:q1], kv_heads),
+            part_lse,
+            0.0,
+            False,
+            attn_mask=mask,
+        )
+        grad_q[q0:q1] = unfold(dq, q1 - q0)
+        grad_k[k0:k1], grad_v[k0:k1] = dk[0].transpose(0, 1), dv[0].transpose(0, 1)
+    return grad_q, grad_k, grad_v
+
+
+@_cpu_attention_backward.register_fake
+def _(grad, q, k, v, out, lse, cu_q, cu_k, causal):
+    return tuple(x.new_empty(x.shape) for x in (q, k, v))
+
+
+def _save(ctx, inputs, output):
+    q, k, v, cu_q, cu_k, ctx.causal = inputs
+    ctx.save_for_backward(q, k, v, *output, cu_q, cu_k)
+
+
+def _backward(ctx, grad_out, grad_lse):
+    grads = _cpu_attention_backward(grad_out.contiguous(), *ctx.saved_tensors, ctx.causal)
+    return (*grads, None, None, None)
+
+
+cpu_attention.register_autograd(_backward, setup_context=_save)

@@ -1,0 +1,153 @@
+"""The row pass of `fused_linear_cross_entropy`: loss of a row of logits, and its gradient written over the logits.
+
+One program per row. A row of up to 8192 classes is held in registers: one read, one write. A longer one is read
+twice, in blocks, and written once. The rows of the buffer are padded to `width`, a multiple of 64 classes:
+masks compare with that, so every access is 128 bits wide although the vocabulary may be odd; what stands in the
+padding is replaced by -inf after it was loaded, and zeros are written there.
+"""
+
+import torch
+from torch import Tensor
+
+from ..common.implementation import LAUNCH, tl, triton
+
+ON_CHIP = 8192  # classes that one program keeps in registers
+
+
+@triton.jit
+def _logits(logits_ptr, bias_ptr, columns, width, classes):
+    x = tl.load(logits_ptr + columns, mask=columns < width, other=0.0).to(tl.float32)
+    if bias_ptr is not None:
+        x += tl.load(bias_ptr + columns, mask=columns < width, other=0.0)
+    return tl.where(columns < classes, x, -float("inf"))
+
+
+@triton.jit
+def _gradient(x, columns, width, classes, top, log_total, target, scale, per_probability, on_target, on_each):
+    """scale * d loss / d logits; zero in the padding, whose x is -inf."""
+    gradient = tl.exp((x - top) - log_total) * per_probability - on_each
+    gradient = tl.where(columns == target, gradient - on_target, gradient)
+    return tl.where(columns < classes, gradient * scale, 0.0)
+
+
+@triton.jit
+def cross_entropy_rows_kernel(
+    logits_ptr,
+    bias_ptr,  # [width] fp32, or None
+    labels_ptr,  # [rows] int64, ids of the whole vocabulary
+    scale_ptr,  # [rows], d (total loss) / d (loss of the row); None where no gradient is wanted
+    count_ptr,  # number of rows, on the device; or None: as many as programs
+    losses_ptr,  # [rows] fp32
+    first_row,
+    start,  # first class
+    classes,
+    width,
+    row_stride,
+    scale_stride,
+    smoothing,
+    z_loss,
+    SMOOTHING: tl.constexpr,
+    ON_CHIP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    if count_ptr is not None:  # noqa: SIM102
+        if first_row + row >= tl.load(count_ptr):
+            return
+    row_ptr = logits_ptr + row * row_stride
+    target = tl.load(labels_ptr + row) - start
+    inside = (target >= 0) & (target < classes)
+    at_target = tl.load(row_ptr + target, mask=inside, other=0.0).to(tl.float32)
+    if bias_ptr is not None:
+        at_target += tl.load(bias_ptr + target, mask=inside, other=0.0)
+    at_target = tl.where(inside, at_target, float("nan"))  # an impossible label must not pass for a loss
+    columns = tl.arange(0, BLOCK)
+    if ON_CHIP:
+        x = _logits(row_ptr, bias_ptr, columns, width, classes)
+        top = tl.max(x)
+        total = tl.sum(tl.exp(x - top))
+        if SMOOTHING:
+            above_target = tl.sum(tl.where(columns < classes, x - at_target, 0.0))
+    else:
+        top = tl.full([], -float("inf"), tl.float32)
+        total = tl.full([], 0.0, tl.float32)
+        above_target = tl.full([], 0.0, tl.float32)
+        for begin in range(0, width, BLOCK):
+            x = _logits(row_ptr, bias_ptr, begin + columns, width, classes)
+            higher = tl.maximum(top, tl.max(x))
+            safe = tl.where(higher == -float("inf"), 0.0, higher)
+            total = total * tl.exp(top - safe) + tl.sum(tl.exp(x - safe))
+            top = higher
+            if SMOOTHING:
+                above_target += tl.sum(tl.where(begin + columns < classes, x - at_target, 0.0))
+    # Differences first: logsumexp alone would be rounded to the magnitude of the logits.
+    log_total = tl.log(total)
+    lse = top + log_total
+    loss = log_total + (top - at_target) + z_loss * lse * lse
+    if SMOOTHING:
+        loss -= smoothing / classes * above_target
+    tl.store(losses_ptr + row, loss)
+    if scale_ptr is not None:
+        scale = tl.load(scale_ptr + row * scale_stride).to(tl.float32)
+        scale = tl.where(inside, scale, float("nan"))
+        per_probability = 1.0 + 2.0 * z_loss * lse
+        on_target = 1.0 - smoothing
+        on_each = smoothing / classes
+        if ON_CHIP:
+            gradient = _gradient(
+                x, columns, width, classes, top, log_total, target, scale, per_probability, on_target, on_each
+            )
+            tl.store(row_ptr + columns, gradient.to(logits_ptr.dtype.element_ty), mask=columns < width)
+        else:
+            for begin in range(0, width, BLOCK):
+                here = begin + columns
+                x = _logits(row_ptr, bias_ptr, here, width, classes)
+                gradient = _gradient(
+                    x, here, width, classes, top, log_total, target, scale, per_probability, on_target, on_each
+                )
+                tl.store(row_ptr + here, gradient.to(logits_ptr.dtype.element_ty), mask=here < width)
+
+
+def launch_cross_entropy_rows(
+    buffer: Tensor,
+    classes: int,
+    bias: Tensor | None,
+    labels: Tensor,
+    scale: Tensor | None,
+    start: int,
+    smoothing: float,
+    z_loss: float,
+    count: Tensor | None = None,
+    first_row: int = 0,
+) -> Tensor:
+    """Losses [rows] of the logits in `buffer` [rows, width]; with `scale` [rows] the buffer becomes their gradient.
+
+    `bias` is [width] in fp32. With `count`, a number on the device, only rows before it (counted from `first_row`)
+    are touched.
+    """
+    rows, width = buffer.shape
+    losses = buffer.new_empty(rows, dtype=torch.float32)
+    on_chip = width <= ON_CHIP
+    block = max(64, triton.next_power_of_2(width)) if on_chip else ON_CHIP // 2 if bias is not None else ON_CHIP
+    cross_entropy_rows_kernel[(rows,)](
+        buffer,
+        bias,
+        labels.contiguous(),
+        scale,
+        count,
+        losses,
+        first_row,
+        start,
+        classes,
+        width,
+        buffer.stride(0),
+        0 if scale is None else scale.stride(0),
+        smoothing,
+        z_loss,
+        SMOOTHING=smoothing > 0,
+        ON_CHIP=on_chip,
+        BLOCK=block,
+        num_warps=16 if block >= 4096 else 8 if block >= 2048 else 4,
+        **LAUNCH,
+    )
+    return losses

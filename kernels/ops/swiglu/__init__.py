@@ -1,0 +1,5 @@
+"""silu(gate) * up."""
+
+from .contract import swiglu
+
+__all__ = ["swiglu"]

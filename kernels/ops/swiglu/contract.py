@@ -1,0 +1,64 @@
+"""silu(gate) * up, keeping only its two inputs for the backward pass (the stock expression keeps silu(gate) as
+well).
+
+There is no kernel of ours: Liger's reads and writes everything once each way, which is the minimum, because its
+backward pass writes the gradients over gate and up. So it runs only where the caller gives them up
+(`reuse_inputs=True`), on a GPU, when `liger_kernel` can be imported and `use_kernels` does not say "reference".
+"""
+
+from importlib import import_module
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..common.arguments import expect_floating, expect_tensors
+from ..common.liger import use_liger
+from ..common.own_memory import times
+
+
+class _SwiGLU(torch.autograd.Function):
+    """Both passes need no memory beyond their results (see common/own_memory.py for what torch.compile is given)."""
+
+    @staticmethod
+    def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return times(F.silu(gate), up)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        grad_gate = grad * up
+        if torch.compiler.is_compiling():
+            grad_gate = torch.ops.aten.silu_backward(grad_gate, gate)
+        else:
+            torch.ops.aten.silu_backward.grad_input(grad_gate, gate, grad_input=grad_gate)
+        return grad_gate, times(F.silu(gate), grad)
+
+
+def swiglu(gate: Tensor, up: Tensor, *, reuse_inputs: bool = False) -> Tensor:
+    """silu(gate) * up.
+
+    Args:
+        gate, up: [..., I] of one floating dtype.
+        reuse_inputs: the backward pass may overwrite gate and up. For projections that nobody else reads.
+
+    Returns:
+        [..., I].
+
+    Raises:
+        ValueError: a shape, dtype or device that does not fit; the message starts with the argument's name.
+    """
+    expect_tensors(gate=gate, up=up)
+    if gate.shape != up.shape:
+        raise ValueError(f"up: expected the shape of gate, {list(gate.shape)}, got {list(up.shape)}")
+    expect_floating(gate.device, gate=gate, up=up)
+    if gate.dtype != up.dtype:
+        raise ValueError(f"up: expected the dtype of gate, {gate.dtype}, got {up.dtype}")
+    if reuse_inputs and use_liger(gate, up):
+        return _liger(gate, up)
+    return _SwiGLU.apply(gate, up)
+
+
+def _liger(gate: Tensor, up: Tensor) -> Tensor:
+    return import_module("liger_kernel.ops.swiglu").LigerSiLUMulFunction.apply(gate, up)
