@@ -33,10 +33,11 @@ MAY_IMPORT = {
     "checkpoints": FREE,
     "models": FREE | {"kernels", "objectives", "data"},
     "hardware": {"errors"},
+    "verify": FREE,
     "evaluation": FREE | {"data", "models"},
     "train": FREE
     | {"kernels", "objectives", "data", "optim", "memory", "checkpoints", "models", "evaluation", "hardware"},
-    "cli": FREE | {"kernels", "data", "checkpoints", "models", "evaluation", "hardware", "train"},
+    "cli": FREE | {"kernels", "data", "checkpoints", "models", "evaluation", "hardware", "verify", "train"},
     "demo": FREE | {"data", "models", "evaluation", "train", "cli"},
     "__main__": {"cli"},
 }

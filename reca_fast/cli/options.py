@@ -21,6 +21,11 @@ PRESET_HELP = (
     "Settings of the authors' scripts under one name, which the options below override: geneval, dpg, wise, app, "
     "notebook (RECA's text to image), notebook-reconstruct (RECA's picture to picture)"
 )
+RENAMED: dict[str, str] = {}
+"""Options and groups of options that had another name in an earlier version: old dotted name -> new dotted name.
+
+The old name is refused with a sentence that tells the new one, on the command line and in a recipe.
+"""
 T = TypeVar("T")
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -47,6 +52,9 @@ class OptionParser(ArgumentParser):
         return [name[2:] for name in self._option_string_actions if name.startswith("--")]
 
     def unknown(self, name: str) -> UserError:
+        """The refusal of a name that is no option; it tells the new name of a renamed one, or else the nearest."""
+        if (new := new_name(name)) is not None:
+            return UserError(f"The option {name!r} is now called {new!r}; write the new name.")
         return UserError(f"Unknown option {name!r}.{suggestion(name, self.options())}")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -63,6 +71,17 @@ class OptionParser(ArgumentParser):
         for kind, words in KINDS.items():
             text = re.sub(rf"Expected an? {kind}\b", f"Expected {words}", text)
         raise UserError(f"{text}.")
+
+
+def new_name(name: str) -> str | None:
+    """What an option of an earlier version is called today, or None when it was never renamed.
+
+    A renamed group renames every option in it: with {"data.a": "data.b"} in `RENAMED`, data.a.x is now data.b.x.
+    """
+    for old, new in RENAMED.items():
+        if name == old or name.startswith(f"{old}."):
+            return new + name.removeprefix(old)
+    return None
 
 
 def option_names(kind: Any, prefix: str = "") -> Iterator[tuple[str, bool]]:

@@ -58,6 +58,7 @@ def _verify_case(folder: Path, options: VerifyOptions) -> int:
     from safetensors.torch import save_file
 
     from reca_fast.models.bagel.parity import expected, read_case, replay_all, tolerance
+    from reca_fast.verify.compare import compare
 
     dtype = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}[options.dtype]
     case = read_case(folder)
@@ -76,23 +77,13 @@ def _verify_case(folder: Path, options: VerifyOptions) -> int:
             raise UserError(f"{options.out} cannot be written: {error}.") from None
 
     wanted = expected(case)
-    failed = []
-    for name, reference in wanted.items():
-        ours = got.get(name)
-        if ours is None or ours.shape != reference.shape:
-            failed.append(name)
-            found = "not computed" if ours is None else f"{list(ours.shape)}, not {list(reference.shape)}"
-            print(f"FAIL  {name}  {found}")
-            continue
-        difference, largest = (ours.double() - reference.double()).abs(), reference.double().abs()
-        distance = difference.max() / largest.max().clamp(min=1e-30) if reference.numel() else torch.zeros(())
-        limit = tolerance(name, dtype)
-        ok = bool(distance <= limit)
-        failed += [] if ok else [name]
-        print(f"{'ok' if ok else 'FAIL':<5} {name}  {list(reference.shape)}  {distance:.2e} (limit {limit:.0e})")
     if not wanted:
         print(f"{len(got)} tensors computed; the case holds no expected ones to compare them with.")
         return 0
-    verdict = "all agree" if not failed else f"{len(failed)} DISAGREE, first {failed[0]}"
-    print(f"{folder.name}: {len(wanted)} tensors, attention={options.attention}, {options.dtype}: {verdict}.")
+    verdicts = compare(wanted, got, lambda name: tolerance(name, dtype))
+    for verdict in verdicts:
+        print(verdict)
+    failed = [verdict.name for verdict in verdicts if not verdict.agrees]
+    conclusion = "all agree" if not failed else f"{len(failed)} DISAGREE, first {failed[0]}"
+    print(f"{folder.name}: {len(wanted)} tensors, attention={options.attention}, {options.dtype}: {conclusion}.")
     return 1 if failed else 0

@@ -22,8 +22,9 @@ from reca_fast.checkpoints import CheckpointStore
 from reca_fast.cli import VERBS, main
 from reca_fast.cli.generate import GenerateOptions, read_prompts
 from reca_fast.cli.habits import MEANT
-from reca_fast.cli.options import option_names, parse
+from reca_fast.cli.options import RENAMED, option_names, parse
 from reca_fast.cli.recipe import SHIPPED
+from reca_fast.cli.reconstruct import ReconstructOptions
 from reca_fast.cli.verify import VerifyOptions
 from reca_fast.config import RunConfig
 from reca_fast.errors import did_you_mean
@@ -319,6 +320,30 @@ def test_a_path_with_nul_in_a_recipe(option, reca_fast, tmp_path) -> None:
 )
 def test_habits_of_other_trainers(typed, meant, reca_fast) -> None:
     assert f"Unknown option {typed!r}. Did you mean {meant!r}?" in reca_fast("train", f"--{typed}", "1").err
+
+
+OLD = {"step_count": "steps", "data.random_seed": "data.seed", "data.small": "data.tasks"}
+
+
+@pytest.mark.parametrize(("old", "new"), [*OLD.items(), ("data.small.reca", "data.tasks.reca")])
+def test_an_old_name_is_refused_with_the_new_one(old, new, reca_fast, tmp_path, monkeypatch) -> None:
+    """Old names of two options and a group, made up for this test."""
+    monkeypatch.setattr("reca_fast.cli.options.RENAMED", OLD)
+    sentence = f"reca-fast: The option {old!r} is now called {new!r}; write the new name.\n"
+    assert reca_fast("train", f"--{old}", "1").sentence == sentence
+    assert reca_fast("train", f"--{old}=1").sentence == sentence
+    value = "1" if old != "data.small" else "{reca: 1}"
+    for part in reversed(old.split(".")):
+        value = f"{{{part}: {value}}}"
+    (tmp_path / "mine.yaml").write_text(value)
+    told = reca_fast("train", "--config", tmp_path / "mine.yaml").sentence
+    assert told == sentence or (old == "data.small.reca" and "'data.small' is now called 'data.tasks'" in told)
+
+
+def test_every_new_name_is_an_option() -> None:
+    options = {name for kind in (RunConfig, GenerateOptions, ReconstructOptions) for name, _ in option_names(kind)}
+    names = options | {name.rpartition(".")[0] for name in options}
+    assert set(RENAMED.values()) <= names and not RENAMED.keys() & names
 
 
 # What is nobody's mistake

@@ -1,0 +1,1 @@
+"""Are our numbers the recorded numbers? `compare` judges computed tensors against recorded ones."""
