@@ -4,6 +4,7 @@ runs in processes of their own.
 
 import json
 import multiprocessing
+import os
 import re
 import runpy
 import socket
@@ -18,40 +19,32 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.places import RECORDED, WRITTEN
+from tests.places import BAGEL
 
 sys.path.append(str(Path(sys.prefix) / "xformers"))  # where `make test` puts it: out of everybody else's sight
+MORE_CASES = os.environ.get("RECA_FAST_PARITY_CASES")
+"""A folder of further parity cases, for whoever has some; every test that replays a case replays them too."""
 CASES = [
-    RECORDED / "bagel" / "case_a",
-    RECORDED / "bagel" / "case_b",
-    WRITTEN / "gqa4_single_row",
-    WRITTEN / "mha_joint",
-    WRITTEN / "wide_head_drops",
+    config.parent for place in (BAGEL, MORE_CASES) if place for config in sorted(Path(place).glob("*/config.json"))
 ]
-
-
-def _need(folder: Path) -> Path:
-    if not (folder / "config.json").exists():
-        pytest.skip(f"the recorded parity case {folder.name} is not here (looked in {folder.parent})")
-    return folder
 
 
 @pytest.fixture(params=CASES, ids=lambda folder: folder.name)
 def case_folder(request: pytest.FixtureRequest) -> Path:
-    """Every parity case, one after another; a recorded one that is absent skips."""
-    return _need(request.param)
+    """Every parity case of BAGEL, one after another; not to be written to."""
+    return request.param
 
 
 @pytest.fixture
 def written_case() -> Path:
-    """One case that is always here, with a joint run; not to be written to."""
-    return WRITTEN / "mha_joint"
+    """A small case with a joint run, computed by the scatter reference; not to be written to."""
+    return BAGEL / "mha_joint"
 
 
 @pytest.fixture
 def recorded_case() -> Path:
-    """The recorded case with several pictures and a joint run; not to be written to."""
-    return _need(RECORDED / "bagel" / "case_b")
+    """The case with several pictures and a joint run, recorded from the authors' code; not to be written to."""
+    return BAGEL / "recorded_joint"
 
 
 @pytest.fixture(scope="session")

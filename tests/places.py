@@ -4,7 +4,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURES = ROOT / "tests" / "fixtures"
-RECORDED = ROOT.parent / "shared" / "parity"
-"""Cases recorded from the authors' code."""
-WRITTEN = FIXTURES / "parity"
-"""Cases that `bench/make_case.py` wrote."""
+PARITY = FIXTURES / "parity"
+"""A folder per model; fixtures/parity/README.md says what every case is and how it was made."""
+BAGEL = PARITY / "bagel"
+"""BAGEL's cases, folders that `reca-fast verify` replays."""

@@ -10,16 +10,16 @@ from safetensors.torch import load_file
 from bench.make_case import make_case
 from bench.random_pack import Sample
 from bench.scatter_reference import ScatterBagel
-from tests.places import RECORDED, WRITTEN
+from tests.places import BAGEL
 
 RUNS = [
-    (RECORDED / "bagel" / "case_a", ""),
-    (RECORDED / "bagel" / "case_b", ""),
-    (RECORDED / "bagel" / "case_b", "_joint"),
-    (WRITTEN / "mha_joint", ""),
-    (WRITTEN / "mha_joint", "_joint"),
-    (WRITTEN / "gqa4_single_row", ""),
-    (WRITTEN / "wide_head_drops", ""),
+    (BAGEL / "recorded_pixels", ""),
+    (BAGEL / "recorded_joint", ""),
+    (BAGEL / "recorded_joint", "_joint"),
+    (BAGEL / "mha_joint", ""),
+    (BAGEL / "mha_joint", "_joint"),
+    (BAGEL / "gqa4_single_row", ""),
+    (BAGEL / "wide_head_drops", ""),
 ]
 VARIANTS = [("generic", False), ("generic", True), ("fused", False), ("fused", True)]
 
@@ -33,16 +33,10 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def need(folder: Path) -> Path:
-    if not (folder / "config.json").exists():
-        pytest.skip(f"the recorded parity case {folder.name} is not here (looked in {folder.parent})")
-    return folder
-
-
 @pytest.mark.parametrize(("kernel", "checkpointing"), VARIANTS)
 @pytest.mark.parametrize(("folder", "run"), RUNS, ids=lambda value: getattr(value, "name", value) or "reca")
 def test_reproduces_case(folder: Path, run: str, kernel: str, checkpointing: bool) -> None:
-    config = json.loads((need(folder) / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
     expected = load_file(folder / f"expected{run}.safetensors")
     facts = json.loads((folder / f"expected{run}.json").read_text())
     model = ScatterBagel(config, freeze_und=facts["freeze_und"], kernel=kernel, checkpointing=checkpointing)
@@ -70,7 +64,7 @@ def test_layer_routes_by_gather_and_scatter() -> None:
     """The style that the benchmark stands for: 17 gathers and 21 row assignments per layer forward."""
     from torch.profiler import profile
 
-    folder = WRITTEN / "gqa4_single_row"
+    folder = BAGEL / "gqa4_single_row"
     model = ScatterBagel(json.loads((folder / "config.json").read_text()))
     inputs = load_file(folder / "inputs.safetensors")
     with profile() as shallow:
@@ -88,7 +82,7 @@ def layout(folder: Path, file: str) -> dict[str, tuple[torch.dtype, int]]:
 
 
 def test_written_case_has_recorded_layout(tmp_path: Path) -> None:
-    recorded = need(RECORDED / "bagel" / "case_b")
+    recorded = BAGEL / "recorded_joint"
     samples = [
         Sample(3, (28, 14), (16, 32)),
         Sample(2, (14, 14), (32, 16)),

@@ -24,9 +24,9 @@ from reca_fast.data.images import (
     target_size,
     to_model_range,
 )
-from tests.places import RECORDED
+from tests.places import BAGEL
 
-CASE_A = RECORDED / "bagel" / "case_a"
+RECORDED = BAGEL / "recorded_pixels"
 
 
 def encoded(picture: Image.Image, kind: str = "JPEG", **options) -> bytes:
@@ -337,10 +337,9 @@ def test_all_256_values_have_the_authors_bits() -> None:
     assert to_model_range(levels, torch.bfloat16).dtype == torch.bfloat16
 
 
-@pytest.mark.skipif(not CASE_A.is_dir(), reason="the recorded case is not beside this checkout")
 def test_exact_pixels_equal_the_recorded_run() -> None:
-    inputs = load_file(CASE_A / "inputs.safetensors")
-    settings = json.loads((CASE_A / "config.json").read_text())
+    inputs = load_file(RECORDED / "inputs.safetensors")
+    settings = json.loads((RECORDED / "config.json").read_text())
     source = inputs["image.0.uint8_hwc"]
 
     def resized(name: str) -> torch.Tensor:

@@ -23,10 +23,8 @@ from safetensors.torch import load_file, save_file
 from reca_fast.config import DataConfig, ModelConfig, OptimConfig, ResizeConfig, RunConfig, SamplingConfig, settings
 from reca_fast.errors import UserError
 from reca_fast.train.saved import find_saved
-from tests.places import ROOT
 
 running = importlib.import_module("reca_fast.train.run")
-FUZZED = sorted((ROOT.parent / "shared" / "cases" / "fuzz").glob("*run_state.json"))
 JOINT = {"loss.t2i", "loss.i2t", "data.tasks.t2i", "data.tasks.i2t"}
 """Settings that mean something only where all tasks are trained."""
 ELSEWHERE = {
@@ -326,19 +324,24 @@ def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
             yield from places(entry, (*path, key))
 
 
-def test_odd_values_in_a_saved_state_are_one_sentence(begun, configured, tmp_path):
-    """With checksums that fit, as somebody who means it could write them; `None` here means without the entry."""
-    from reca_fast.checkpoints import CheckpointStore
-
-    before, _ = begun(False)
-    (folder,) = (before / "checkpoints").iterdir()
-    state, chance = json.loads((folder / "run_state.json").read_text()), random.Random(0)
+def saved_by(run: Path) -> tuple[dict[str, Any], dict[str, dict]]:
+    """State and tensors of a run's only checkpoint, as they are given to the store that saves them."""
+    (folder,) = (run / "checkpoints").iterdir()
+    state = json.loads((folder / "run_state.json").read_text())
     del state["files"]
     tensors: dict[str, dict] = {}
     with safe_open(folder / "shard-00000.safetensors", "pt") as file:
         for name in file.keys():  # noqa: SIM118 (not a dict)
             section, _, rest = name.partition(".")
             tensors.setdefault(section, {})[rest] = file.get_tensor(name)
+    return state, tensors
+
+
+def test_odd_values_in_a_saved_state_are_one_sentence(begun, configured, tmp_path):
+    """With checksums that fit, as somebody who means it could write them; `None` here means without the entry."""
+    from reca_fast.checkpoints import CheckpointStore
+
+    (state, tensors), chance = saved_by(begun(False)[0]), random.Random(0)
     ends: Counter[str] = Counter()
     for place in (where for where in places(state) if where[0] != "config" or chance.random() < 0.2):
         changed, value = json.loads(json.dumps(state)), chance.choice(ODD)
@@ -361,13 +364,48 @@ def test_odd_values_in_a_saved_state_are_one_sentence(begun, configured, tmp_pat
     assert ends["refused"] > 2 * ends["went on"] > 0, ends  # a free setting, a key of an example
 
 
-@pytest.mark.parametrize("case", FUZZED or ["none"], ids=lambda case: getattr(case, "name", case))
-def test_recorded_odd_states(case, begun, configured, tmp_path):
-    if case == "none":
-        pytest.skip("the recorded states are not here (looked in shared/cases/fuzz beside the repository)")
+BROKEN_STATES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "a number of numpy's generator is missing": (
+        lambda s: s["generators"][0]["numpy"][1].pop(395),
+        "step-0000001 is damaged",
+    ),
+    "a number of numpy's generator is a word": (lambda s: put_at(s["generators"][0]["numpy"][1], 518, "20"), "numpy"),
+    "a number of numpy's generator has 33 bits": (
+        lambda s: put_at(s["generators"][0]["numpy"][1], 251, 2**32),
+        "numpy",
+    ),
+    "a number of Python's generator is missing": (
+        lambda s: s["generators"][0]["python"][1].pop(480),
+        "step-0000001 is damaged",
+    ),
+    "a position in the data is a word": (lambda s: s["lanes"]["0"]["next"].update(position="8"), "position"),
+}
+
+
+def put_at(numbers: list[Any], index: int, value: Any) -> None:
+    numbers[index] = value
+
+
+@pytest.mark.parametrize("fault", BROKEN_STATES)
+def test_a_broken_state_is_refused(fault, begun, configured, tmp_path):
+    """As somebody who edits run_state.json could write it: every checksum fits."""
+    from reca_fast.checkpoints import CheckpointStore
+
+    state, tensors = saved_by(begun(False)[0])
+    damage, named = BROKEN_STATES[fault]
+    damage(state)
+    CheckpointStore(tmp_path / "run" / "checkpoints").save(1, tensors, state)
+    with pytest.raises(UserError, match=named):
+        running.run(configured(tmp_path / "run", False))
+
+
+def test_a_state_without_its_checksum_is_damage(begun, configured, tmp_path):
+    """run_state.json of another run, put into a checkpoint's folder: also where checksums are not verified."""
     shutil.copytree(begun(False)[0], tmp_path / "run")
     (folder,) = (tmp_path / "run" / "checkpoints").iterdir()
-    shutil.copyfile(case, folder / "run_state.json")
+    state = json.loads((folder / "run_state.json").read_text())
+    del state["files"]
+    (folder / "run_state.json").write_text(json.dumps(state))
     for verify in (True, False):
         config = configured(tmp_path / "run", False)
         config.verify_checkpoint = verify

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from reca_fast.kernels import available_backends
 from reca_fast.models.bagel.layers import MoTLayer
+from tests.places import BAGEL
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -83,9 +84,9 @@ def test_out_without_expected_files(case_folder, reca_fast, tmp_path) -> None:
     assert ("joint/scalar/ce" in written) == ("joint/scalar/ce" in wanted)
 
 
-def test_out_of_recorded_pictures(recorded_case, reca_fast, tmp_path) -> None:
+def test_out_of_recorded_pictures(reca_fast, tmp_path) -> None:
     """The case with raw pixels also checks both resizes to the bit, the VAE's moments and the sampled latents."""
-    case = recorded_case.parent / "case_a"
+    case = BAGEL / "recorded_pixels"
     said = reca_fast("verify", case, "--out", tmp_path / "out.safetensors")
     assert said.code == 0
     recorded, got = load_file(case / "inputs.safetensors"), load_file(tmp_path / "out.safetensors")

@@ -27,10 +27,9 @@ from reca_fast.models.parts.kl_vae import (
     save_vae,
     unpatchify_latents,
 )
-from tests.places import RECORDED
+from tests.places import BAGEL
 
-CASE = RECORDED / "bagel" / "case_a"
-needs_case = pytest.mark.skipif(not CASE.is_dir(), reason="the recorded parity cases are not beside this checkout")
+CASE = BAGEL / "recorded_pixels"
 TINY = VAEConfig(ch=32, ch_mult=(1, 1, 2), num_res_blocks=1, z_channels=4)
 
 
@@ -40,7 +39,6 @@ def tiny() -> VAE:
     return VAE(TINY).requires_grad_(False).eval()
 
 
-@needs_case
 def test_recorded_moments_and_latents() -> None:
     config = VAEConfig.from_dict(json.loads((CASE / "config.json").read_text())["vae_config"])
     vae = load_vae(CASE / "ae.safetensors", config)
