@@ -3,7 +3,6 @@ and gradients recorded from the authors' code.
 """
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +13,9 @@ from torch import Tensor
 from reca_fast.kernels import adaln_modulate, mar_diffusion_loss, mar_noise, mar_residual_block
 from reca_fast.kernels.common.implementation import kernels
 from reca_fast.kernels.common.noise import normal_noise
+from tests.places import PARITY
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-RECORDED = Path(__file__).resolve().parents[3] / "shared" / "parity" / "harmon"
 
 PORTION = torch.arange(1001, dtype=torch.float64) / 1000
 CURVE = torch.cos(math.pi / 2 * (PORTION + 0.008) / 1.008) ** 2
@@ -287,19 +286,16 @@ def test_more_errors() -> None:
 
 
 @pytest.mark.parametrize("task", ["recon", "text2image"])
-@pytest.mark.parametrize("case", ["case_a", "case_b"])
+@pytest.mark.parametrize("case", ["a", "b"])
 def test_recorded_denoiser_and_loss(case, task) -> None:
     """The authors' row losses from their conditions, noise and weights, through our blocks; and a gradient."""
-    folder = RECORDED / case
-    if not folder.exists():
-        pytest.skip(f"the recorded parity case {case} is not here (looked in {RECORDED})")
-    inputs, expected = (load_file(folder / f"{name}.safetensors") for name in ("inputs", "expected"))
+    recorded = load_file(PARITY / "harmon" / f"diffusion_loss_{case}.safetensors")
     prefix = "mar.diffloss.net."
-    net = {name.removeprefix(prefix): x for name, x in load_file(folder / "weights.safetensors").items()}
+    net = {name.removeprefix(prefix): x for name, x in recorded.items() if name.startswith(prefix)}
     watched = net["final_layer.linear.weight"].requires_grad_()
-    timesteps, noise, mask = (inputs[f"{task}.{name}"] for name in ("timesteps", "noise", "mask"))
+    timesteps, noise, mask = (recorded[f"{task}.{name}"] for name in ("timesteps", "noise", "mask"))
     repeats = len(timesteps) // mask.numel()
-    latents, z = (expected[x].flatten(0, 1).repeat(repeats, 1) for x in ("latent_tokens", f"{task}.z"))
+    latents, z = (recorded[x].flatten(0, 1).repeat(repeats, 1) for x in ("latent_tokens", f"{task}.z"))
 
     def linear(x: Tensor, name: str) -> Tensor:
         return F.linear(x, net[f"{name}.weight"], net[f"{name}.bias"])
@@ -316,9 +312,9 @@ def test_recorded_denoiser_and_loss(case, task) -> None:
     prediction = linear(adaln_modulate(a, shift, scale), "final_layer.linear")
     rows = mar_diffusion_loss(prediction, latents, timesteps, noise=noise, reduction="none")
     loss = mar_diffusion_loss(prediction, latents, timesteps, noise=noise, row_weight=mask.flatten().repeat(repeats))
-    torch.testing.assert_close(rows, expected[f"{task}.row_loss"], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(loss, expected[f"{task}.loss"].squeeze(), rtol=1e-5, atol=0)
-    recorded = expected.get(f"{task}.grad.{prefix}final_layer.linear.weight")
-    if recorded is not None:
+    torch.testing.assert_close(rows, recorded[f"{task}.row_loss"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loss, recorded[f"{task}.loss"].squeeze(), rtol=1e-5, atol=0)
+    gradient = recorded.get(f"{task}.grad.{prefix}final_layer.linear.weight")
+    if gradient is not None:
         (grad,) = torch.autograd.grad(loss, watched)
-        assert (grad - recorded).abs().max() < 1e-4 * recorded.abs().max()
+        assert (grad - gradient).abs().max() < 1e-4 * gradient.abs().max()
