@@ -1,29 +1,46 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`. Both install into .venv first.
+# `make` alone lists the targets with the text behind their ##.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CODE := reca_fast kernels bench tests setup.py
+PYTEST = $(BIN)/python -m pytest $(if $(K),-k '$(K)') $(FILE)
+XDIST := --numprocesses auto --maxprocesses 4
 
-.PHONY: demo test lint bench versions clean
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast lint format bench versions clean
 
-demo: $(VENV)/installed
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+demo: $(VENV)/installed  ## RECA on real photographs with a tiny BAGEL: about three minutes, no GPU, no download of models
 	$(BIN)/python -m reca_fast.demo
 
-test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+test: $(VENV)/installed-dev  ## every test; FILE=tests/data takes those of a folder or file, K='resume and not gpu' those of such names
+	$(PYTEST) $(if $(FILE),,$(XDIST))
 
-lint: $(VENV)/installed-dev
-	$(BIN)/ruff check reca_fast kernels bench tests setup.py
-	$(BIN)/ruff format --check reca_fast kernels bench tests setup.py
+test-fast: $(VENV)/installed-dev  ## the tests that need neither processes of their own nor seconds each: under a minute; FILE, K
+	$(PYTEST) -m 'not slow' $(if $(FILE),,$(XDIST))
+
+lint: $(VENV)/installed-dev  ## what has to be clean before a change lands: ruff and mypy
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 
-bench: $(VENV)/installed-dev
+format: $(VENV)/installed-dev  ## bring the code into the form that `make lint` asks for
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+bench: $(VENV)/installed-dev  ## kernels, the training step and the data path beside their rivals: several minutes
 	$(BIN)/python bench/throughput.py
 	$(BIN)/python bench/bagel_step.py
 	$(BIN)/python -m bench.images
 
-# The suite at the lowest, the pinned and the newest versions: hours, and gigabytes of downloads.
-versions: $(VENV)/installed-dev
+versions: $(VENV)/installed-dev  ## the suite at the lowest, the pinned and the newest versions: hours, and gigabytes of downloads
 	$(BIN)/python tests/versions.py
+
+clean:  ## remove the environment, builds and runs
+	rm -rf $(VENV) build runs *.egg-info
 
 # constraints.txt pins the set that the tests have passed with, a torch with the Triton that its CUDA build demands;
 # without it pip takes the newest of each range.
@@ -37,6 +54,3 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/xformers xformers==0.0.35
 	touch $@
-
-clean:
-	rm -rf $(VENV) build runs *.egg-info
