@@ -1,0 +1,33 @@
+"""`reca-fast reconstruct`: a grid of pictures and how close each came."""
+
+import re
+
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_reconstruct(tiny_folder, pictures, reca_fast, tmp_path) -> None:
+    usual = ["--config", "demo", "--device", "cpu", "--model.path", tiny_folder, "--sampling.steps", 2]
+    usual += ["--data.vae_resize.min_size", 16, "--count", 2, "--out", tmp_path / "grid.png"]
+    said = reca_fast("reconstruct", pictures, *usual)
+    assert said.code == 0, said.err
+    assert (
+        len(re.findall(r"^\d\d\.png: [\d.]+ dB$", said.out, re.MULTILINE)) == 2
+        and Image.open(tmp_path / "grid.png").size
+    )
+    assert reca_fast("reconstruct", pictures, *usual, "--out", tmp_path / "grid.odd").code == 0
+    assert Image.open(tmp_path / "grid.odd").format == "PNG"
+    assert f"{tmp_path} is a folder" in reca_fast("reconstruct", pictures, *usual, "--out", tmp_path).sentence
+    for count in (0, -1):
+        assert (
+            f"count={count}: it must be at least 1"
+            in reca_fast("reconstruct", pictures, *usual, "--count", count).sentence
+        )
+    assert "/nowhere" in reca_fast("reconstruct", "/nowhere", *usual).sentence
+    (tmp_path / "file").write_text("")
+    assert (
+        f"{tmp_path}/file/x.png cannot be written"
+        in reca_fast("reconstruct", pictures, *usual, "--out", tmp_path / "file" / "x.png").sentence
+    )
