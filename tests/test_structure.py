@@ -12,8 +12,7 @@ import pytest
 import reca_fast
 import reca_fast.kernels
 from tests.places import ROOT
-
-SOURCES = sorted([*ROOT.glob("reca_fast/**/*.py"), *ROOT.glob("kernels/ops/**/*.py")])
+from tests.source_tree import SOURCES, imports, module_name
 
 FREE = {"config", "errors", "schema", "flow"}
 """Pages that every room but the kernels may read: settings, the user's mistakes, typed reading of what comes from
@@ -42,26 +41,6 @@ MAY_IMPORT = {
     "__main__": {"cli"},
 }
 """Room -> the rooms that it may import. One step on the way of the data never reads a later one."""
-
-
-def module_name(path: Path) -> str:
-    inside = path.relative_to(ROOT).with_suffix("").parts
-    parts = ("reca_fast", "kernels", *inside[2:]) if inside[0] == "kernels" else inside
-    return ".".join(parts).removesuffix(".__init__")
-
-
-def imports(path: Path) -> set[str]:
-    """Full names of everything of reca_fast that a file imports, wherever in it."""
-    package = module_name(path) if path.name == "__init__.py" else module_name(path).rpartition(".")[0]
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            names |= {f"{base}.{alias.name}" for alias in node.names}
-    return {name for name in names if name.startswith("reca_fast.")}
 
 
 def room(name: str) -> str:
