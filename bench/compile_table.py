@@ -21,7 +21,7 @@ from rich.table import Table
 
 from bench.aot import TARGETS, Compiled, assembled
 from bench.environment import ROOT, environment
-from bench.ops import KERNELS, load
+from bench.ops import WITH_KERNELS, case_of
 
 VERSIONS = ("3.6.0", "3.7.1")
 """Those that have a table: torch 2.10 and 2.11 for CUDA come with the first, the pinned torch with the last."""
@@ -64,7 +64,7 @@ def show(rows: list[tuple[str, Compiled]]) -> None:
 def main(versions: list[str]) -> None:
     """Compile, print, write; for other versions, in a process that finds them first."""
     if not versions:
-        rows = [(name, made) for name in KERNELS for t in TARGETS for made in assembled(load(name).compile, t)]
+        rows = [(name, made) for name in WITH_KERNELS for t in TARGETS for made in assembled(case_of(name).compile, t)]
         show(rows)
         write_table(rows)
     for version in versions:

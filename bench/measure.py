@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from bench.gpus import Gpu, predicted_seconds
-from bench.ops.case import Inputs, OpBench, Step
+from bench.ops.case import Case, Inputs, Step
 from bench.timing import interleaved
 from bench.traffic import Traffic, counting
-from reca_fast.kernels.common.implementation import INSTALLED, kernels
+from reca_fast.kernels.common.implementation import kernels
+from reca_fast.kernels.common.optional_triton import INSTALLED
 
 TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 4e-2}
 """Largest difference from the authors' sequence, as a share of each result's root mean square."""
@@ -31,7 +32,7 @@ class Shapes:
     on_cpu: Mapping[str, int]
 
 
-def choose_shapes(bench: OpBench, wanted: list[str]) -> Shapes:
+def choose_shapes(case: Case, wanted: list[str]) -> Shapes:
     """The shape called `wanted`, or the real one with the sizes that `wanted` lists as key=value.
 
     Sizes that the small shape has in common with the real one change in both. Those that it scales down, such as rows,
@@ -40,26 +41,26 @@ def choose_shapes(bench: OpBench, wanted: list[str]) -> Shapes:
 
     Raises ValueError with one sentence for an unknown name or key, or a size that is no positive integer.
     """
-    real, small = bench.shapes["real"], bench.shapes["small"]
+    real, small = case.shapes["real"], case.shapes["small"]
     if not wanted:
-        return Shapes("real", real, small, bench.shapes.get("cpu", small))
+        return Shapes("real", real, small, case.shapes.get("cpu", small))
     if len(wanted) == 1 and "=" not in wanted[0]:
-        if wanted[0] not in bench.shapes:
-            raise ValueError(f"{bench.name} has no shape {wanted[0]!r}; it has {', '.join(bench.shapes)}")
-        timed = bench.shapes[wanted[0]]
+        if wanted[0] not in case.shapes:
+            raise ValueError(f"{case.name} has no shape {wanted[0]!r}; it has {', '.join(case.shapes)}")
+        timed = case.shapes[wanted[0]]
         counted = {key: min(small[key], timed[key]) if small[key] != real[key] else timed[key] for key in timed}
-        return Shapes(wanted[0], timed, counted, bench.shapes.get("cpu", counted))
+        return Shapes(wanted[0], timed, counted, case.shapes.get("cpu", counted))
     sizes = {}
     for item in wanted:
         key, _, value = item.partition("=")
         if key not in real:
-            raise ValueError(f"{bench.name} has no size {key!r}; it has {', '.join(real)}")
+            raise ValueError(f"{case.name} has no size {key!r}; it has {', '.join(real)}")
         if not value.isdecimal() or int(value) == 0:
             raise ValueError(f"--shape {item}: expected {key}=N with a positive integer N")
         sizes[key] = int(value)
     scaled = {key: min(size, small[key]) if small[key] != real[key] else size for key, size in sizes.items()}
     counted = {**small, **scaled}
-    return Shapes(" ".join(wanted), {**real, **sizes}, counted, {**bench.shapes.get("cpu", small), **scaled})
+    return Shapes(" ".join(wanted), {**real, **sizes}, counted, {**case.shapes.get("cpu", small), **scaled})
 
 
 def under(mode: str, step: Step) -> Step:
@@ -72,23 +73,23 @@ def under(mode: str, step: Step) -> Step:
     return run
 
 
-def providers(bench: OpBench, gpu: bool, compile_eager: bool = True) -> dict[str, Step]:
+def providers(case: Case, gpu: bool, compile_eager: bool = True) -> dict[str, Step]:
     """Name -> forward and backward; "ours" is the Triton kernels, "reference" our plain torch."""
-    ways = {"eager": bench.eager}
-    if bench.compile is None:  # no kernels of ours: a library's
-        ways["ours"] = bench.ours
+    ways = {"eager": case.eager}
+    if case.compile is None:  # no kernels of ours: a library's
+        ways["ours"] = case.ours
     else:
-        ways["reference"] = under("reference", bench.ours)
+        ways["reference"] = under("reference", case.ours)
         if INSTALLED:
-            ways["ours"] = under("triton", bench.ours)
-    ways |= bench.peers
+            ways["ours"] = under("triton", case.ours)
+    ways |= case.peers
     if gpu and compile_eager:
-        ways["torch.compile"] = torch.compile(bench.eager)
+        ways["torch.compile"] = torch.compile(case.eager)
     return ways
 
 
-def fresh(bench: OpBench, shape: Mapping[str, int], dtype: torch.dtype, device: torch.device) -> Inputs:
-    return bench.inputs(shape, dtype, device, torch.Generator(device).manual_seed(0))
+def fresh(case: Case, shape: Mapping[str, int], dtype: torch.dtype, device: torch.device) -> Inputs:
+    return case.inputs(shape, dtype, device, torch.Generator(device).manual_seed(0))
 
 
 def disagreement(got: list[Tensor], expected: list[Tensor]) -> float:
@@ -101,18 +102,18 @@ def disagreement(got: list[Tensor], expected: list[Tensor]) -> float:
     return worst
 
 
-def count(bench: OpBench, step: Step, shape: Mapping[str, int], ours: bool) -> Row:
+def count(case: Case, step: Step, shape: Mapping[str, int], ours: bool) -> Row:
     """Traffic of one implementation, as multiples of the minimum.
 
     In bf16; in fp16 for a peer that computes in bf16 without upcasting, which the interpreter refuses.
     """
     try:
-        traffic = _traffic(bench, step, shape, torch.bfloat16)
+        traffic = _traffic(case, step, shape, torch.bfloat16)
     except Exception:
         if ours:
             raise
-        traffic = _traffic(bench, step, shape, torch.float16)
-    least = bench.minimum(shape, torch.bfloat16)
+        traffic = _traffic(case, step, shape, torch.float16)
+    least = case.minimum(shape, torch.bfloat16)
     return {
         "launches": traffic.launches,
         "matmuls": traffic.matmuls,
@@ -123,27 +124,27 @@ def count(bench: OpBench, step: Step, shape: Mapping[str, int], ours: bool) -> R
     }
 
 
-def _traffic(bench: OpBench, step: Step, shape: Mapping[str, int], dtype: torch.dtype) -> Traffic:
-    inputs = fresh(bench, shape, dtype, torch.device("cpu"))
+def _traffic(case: Case, step: Step, shape: Mapping[str, int], dtype: torch.dtype) -> Traffic:
+    inputs = fresh(case, shape, dtype, torch.device("cpu"))
     with counting() as traffic:
         step(inputs)
     return traffic
 
 
-def compiled(bench: OpBench, target: int) -> list[Row]:
+def compiled(case: Case, target: int) -> list[Row]:
     """What the assembler made, on sm_`target`, of the kernels that ours launches in bf16; all that others may launch is
     compiled in `tests/kernels/test_compiled.py`.
     """
-    if bench.compile is None:
+    if case.compile is None:
         return []
     import triton
 
     from bench.aot import assembled
 
-    inputs = fresh(bench, bench.shapes["small"], torch.bfloat16, torch.device("cpu"))
+    inputs = fresh(case, case.shapes["small"], torch.bfloat16, torch.device("cpu"))
     with triton.knobs.runtime.scope():  # CPU tensors are taken as in the interpreter; nothing runs on them
         triton.knobs.runtime.interpret = True
-        return [made.row() for made in assembled(lambda: under("triton", bench.ours)(inputs), target)]
+        return [made.row() for made in assembled(lambda: under("triton", case.ours)(inputs), target)]
 
 
 def failure(name: str, error: Exception) -> Row:
@@ -162,31 +163,31 @@ def judged(row: Row, got: list[Tensor], expected: list[Tensor] | None, dtype: to
     row["gate"] = None if expected is None else row["error"] <= TOLERANCE[dtype]
 
 
-def measure_without_gpu(bench: OpBench, shapes: Shapes, gpu: Gpu) -> Iterator[Row]:
+def measure_without_gpu(case: Case, shapes: Shapes, gpu: Gpu) -> Iterator[Row]:
     """One row per implementation: gate, CPU time, traffic, predicted time. They are timed in turns, so all rows come
     together.
     """
     cpu, expected, ways, timed = torch.device("cpu"), None, {}, {}
-    for name, step in providers(bench, gpu=False).items():
-        row: Row = {"op": bench.name, "provider": name, "shape": shapes.label, "sizes": dict(shapes.timed)}
+    for name, step in providers(case, gpu=False).items():
+        row: Row = {"op": case.name, "provider": name, "shape": shapes.label, "sizes": dict(shapes.timed)}
         ways[name] = row
         try:
             # bf16 on this CPU is emulated and every implementation rounds elsewhere: agreement is checked in fp32.
             with counting() as traffic:
-                got = step(fresh(bench, shapes.counted, torch.float32, cpu))
+                got = step(fresh(case, shapes.counted, torch.float32, cpu))
             expected = got if name == "eager" else expected
             judged(row, got, expected, torch.float32)
-            if row["gate"] and bench.compile is not None:
-                row |= count(bench, step, shapes.counted, ours=name in OURS)
+            if row["gate"] and case.compile is not None:
+                row |= count(case, step, shapes.counted, ours=name in OURS)
         except Exception as error:
             row |= failure(name, error)
             continue
         if not traffic.interpreted:  # what the interpreter takes says nothing
-            inputs = fresh(bench, shapes.on_cpu, torch.float32, cpu)
+            inputs = fresh(case, shapes.on_cpu, torch.float32, cpu)
             timed[name] = lambda step=step, inputs=inputs: step(inputs)
     for name, timing in interleaved(timed, cpu).items() if timed else ():
         ways[name]["cpu_ms"] = asdict(timing)
-    least = bench.minimum(shapes.timed, torch.bfloat16)
+    least = case.minimum(shapes.timed, torch.bfloat16)
     for row in ways.values():
         if "bytes_over_minimum" in row:
             flops, moved = (row["flops_over_minimum"] or 0) * least.flops, row["unique_over_minimum"] * least.bytes
@@ -197,7 +198,7 @@ def measure_without_gpu(bench: OpBench, shapes: Shapes, gpu: Gpu) -> Iterator[Ro
 
 
 def measure_on_gpu(
-    bench: OpBench, shapes: Shapes, gpu: Gpu, device: torch.device, ways: Mapping[str, Step], budget: float = 1.0
+    case: Case, shapes: Shapes, gpu: Gpu, device: torch.device, ways: Mapping[str, Step], budget: float = 1.0
 ) -> Iterator[Row]:
     """One row per implementation, as soon as it is measured: gate, GPU time with cold caches, share of the measured
     peak, peak memory.
@@ -207,11 +208,11 @@ def measure_on_gpu(
         budget: seconds for the timing of each.
     """
     dtype = torch.bfloat16
-    inputs, expected = fresh(bench, shapes.timed, dtype, device), None
-    least = bench.minimum(shapes.timed, dtype)
+    inputs, expected = fresh(case, shapes.timed, dtype, device), None
+    least = case.minimum(shapes.timed, dtype)
     bound, limit = predicted_seconds(gpu, least.bytes, least.flops, 0)
-    for name, step in {"eager": bench.eager, **ways}.items():
-        row: Row = {"op": bench.name, "provider": name, "shape": shapes.label, "sizes": dict(shapes.timed)}
+    for name, step in {"eager": case.eager, **ways}.items():
+        row: Row = {"op": case.name, "provider": name, "shape": shapes.label, "sizes": dict(shapes.timed)}
         row |= {"gpu": gpu.name, "limited_by": limit}
         try:
             got = step(inputs)

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from bench.gpus import Gpu
 from bench.measure import Row
-from bench.ops.case import OpBench
+from bench.ops.case import Case
 
 COLUMNS = {
     "agrees": "outputs and gradients equal the authors' up to rounding",
@@ -31,9 +31,9 @@ def legend(console: Console, gpu: Gpu) -> None:
     console.print()
 
 
-def show(console: Console, bench: OpBench, rows: list[Row], kernels_compiled: list[Row], gpu: Gpu) -> None:
+def show(console: Console, case: Case, rows: list[Row], kernels_compiled: list[Row], gpu: Gpu) -> None:
     measured = any("gpu_ms" in row for row in rows)
-    table = Table(title=f"{bench.name} ({rows[0]['shape']}): {bench.about}", title_justify="left", title_style="bold")
+    table = Table(title=f"{case.name} ({rows[0]['shape']}): {case.about}", title_justify="left", title_style="bold")
     columns = ["implementation", "agrees"]
     if measured:
         columns += ["ms", "20-80 %", "x eager", "share of peak", "peak MB"]
@@ -52,8 +52,8 @@ def show(console: Console, bench: OpBench, rows: list[Row], kernels_compiled: li
             console.print(f"{row['provider']} cannot run here: {row['skipped']}", style="dim", markup=False)
         if row.get("failed"):
             console.print(f"{row['provider']} failed: {row['failed']}", style="red", markup=False)
-    if bench.goal:
-        console.print(f"goal: {bench.goal}", style="dim")
+    if case.goal:
+        console.print(f"goal: {case.goal}", style="dim")
     for line in resources(kernels_compiled):
         console.print(f"  {line}", style="dim")
     console.print()

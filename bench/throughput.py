@@ -38,9 +38,9 @@ from bench.compare_trees import compare
 from bench.environment import ROOT, environment
 from bench.gpus import GPUS, Gpu, measured_peaks
 from bench.measure import Row, choose_shapes, compiled, failure, measure_on_gpu, measure_without_gpu, providers
-from bench.ops import NAMES, load
+from bench.ops import NAMES, case_of
 from bench.report import draw, legend, show, summary
-from reca_fast.kernels.common.implementation import INSTALLED
+from reca_fast.kernels.common.optional_triton import INSTALLED
 
 RESULTS = ROOT / "bench" / "results"
 STEP = "step"  # not an operation: the whole training step
@@ -57,25 +57,25 @@ def rows_of(
     """Measure and show the operations, one after another; every row is written as soon as it is there."""
     everything: list[Row] = []
     for name in names:
-        bench = load(name)
-        shapes = choose_shapes(bench, args.shape)
+        case = case_of(name)
+        shapes = choose_shapes(case, args.shape)
         rows, resources = [], []
         try:
             if device.type == "cuda":
-                ways = providers(bench, gpu=True, compile_eager=args.compile)
-                measured = measure_on_gpu(bench, shapes, gpu, device, ways)
+                ways = providers(case, gpu=True, compile_eager=args.compile)
+                measured = measure_on_gpu(case, shapes, gpu, device, ways)
             else:
-                measured = measure_without_gpu(bench, shapes, gpu)
+                measured = measure_without_gpu(case, shapes, gpu)
             for row in measured:
                 rows.append(row)
                 write(row)
-            if device.type == "cpu" and INSTALLED and bench.compile is not None:
-                resources = compiled(bench, gpu.target)
+            if device.type == "cpu" and INSTALLED and case.compile is not None:
+                resources = compiled(case, gpu.target)
                 write({"op": name, "provider": "compiler", "shape": shapes.label, "kernels": resources})
         except Exception as error:  # of one operation: inputs that do not fit, a compiler that gives up
             rows.append({"op": name, "provider": "ours", "shape": shapes.label, **failure("ours", error)})
             write(rows[-1])
-        show(console, bench, rows, resources, gpu)
+        show(console, case, rows, resources, gpu)
         everything += rows
     return everything
 
@@ -132,7 +132,7 @@ def parse_arguments() -> argparse.Namespace:
         if args.op is None or len(args.op) != 1 or args.op == [STEP]:
             parser.error("--shape: sizes belong to one operation; name it with --op")
         try:
-            choose_shapes(load(args.op[0]), args.shape)
+            choose_shapes(case_of(args.op[0]), args.shape)
         except ValueError as error:
             parser.error(str(error))
     return args
@@ -144,9 +144,9 @@ def main() -> int:
     warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")  # ours pass it; a peer's business otherwise
     if args.list:
         for name in NAMES:
-            bench = load(name)
-            console.print(f"[bold]{name}[/bold]: {bench.about}")
-            for shape, sizes in bench.shapes.items():
+            case = case_of(name)
+            console.print(f"[bold]{name}[/bold]: {case.about}")
+            for shape, sizes in case.shapes.items():
                 console.print(f"  {shape}: {' '.join(f'{key}={size}' for key, size in sizes.items())}")
         console.print(f"[bold]{STEP}[/bold]: one whole training step of a small BAGEL")
         return 0

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from bench.measure import fresh, under
-from bench.ops import KERNELS, load
-from bench.ops.case import Inputs, OpBench, Step
+from bench.ops import WITH_KERNELS, case_of
+from bench.ops.case import Case, Inputs, Step
 from reca_fast.kernels import flow_matching_loss, qk_norm_rope, rms_norm, swiglu
 from reca_fast.kernels.common.interpreter import interpreting
 
@@ -29,15 +29,15 @@ LONG_SUMS = 2e-5
 
 def run(report: Report) -> None:
     device = report.device
-    for name in KERNELS:
+    for name in WITH_KERNELS:
         for dtype in DTYPES:
             title = f"{name}, {str(dtype).removeprefix('torch.')}"
-            report.attempt(title, accuracy, report, title, load(name), dtype)
+            report.attempt(title, accuracy, report, title, case_of(name), dtype)
     for dtype in DTYPES:
         report.attempt(f"rms_norm, {dtype}", rows_accuracy, report, dtype)
-    for name in KERNELS:
+    for name in WITH_KERNELS:
         title = f"{name}: the same bits {REPEATS} times"
-        report.attempt(title, lambda: report.equal(title, differing_runs(load(name), device), 0, "runs that differ"))  # noqa: B023
+        report.attempt(title, lambda: report.equal(title, differing_runs(case_of(name), device), 0, "runs that differ"))  # noqa: B023
     report.attempt("sums of many programs", many_programs, report)
     if not report.rehearsal:
         title = "two streams at once"
@@ -47,22 +47,22 @@ def run(report: Report) -> None:
         report.attempt(f"{name}: a step that waits for nothing", step_without_waiting, report, name, options)
 
 
-def accuracy(report: Report, title: str, bench: OpBench, dtype: torch.dtype) -> None:
+def accuracy(report: Report, title: str, case: Case, dtype: torch.dtype) -> None:
     """The worst of all outputs and gradients, over what it may be."""
-    shares = shares_of_budget(bench, dtype, report.device)
+    shares = shares_of_budget(case, dtype, report.device)
     report.at_most(title, max(shares), 1.0, "of the allowed error")
 
 
-def launched(bench: OpBench, device: torch.device) -> Step:
+def launched(case: Case, device: torch.device) -> Step:
     """Forward and backward through the kernels; through what stands in for them on a CPU."""
     if device.type == "cuda":
-        return under("triton", bench.ours)
-    if bench.name not in INTERPRETED:
-        return under("reference", bench.ours)
+        return under("triton", case.ours)
+    if case.name not in INTERPRETED:
+        return under("reference", case.ours)
 
     def interpreted(inputs: Inputs) -> list[Tensor]:
         with interpreting():
-            return under("triton", bench.ours)(inputs)
+            return under("triton", case.ours)(inputs)
 
     return interpreted
 
@@ -78,13 +78,13 @@ def widened(inputs: Inputs) -> Inputs:
     return {name: wide(value) for name, value in inputs.items()}
 
 
-def shares_of_budget(bench: OpBench, dtype: torch.dtype, device: torch.device) -> list[float]:
+def shares_of_budget(case: Case, dtype: torch.dtype, device: torch.device) -> list[float]:
     """Per output and gradient: its error against float64, over 4 x that of the authors' sequence in `dtype` plus 8
     epsilon. So the budget follows what the dtype can do.
     """
-    inputs = fresh(bench, bench.shapes["small"], dtype, device)
-    truth = under("reference", bench.ours)(widened(inputs))
-    return budget_shares(launched(bench, device)(inputs), truth, bench.eager(inputs), dtype)
+    inputs = fresh(case, case.shapes["small"], dtype, device)
+    truth = under("reference", case.ours)(widened(inputs))
+    return budget_shares(launched(case, device)(inputs), truth, case.eager(inputs), dtype)
 
 
 def budget_shares(got: list[Tensor], truth: list[Tensor], plain: list[Tensor], dtype: torch.dtype) -> list[float]:
@@ -130,11 +130,11 @@ def rows_accuracy(report: Report, dtype: torch.dtype) -> None:
         report.at_most(title, max(shares), 1.0, "of the allowed error")
 
 
-def differing_runs(bench: OpBench, device: torch.device, repeats: int = REPEATS) -> int:
+def differing_runs(case: Case, device: torch.device, repeats: int = REPEATS) -> int:
     """How many of `repeats` runs differ in any bit from the first: sums over programs have a fixed order, whichever
     program finishes last.
     """
-    inputs, ours = fresh(bench, bench.shapes["small"], torch.bfloat16, device), launched(bench, device)
+    inputs, ours = fresh(case, case.shapes["small"], torch.bfloat16, device), launched(case, device)
     first = ours(inputs)
     repeats = repeats if device.type == "cuda" else 1
     return sum(not all(map(torch.equal, first, ours(inputs))) for _ in range(repeats))
@@ -169,8 +169,8 @@ def errors_of_long_sums(device: torch.device) -> dict[str, float]:
 
 def differing_on_two_streams(device: torch.device) -> int:
     """How many of 40 results on two streams at once differ from that of one alone: each has counters of its own."""
-    bench = load("flow_matching")
-    inputs, ours = fresh(bench, bench.shapes["small"], torch.bfloat16, device), under("triton", bench.ours)
+    case = case_of("flow_matching")
+    inputs, ours = fresh(case, case.shapes["small"], torch.bfloat16, device), under("triton", case.ours)
     expected, streams = ours(inputs), [torch.cuda.Stream() for _ in range(2)]
     torch.cuda.synchronize()
     got = []
@@ -202,9 +202,9 @@ def without_waiting_for_labels(report: Report) -> None:
 
 def error_with_labels_on_the_device(device: torch.device) -> float:
     """Nothing waits for them, and rows that are ignored take no part. The error as a share of what it may be."""
-    bench = load("fused_linear_cross_entropy")
-    inputs, ours = fresh(bench, bench.shapes["small"], torch.bfloat16, device), launched(bench, device)
-    truth, plain = under("reference", bench.ours)(widened(inputs)), bench.eager(inputs)
+    case = case_of("fused_linear_cross_entropy")
+    inputs, ours = fresh(case, case.shapes["small"], torch.bfloat16, device), launched(case, device)
+    truth, plain = under("reference", case.ours)(widened(inputs)), case.eager(inputs)
     inputs["labels"] = inputs["labels"].to(device)
     with waiting_is_an_error(device):
         got = ours(inputs)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from bench.gpus import GPUS, Gpu, measured_peaks
 from bench.measure import choose_shapes, measure_on_gpu, providers
-from bench.ops import NAMES, load
+from bench.ops import NAMES, case_of
 
 from .report import Report, free
 
@@ -26,14 +26,14 @@ def side_by_side(report: Report, wanted: Callable[[str], bool], needs: float = 0
 
 def measure(report: Report, name: str, wanted: Callable[[str], bool], card: Gpu) -> None:
     """Per implementation: milliseconds, then bytes or FLOPs per second of what has to be moved or computed."""
-    bench = load(name)
-    shapes = choose_shapes(bench, ["small"] if report.rehearsal else [])
-    ways = {who: step for who, step in providers(bench, gpu=not report.rehearsal).items() if wanted(who)}
+    case = case_of(name)
+    shapes = choose_shapes(case, ["small"] if report.rehearsal else [])
+    ways = {who: step for who, step in providers(case, gpu=not report.rehearsal).items() if wanted(who)}
     if report.rehearsal:
         ways.pop("liger", None)  # it runs on a GPU only; ours is played by plain torch
-        ways = {who: bench.ours if who == "ours" else step for who, step in ways.items()}
+        ways = {who: case.ours if who == "ours" else step for who, step in ways.items()}
     times: dict[str, float] = {}
-    for row in measure_on_gpu(bench, shapes, card, report.device, ways, budget=0.0 if report.rehearsal else 0.25):
+    for row in measure_on_gpu(case, shapes, card, report.device, ways, budget=0.0 if report.rehearsal else 0.25):
         who = f"{name}, {row['provider']}"
         if "gpu_ms" not in row:
             said = (

@@ -6,7 +6,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from bench.measure import choose_shapes, fresh, under
-from bench.ops import NAMES, load
+from bench.ops import NAMES, case_of
 
 from .bagel import training
 from .report import Report, free
@@ -34,10 +34,10 @@ def step(report: Report) -> None:
 
 def operation(report: Report, name: str) -> None:
     """Forward and backward at the real size; ours is Triton on a GPU, plain torch in a rehearsal."""
-    bench = load(name)
-    shape = choose_shapes(bench, ["small"] if report.rehearsal else []).timed
-    ours = bench.ours if bench.compile is None or report.rehearsal else under("triton", bench.ours)
-    inputs = fresh(bench, shape, torch.bfloat16, report.device)
+    case = case_of(name)
+    shape = choose_shapes(case, ["small"] if report.rehearsal else []).timed
+    ours = case.ours if case.compile is None or report.rehearsal else under("triton", case.ours)
+    inputs = fresh(case, shape, torch.bfloat16, report.device)
     hand_in(report, name, lambda: ours(inputs), OF_AN_OPERATION)
 
 

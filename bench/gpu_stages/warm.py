@@ -14,8 +14,8 @@ import torch
 
 from bench.aot import compiling
 from bench.measure import fresh, under
-from bench.ops import KERNELS, load
-from reca_fast.kernels.common.implementation import triton
+from bench.ops import WITH_KERNELS, case_of
+from reca_fast.kernels.common.optional_triton import triton
 
 from .child import end_with_the_parent
 
@@ -24,12 +24,12 @@ DTYPES = (torch.bfloat16, torch.float32, torch.float16)
 
 def jobs() -> Iterator[tuple[str, Callable[[], object]]]:
     """Everything that the stages will launch, in the order in which they do."""
-    for name in KERNELS:
-        bench = load(name)
+    for name in WITH_KERNELS:
+        case = case_of(name)
         for dtype in DTYPES:
 
-            def launch(bench=bench, dtype=dtype) -> None:
-                under("triton", bench.ours)(fresh(bench, bench.shapes["small"], dtype, torch.device("cpu")))
+            def launch(case=case, dtype=dtype) -> None:
+                under("triton", case.ours)(fresh(case, case.shapes["small"], dtype, torch.device("cpu")))
 
             yield f"{name}, {dtype}", launch
 

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.ops.case import Gate, Inputs, Minimum, OpBench, Step, gradients
-from reca_fast.kernels import adaln_modulate, costs
+from bench.ops.case import Case, Gate, Inputs, Step, gradients
+from reca_fast.kernels import adaln_modulate
 from reca_fast.kernels.adaln_modulate.contract import launch_modulate, launch_modulate_backward
-from reca_fast.kernels.common.implementation import tl
+from reca_fast.kernels.common.optional_triton import tl
 
 
 def make_inputs(
@@ -58,10 +58,6 @@ def peers() -> dict[str, Step]:
     return {"liger": liger}
 
 
-def minimum(shape: Mapping[str, int], dtype: torch.dtype) -> Minimum:
-    return Minimum(*costs.adaln_modulate(rows=shape["rows"], width=shape["width"], itemsize=dtype.itemsize))
-
-
 def compile_all() -> None:
     """By itself; as a part of the residual block it is compiled there."""
     for width, dtype in ((1280, torch.bfloat16), (1536, torch.float32)):
@@ -75,14 +71,13 @@ def compile_all() -> None:
                 launch_modulate_backward(x, x, scale, affine, affine, 1e-6, need_x, True, not need_x)
 
 
-BENCH = OpBench(
+CASE = Case(
     name="adaln_modulate",
     about="LayerNorm scaled and shifted by the condition, in one block of the MAR denoiser",
     shapes={"real": {"rows": 48 * 256 * 4, "width": 1536}, "small": {"rows": 64, "width": 1536}},
     inputs=make_inputs,
     ours=ours,
     eager=eager,
-    minimum=minimum,
     compile=compile_all,
     # The modulation's backward keeps two sums per column beside the row: at 64 registers it would spill.
     gates={"adaln_modulate_forward": Gate(64, 0.5), "adaln_modulate_backward": Gate(80, 0.375)},

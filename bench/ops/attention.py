@@ -8,16 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from bench.ops.case import Inputs, Minimum, OpBench, gradients
-from reca_fast.kernels import BACKENDS, Varlen, choose_backend, costs, varlen_attention
-
-SIZES = ("pictures", "queries", "keys", "heads", "kv_heads", "head_dim")
+from bench.ops.case import Case, Inputs, gradients
+from reca_fast.kernels import BACKENDS, Varlen, choose_backend, varlen_attention
 
 
 def make_inputs(
     shape: Mapping[str, int], dtype: torch.dtype, device: torch.device, generator: torch.Generator
 ) -> Inputs:
-    pictures, queries, keys, heads, kv_heads, head_dim = (shape[name] for name in SIZES)
+    pictures, queries, keys, heads, kv_heads, head_dim = shape.values()
 
     def normal(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator, device=device).to(dtype).requires_grad_()
@@ -74,11 +72,7 @@ def flex(inputs: Inputs) -> list[Tensor]:
     return gradients(flex_forward(*inputs.values()), inputs)
 
 
-def minimum(shape: Mapping[str, int], dtype: torch.dtype) -> Minimum:
-    return Minimum(*costs.attention(**{name: shape[name] for name in SIZES}, itemsize=dtype.itemsize))
-
-
-BENCH = OpBench(
+CASE = Case(
     name="attention",
     about="target latents attend to their whole samples; ours takes the library's kernel that suits the machine",
     shapes={
@@ -89,7 +83,6 @@ BENCH = OpBench(
     inputs=make_inputs,
     ours=partial(library, "auto"),
     eager=eager,
-    minimum=minimum,
     compile=None,
     gates={},
     peers={"flex_attention": flex} | {name: partial(library, name) for name in BACKENDS if name != "eager"},

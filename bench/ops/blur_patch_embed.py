@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.ops import blur_patchify as patches_only
-from bench.ops.case import Gate, Inputs, Minimum, OpBench, gradients
-from reca_fast.kernels import blur_patch_embed, costs
+from bench.ops.case import Case, Gate, Inputs, gradients
+from reca_fast.kernels import blur_patch_embed
 from reca_fast.kernels.blur_patch_embed.contract import launch_blur_patch_embed
 
 PATCH, GRID = 14, 70  # positions per side that the encoder knows
@@ -44,17 +44,10 @@ def eager(inputs: Inputs) -> list[Tensor]:
     return gradients(out + F.embedding(inputs["position_ids"], inputs["position_embedding"]), inputs)
 
 
-def minimum(shape: Mapping[str, int], dtype: torch.dtype) -> Minimum:
-    # Without FLOPs: a program of the kernel multiplies few patches, and 16 rows is the least.
-    cost = costs.blur_patch_embed(
-        pixels=shape["side"] ** 2,
-        patches=(shape["out"] // PATCH) ** 2,
-        patch_size=PATCH,
-        width=shape["width"],
-        positions=GRID**2,
-        itemsize=dtype.itemsize,
-    )
-    return Minimum(cost.bytes)
+def sizes(shape: Mapping[str, int]) -> dict[str, int]:
+    patches = (shape["out"] // PATCH) ** 2
+    pictures = {"pixels": shape["side"] ** 2, "patches": patches, "patch_size": PATCH}
+    return {**pictures, "width": shape["width"], "positions": GRID**2}
 
 
 def compile_all() -> None:
@@ -64,14 +57,15 @@ def compile_all() -> None:
     launch_blur_patch_embed([image], weight, table[0], table, ids, [(14, 224)], PATCH, 0.0, half, half)
 
 
-BENCH = OpBench(
+CASE = Case(
     name="blur_patch_embed",
     about="uint8 picture to the first embeddings of the understanding encoder; the patches are never written forward",
     shapes={"real": {"side": 1024, "out": 224, "width": 1152}, "small": {"side": 128, "out": 28, "width": 1152}},
     inputs=make_inputs,
     ours=ours,
     eager=eager,
-    minimum=minimum,
+    sizes=sizes,
+    count_flops=False,  # a program multiplies few patches, and the kernel's products have 16 rows at least
     compile=compile_all,
     gates={
         # 16 rows of patches a product: HMMA on every target. A row of the weight is 8 bytes off a multiple of 16.

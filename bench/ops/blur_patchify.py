@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.ops.case import Gate, Inputs, Minimum, OpBench
-from reca_fast.kernels import blur_patchify, costs
+from bench.ops.case import Case, Gate, Inputs
+from reca_fast.kernels import blur_patchify
 from reca_fast.kernels.blur_patchify.contract import launch_blur_patchify
 
 PATCH = 14
@@ -44,11 +44,8 @@ def eager(inputs: Inputs) -> list[Tensor]:
     return [torch.cat(tokens).to(inputs["dtype"])]
 
 
-def minimum(shape: Mapping[str, int], dtype: torch.dtype) -> Minimum:
-    patches = (shape["out"] // PATCH) ** 2
-    return Minimum(
-        *costs.blur_patchify(pixels=shape["side"] ** 2, patches=patches, patch_size=PATCH, itemsize=dtype.itemsize)
-    )
+def sizes(shape: Mapping[str, int]) -> dict[str, int]:
+    return {"pixels": shape["side"] ** 2, "patches": (shape["out"] // PATCH) ** 2, "patch_size": PATCH}
 
 
 def compile_all() -> None:
@@ -57,14 +54,14 @@ def compile_all() -> None:
         launch_blur_patchify([image], [(14, 224)], PATCH, 0.0, [0.5] * 3, [0.5] * 3, dtype)
 
 
-BENCH = OpBench(
+CASE = Case(
     name="blur_patchify",
     about="uint8 picture to normalised patches: antialiased bicubic resize as in Pillow, optional blur",
     shapes={"real": {"side": 1024, "out": 224}, "small": {"side": 256, "out": 56}},
     inputs=make_inputs,
     ours=ours,
     eager=eager,
-    minimum=minimum,
+    sizes=sizes,
     compile=compile_all,
     gates={
         # Colours are bytes, three of them a pixel: a wider load would need shuffles. Weights come 32 bits at a time.

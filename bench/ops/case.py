@@ -1,4 +1,4 @@
-"""What `bench/throughput.py` and the compile and traffic tests need to know of one operation."""
+"""What a benchmark case says of one operation, for `bench/throughput.py` and the compile and traffic tests."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,17 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from reca_fast.kernels import OPERATIONS
+from reca_fast.kernels.common.registry import Cost
+
 Inputs = dict[str, Any]
 Step = Callable[[Inputs], list[Tensor]]
 """Forward and backward on the inputs: the outputs, then the gradients of everything that has one."""
-
-
-@dataclass(frozen=True)
-class Minimum:
-    """What the operation must move and compute however it is written: every input once, every output once."""
-
-    bytes: float
-    flops: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -50,25 +45,51 @@ def variant(name: str) -> Iterator[None]:
         VARIANT.reset(token)
 
 
+def _all(shape: Mapping[str, int]) -> Mapping[str, int]:
+    return shape
+
+
 @dataclass(frozen=True)
-class OpBench:
-    """One operation: its shapes, its inputs, everyone who can do it, its minimum, its compile-time gates."""
+class Case:
+    """One operation: its shapes, its inputs, everyone who can compute it, its compile-time gates."""
 
     name: str
-    about: str  # one line for a newcomer
-    shapes: Mapping[str, Mapping[str, int]]  # "real" (anchors) and "small" (seconds in the interpreter)
+    """Of the operation in `reca_fast.kernels.OPERATIONS`, which also knows its cost."""
+    about: str
+    """One line for a newcomer."""
+    shapes: Mapping[str, Mapping[str, int]]
+    """Sizes by name: "real" as in training, "small" for the interpreter (seconds), and where that says nothing of a
+    CPU's time, "cpu"."""
     inputs: Callable[[Mapping[str, int], torch.dtype, torch.device, torch.Generator], Inputs]
-    ours: Step  # whatever implementation `use_kernels` selects
-    eager: Step  # the sequence that the authors' code runs
-    minimum: Callable[[Mapping[str, int], torch.dtype], Minimum]
-    # Every launch with production strides and alignment, on CPU tensors; None where the kernels are a library's.
-    compile: Callable[[], None] | None
-    gates: Mapping[str, Gate]  # kernel -> gate; "kernel variant" for launches inside `variant`, where those differ
-    older_gates: Mapping[str, Gate] = field(default_factory=dict)  # those that differ for Triton before 3.8
-    peers: Mapping[str, Step] = field(default_factory=dict)  # e.g. "liger": only those that can be imported
-    goal: str = ""  # the project's goal for this operation, in words
-    max_launches: int | None = None  # the goal in figures, forward and backward together, matrix products excluded
-    max_ratio: float | None = None  # bytes moved over the minimum
+    ours: Step
+    """The public function, with whatever implementation `use_kernels` selects."""
+    eager: Step
+    """What the authors' code does, operation by operation: what all others are compared with."""
+    compile: Callable[[], None] | None = None
+    """Launches every kernel with the strides and the alignment of training, on CPU tensors. None where the kernels are
+    a library's."""
+    gates: Mapping[str, Gate] = field(default_factory=dict)
+    """Kernel -> what the assembler's output must satisfy. "kernel variant" holds for launches inside `variant(...)`
+    where those differ."""
+    older_gates: Mapping[str, Gate] = field(default_factory=dict)
+    """Gates that differ for Triton before 3.8."""
+    peers: Mapping[str, Step] = field(default_factory=dict)
+    """Other libraries that compute the same, e.g. "liger": those that can be imported."""
+    sizes: Callable[[Mapping[str, int]], Mapping[str, int]] = _all
+    """A shape -> the sizes that the operation's cost takes."""
+    count_flops: bool = True
+    """Whether FLOPs are compared with the cost's."""
+    goal: str = ""
+    """The project's goal for this operation, in words."""
+    max_launches: int | None = None
+    """The goal in figures: launches forward and backward together, matrix products excluded."""
+    max_ratio: float | None = None
+    """The goal in figures: bytes moved over the minimum."""
+
+    def minimum(self, shape: Mapping[str, int], dtype: torch.dtype) -> Cost:
+        """What has to be moved and multiplied at these sizes, however the operation is written."""
+        cost = OPERATIONS[self.name].cost(**self.sizes(shape), itemsize=dtype.itemsize)
+        return cost if self.count_flops else cost._replace(flops=0.0)
 
     def gate(self, kernel: str, variant: str) -> str:
         """The key in `gates` that holds for a kernel of a variant: its own, else that of every launch."""

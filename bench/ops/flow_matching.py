@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from bench.ops.case import Gate, Inputs, Minimum, OpBench, variant
-from reca_fast.kernels import costs, flow_interpolate, flow_matching_loss
+from bench.ops.case import Case, Gate, Inputs, variant
+from reca_fast.kernels import flow_interpolate, flow_matching_loss
 from reca_fast.kernels.common.noise import normal_noise
 from reca_fast.kernels.common.scale_in_place import launch_scale
 from reca_fast.kernels.flow_matching.kernels import (
@@ -64,10 +64,6 @@ def eager(inputs: Inputs) -> list[Tensor]:
     return results(x_t.to(prediction.dtype), error.mean(dim=-1).sum() / len(latents), inputs)
 
 
-def minimum(shape: Mapping[str, int], dtype: torch.dtype) -> Minimum:
-    return Minimum(*costs.flow_matching(tokens=shape["tokens"], channels=shape["channels"], itemsize=dtype.itemsize))
-
-
 def compile_all() -> None:
     """With a seed and with noise, with and without autocast, weights and a gradient; fp16 forms it in fp32."""
     tokens, channels, bf16, fp16, fp32 = 64, 64, torch.bfloat16, torch.float16, torch.float32
@@ -92,7 +88,7 @@ def compile_all() -> None:
     launch_scale(latents, timesteps[0])
 
 
-BENCH = OpBench(
+CASE = Case(
     name="flow_matching",
     about="noised latents, then the velocity loss and its gradient, with noise that is regenerated instead of stored",
     shapes={
@@ -102,7 +98,6 @@ BENCH = OpBench(
     inputs=make_inputs,
     ours=ours,
     eager=eager,
-    minimum=minimum,
     compile=compile_all,
     gates={
         "flow_interpolate_kernel": Gate(40, 0.75, max_instructions_per_element=64, elements_per_thread=8),

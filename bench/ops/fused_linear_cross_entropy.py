@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.ops.case import Gate, Inputs, Minimum, OpBench, Step, gradients, variant
-from reca_fast.kernels import costs
+from bench.ops.case import Case, Gate, Inputs, Step, gradients, variant
 from reca_fast.kernels.fused_linear_cross_entropy.contract import fused_linear_cross_entropy
 from reca_fast.kernels.fused_linear_cross_entropy.ragged_matmul import (
     launch_gathered_logits,
@@ -111,12 +110,9 @@ def _valid(rows: int) -> int:
     return round(MASKED * rows)
 
 
-def minimum(shape: Mapping[str, int], dtype: torch.dtype) -> Minimum:
+def sizes(shape: Mapping[str, int]) -> dict[str, int]:
     classes = shape["codes"] if shape["in_range"] else shape["vocabulary"]
-    rows, dim = _valid(shape["rows"]), shape["dim"]
-    return Minimum(
-        *costs.fused_linear_cross_entropy(rows=rows, hidden_size=dim, classes=classes, itemsize=dtype.itemsize)
-    )
+    return {"rows": _valid(shape["rows"]), "hidden_size": shape["dim"], "classes": classes}
 
 
 def compile_all() -> None:
@@ -166,7 +162,7 @@ def compile_all() -> None:
         products(fp32, True, (fp32, False))
 
 
-BENCH = OpBench(
+CASE = Case(
     name="fused_linear_cross_entropy",
     about="linear layer and cross-entropy of the rows that count, logits never whole, gradients in the same pass",
     shapes={
@@ -192,7 +188,7 @@ BENCH = OpBench(
     inputs=make_inputs,
     ours=ours,
     eager=eager,
-    minimum=minimum,
+    sizes=sizes,
     compile=compile_all,
     gates={
         "cross_entropy_rows_kernel": Gate(64, 0.5),

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from bench.ops.case import Gate, Inputs, Minimum, OpBench, variant
+from bench.ops.case import Case, Gate, Inputs, variant
 from reca_fast.kernels import mar_diffusion_loss, mar_noise
 from reca_fast.kernels.common.noise import normal_noise
 from reca_fast.kernels.common.scale_in_place import launch_scale
@@ -89,11 +89,6 @@ def eager(inputs: Inputs) -> list[Tensor]:
     return results(x_t.to(prediction.dtype), (row * weight).sum() / weight.sum(), inputs)
 
 
-def minimum(shape: Mapping[str, int], dtype: torch.dtype) -> Minimum:
-    """Latents in, x_t out; prediction in, its gradient out. Steps and weights are nothing."""
-    return Minimum(shape["rows"] * shape["channels"] * dtype.itemsize * (1 + 1 + 2 + 2))
-
-
 def compile_all() -> None:
     """As flow_matching's, and latents in fp32, as an autoencoder that autocast does not reach gives them."""
     rows, channels, bf16, fp16, fp32 = 64, 16, torch.bfloat16, torch.float16, torch.float32
@@ -115,14 +110,13 @@ def compile_all() -> None:
     launch_scale(prediction, weight[0])
 
 
-BENCH = OpBench(
+CASE = Case(
     name="mar_diffusion_loss",
     about="noised latents for the MAR denoiser, then squared error and variational bound with their gradient",
     shapes={"real": {"rows": 48 * 256 * 4, "channels": 16}, "small": {"rows": 512, "channels": 16}},
     inputs=make_inputs,
     ours=ours,
     eager=eager,
-    minimum=minimum,
     compile=compile_all,
     gates={
         # Two of the 66 look up the schedule; the noise stays within 64.

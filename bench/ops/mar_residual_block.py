@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.ops.case import Gate, Inputs, Minimum, OpBench, gradients, variant
+from bench.ops.case import Case, Gate, Inputs, gradients, variant
 from reca_fast.kernels import mar_residual_block
 from reca_fast.kernels.mar_residual_block.contract import launch_block, launch_block_backward
 
@@ -43,13 +43,6 @@ def eager(inputs: Inputs) -> list[Tensor]:
     return gradients(a + gate * F.linear(F.silu(F.linear(h.to(w1.dtype), w1, b1)), w2, b2), inputs)
 
 
-def minimum(shape: Mapping[str, int], dtype: torch.dtype) -> Minimum:
-    """Elementwise passes between products. Forward 3 + 1 and 3 + 1 (SiLU inside a product), backward 2 + 4 + 4 + 5."""
-    return Minimum(
-        shape["rows"] * shape["width"] * dtype.itemsize * (8 + 15), 3 * 2 * 2.0 * shape["rows"] * shape["width"] ** 2
-    )
-
-
 # Which gradients: hidden states, modulation, LayerNorm's two, fc1's two, fc2's two.
 EVERYTHING = [True] * 8
 FROZEN = [True, True, *[False] * 6]
@@ -78,14 +71,13 @@ def _compile(width: int, stream: torch.dtype, *needs: list[bool]) -> None:
         launch_block_backward(a, a, modulation, norm, norm, weight, weight, pre, up, 1e-6, need)
 
 
-BENCH = OpBench(
+CASE = Case(
     name="mar_residual_block",
     about="a residual block of the MAR denoiser: everything around its two matrix products",
     shapes={"real": {"rows": 48 * 256 * 4, "width": 1536}, "small": {"rows": 64, "width": 1536}},
     inputs=make_inputs,
     ours=ours,
     eager=eager,
-    minimum=minimum,
     compile=compile_all,
     # The modulation's backward keeps two sums per column beside the row: at 64 registers it would spill.
     gates={

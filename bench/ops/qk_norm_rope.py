@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.ops.case import Gate, Inputs, Minimum, OpBench, Step, gradients
-from reca_fast.kernels import costs, qk_norm_rope
-from reca_fast.kernels.common.implementation import tl
+from bench.ops.case import Case, Gate, Inputs, Step, gradients
+from reca_fast.kernels import qk_norm_rope
+from reca_fast.kernels.common.optional_triton import tl
 from reca_fast.kernels.qk_norm_rope.kernels import launch_backward, launch_forward
 
 ARGUMENTS = ("q", "k", "q_weight", "k_weight", "cos", "sin")
@@ -82,11 +82,6 @@ def peers() -> dict[str, Step]:
     return {"liger": liger}
 
 
-def minimum(shape: Mapping[str, int], dtype: torch.dtype) -> Minimum:
-    sizes = {key: shape[key] for key in ("tokens", "heads", "kv_heads", "head_dim")}
-    return Minimum(*costs.qk_norm_rope(**sizes, itemsize=dtype.itemsize))
-
-
 def compile_all() -> None:
     """bf16 with trained weights in fp32 and frozen ones in bf16, then other dtypes; more tokens change the grid."""
     tokens, dim, bf16, fp16, fp32 = 64, 128, torch.bfloat16, torch.float16, torch.float32
@@ -105,14 +100,13 @@ def _shape(tokens: int) -> dict[str, int]:
 
 _GATE: dict[str, Any] = {"max_registers": 64, "min_occupancy": 0.5}
 
-BENCH = OpBench(
+CASE = Case(
     name="qk_norm_rope",
     about="RMS norm of every query and key head, then rotary embedding, of one decoder layer",
     shapes={"real": _shape(36864), "small": _shape(32)},
     inputs=make_inputs,
     ours=ours,
     eager=eager,
-    minimum=minimum,
     compile=compile_all,
     gates={
         "qk_norm_rope_forward": Gate(**_GATE),

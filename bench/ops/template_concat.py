@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.ops.case import Gate, Inputs, Minimum, OpBench, gradients
-from reca_fast.kernels import costs, template_concat
+from bench.ops.case import Case, Gate, Inputs, gradients
+from reca_fast.kernels import template_concat
 from reca_fast.kernels.template_concat.kernels import launch_backward, launch_forward
 
 
@@ -63,16 +63,10 @@ def eager(inputs: Inputs) -> list[Tensor]:
     return gradients(packed, inputs)
 
 
-def minimum(shape: Mapping[str, int], dtype: torch.dtype) -> Minimum:
-    cost = costs.template_concat(
-        text=shape["text"],
-        visual=shape["visual"],
-        latents=shape["pictures"] * shape["area"],
-        pictures=shape["pictures"],
-        hidden_size=shape["dim"],
-        itemsize=dtype.itemsize,
-    )
-    return Minimum(*cost)
+def sizes(shape: Mapping[str, int]) -> dict[str, int]:
+    latents = shape["pictures"] * shape["area"]
+    rows = {"text": shape["text"], "visual": shape["visual"], "latents": latents}
+    return {**rows, "pictures": shape["pictures"], "hidden_size": shape["dim"]}
 
 
 def compile_all() -> None:
@@ -102,7 +96,7 @@ def compile_all() -> None:
         launch_backward(rows(16), None, None, bounds, [0, 0, 16], [False, True, True], *dtypes)
 
 
-BENCH = OpBench(
+CASE = Case(
     name="template_concat",
     about="text, picture and latent embeddings written to their packed rows, positions and times added",
     shapes={
@@ -112,7 +106,7 @@ BENCH = OpBench(
     inputs=make_inputs,
     ours=ours,
     eager=eager,
-    minimum=minimum,
+    sizes=sizes,
     compile=compile_all,
     gates={
         "template_concat_forward": Gate(max_registers=60, min_occupancy=0.5),  # fp32 tables; with bf16 ones 40, 0.75

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from reca_fast.kernels.common import implementation as choice
-from reca_fast.kernels.common.implementation import VARIABLE, implementation, kernel_mode, kernels, operation
+from reca_fast.kernels.common.implementation import VARIABLE, implementation, kernel_mode, kernels
+from reca_fast.kernels.common.torch_op import torch_op
 
 CPU = torch.zeros(1)
 
@@ -63,7 +64,7 @@ WITHOUT_TRITON = """
 import sys
 sys.modules["triton"] = None  # any import of it raises ModuleNotFoundError
 import torch, reca_fast.kernels as k
-from reca_fast.kernels.common.implementation import INSTALLED
+from reca_fast.kernels.common.optional_triton import INSTALLED
 assert not INSTALLED
 q = torch.randn(3, 2, 8)
 angles = torch.zeros(3, 8)
@@ -114,7 +115,7 @@ def test_operations_run_on_the_gpu_of_their_tensors(monkeypatch: pytest.MonkeyPa
             entered.append(device)
 
     monkeypatch.setattr(torch.cuda, "device", Recorded)
-    doubled = operation("test_doubled")(_double)
+    doubled = torch_op("test_doubled")(_double)
     body = doubled._init_fn
     with FakeTensorMode():
         body([], None, torch.empty(2, device="cuda:1"))

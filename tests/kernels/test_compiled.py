@@ -14,13 +14,13 @@ import triton
 
 from bench.aot import TARGETS, TENSOR_CORE, Compiled, assembled
 from bench.compile_table import VERSIONS, read_table
-from bench.ops import KERNELS, load
-from bench.ops.case import OpBench
+from bench.ops import WITH_KERNELS, case_of
+from bench.ops.case import Case
 
 
-def hold(bench: OpBench, kernels: Sequence[Compiled], version: str) -> None:
-    gates = bench.gates_of(version)
-    keys = [bench.gate(made.kernel, made.variant) for made in kernels]
+def hold(case: Case, kernels: Sequence[Compiled], version: str) -> None:
+    gates = case.gates_of(version)
+    keys = [case.gate(made.kernel, made.variant) for made in kernels]
     assert set(keys) == gates.keys(), "a gate for every kernel, and no other"
     for key, made in zip(keys, kernels, strict=True):
         gate = gates[key]
@@ -36,12 +36,12 @@ def hold(bench: OpBench, kernels: Sequence[Compiled], version: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: f"sm_{target}")
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", WITH_KERNELS)
 def test_gates(name: str, target: int) -> None:
     """What the installed Triton makes of the kernels; where a table of that version is written, just that."""
-    bench = load(name)
-    kernels = assembled(bench.compile, target)
-    hold(bench, kernels, triton.__version__)
+    case = case_of(name)
+    kernels = assembled(case.compile, target)
+    hold(case, kernels, triton.__version__)
     if triton.__version__ in VERSIONS:
         written = [made for op, made in read_table(triton.__version__) if (op, made.target) == (name, target)]
         again = f"python -m bench.compile_table {' '.join(VERSIONS)}"
@@ -51,17 +51,17 @@ def test_gates(name: str, target: int) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_tables(version: str) -> None:
     """Tables of all supported versions keep the gates, and hold the same launches."""
-    for name in KERNELS:
+    for name in WITH_KERNELS:
         kernels = [made for op, made in read_table(version) if op == name]
         assert {made.target for made in kernels} == set(TARGETS)
-        hold(load(name), kernels, version)
+        hold(case_of(name), kernels, version)
     launches = [sorted((op, x.kernel, x.variant, x.target, x.warps) for op, x in read_table(v)) for v in VERSIONS]
     assert launches[0] == launches[1], f"write the tables again: python -m bench.compile_table {' '.join(VERSIONS)}"
 
 
 def test_only_older_versions_may_spill() -> None:
-    for name in KERNELS:
-        bench = load(name)
-        assert not any(gate.spill_bytes for gate in bench.gates.values())
-        assert all(gate.spill_bytes <= 4 for gate in bench.older_gates.values())
-        assert bench.older_gates.keys() <= bench.gates.keys()
+    for name in WITH_KERNELS:
+        case = case_of(name)
+        assert not any(gate.spill_bytes for gate in case.gates.values())
+        assert all(gate.spill_bytes <= 4 for gate in case.older_gates.values())
+        assert case.older_gates.keys() <= case.gates.keys()

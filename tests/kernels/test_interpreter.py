@@ -7,8 +7,8 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from reca_fast.kernels.common.implementation import tl, triton
 from reca_fast.kernels.common.interpreter import interpreting
+from reca_fast.kernels.common.optional_triton import tl, triton
 
 
 @triton.jit

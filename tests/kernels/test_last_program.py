@@ -5,9 +5,9 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from reca_fast.kernels.common.implementation import tl, triton
 from reca_fast.kernels.common.interpreter import interpreting
 from reca_fast.kernels.common.last_program import counters, groups_of, sum_over_programs, sum_rows_over_programs
+from reca_fast.kernels.common.optional_triton import tl, triton
 
 
 @triton.jit

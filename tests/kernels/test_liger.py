@@ -13,9 +13,9 @@ pytest.importorskip("liger_kernel", reason="liger-kernel is not installed (pip i
 from liger_kernel.ops import rms_norm as liger_norm
 
 from reca_fast.kernels.common import implementation
-from reca_fast.kernels.common.implementation import tl
 from reca_fast.kernels.common.interpreter import interpreting
 from reca_fast.kernels.common.liger import use_liger
+from reca_fast.kernels.common.optional_triton import tl
 from reca_fast.kernels.rms_norm.contract import _liger as norm_by_liger
 from reca_fast.kernels.swiglu.contract import _liger as swiglu_by_liger
 

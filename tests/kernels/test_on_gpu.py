@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from bench.gpu_stages import kernels
 from bench.measure import TOLERANCE, disagreement, fresh, under
-from bench.ops import KERNELS, NAMES, load
+from bench.ops import NAMES, WITH_KERNELS, case_of
 from reca_fast.kernels.common.implementation import why_not_triton
 
 WHY_NOT = why_not_triton(torch.device("cuda")) if torch.cuda.is_available() else "there is no NVIDIA GPU"
@@ -22,22 +22,22 @@ GPU = torch.device("cuda")
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_agrees_with_the_authors(name: str, dtype: torch.dtype) -> None:
-    bench = load(name)
-    ours = bench.ours if bench.compile is None else under("triton", bench.ours)
-    inputs = fresh(bench, bench.shapes["small"], dtype, GPU)
-    assert disagreement(ours(inputs), bench.eager(inputs)) <= TOLERANCE[dtype]
+    case = case_of(name)
+    ours = case.ours if case.compile is None else under("triton", case.ours)
+    inputs = fresh(case, case.shapes["small"], dtype, GPU)
+    assert disagreement(ours(inputs), case.eager(inputs)) <= TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", kernels.DTYPES, ids=str)
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", WITH_KERNELS)
 def test_as_near_to_float64_as_the_dtype_allows(name: str, dtype: torch.dtype) -> None:
-    assert max(kernels.shares_of_budget(load(name), dtype, GPU)) <= 1
+    assert max(kernels.shares_of_budget(case_of(name), dtype, GPU)) <= 1
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", WITH_KERNELS)
 def test_same_bits_every_time(name: str) -> None:
     """Sums over programs have a fixed order, whichever program finishes last."""
-    assert kernels.differing_runs(load(name), GPU) == 0
+    assert kernels.differing_runs(case_of(name), GPU) == 0
 
 
 def test_sums_of_many_programs() -> None:

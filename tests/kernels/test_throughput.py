@@ -15,7 +15,7 @@ from bench import measure, throughput
 from bench.environment import ROOT
 from bench.gpus import GPUS
 from bench.measure import choose_shapes, measure_on_gpu, measure_without_gpu, providers
-from bench.ops import NAMES, load
+from bench.ops import NAMES, case_of
 from bench.ops.attention import flex_forward
 from bench.report import draw, show, summary
 from bench.timing import interleaved
@@ -23,7 +23,7 @@ from reca_fast.kernels import varlen_attention
 from reca_fast.kernels.common.interpreter import interpreting
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-QK = load("qk_norm_rope")
+QK = case_of("qk_norm_rope")
 
 
 def test_sizes_go_where_they_belong() -> None:
@@ -36,19 +36,19 @@ def test_sizes_go_where_they_belong() -> None:
 
 
 def test_shapes_by_name() -> None:
-    bench = load("fused_linear_cross_entropy")
-    assert choose_shapes(bench, []).timed is bench.shapes["real"]
-    codes = choose_shapes(bench, ["codes"])
-    assert codes.timed is bench.shapes["codes"] and codes.counted["in_range"] == 1
-    assert codes.counted["rows"] == bench.shapes["small"]["rows"]
+    case = case_of("fused_linear_cross_entropy")
+    assert choose_shapes(case, []).timed is case.shapes["real"]
+    codes = choose_shapes(case, ["codes"])
+    assert codes.timed is case.shapes["codes"] and codes.counted["in_range"] == 1
+    assert codes.counted["rows"] == case.shapes["small"]["rows"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_shape_counts_at_interpretable_sizes(name: str) -> None:
-    bench = load(name)
-    for shape in bench.shapes:
-        counted = choose_shapes(bench, [shape]).counted
-        assert all(counted[key] <= max(bench.shapes["small"][key], 1) for key in counted)
+    case = case_of(name)
+    for shape in case.shapes:
+        counted = choose_shapes(case, [shape]).counted
+        assert all(counted[key] <= max(case.shapes["small"][key], 1) for key in counted)
 
 
 @pytest.mark.parametrize(
@@ -109,8 +109,8 @@ def test_attention_times_what_runs_and_says_what_does_not() -> None:
 
 
 def small(name: str):
-    bench = load(name)
-    return bench, choose_shapes(bench, ["small"])
+    case = case_of(name)
+    return case, choose_shapes(case, ["small"])
 
 
 @pytest.mark.parametrize("name", ["qk_norm_rope", "fused_linear_cross_entropy", "attention"])
@@ -118,13 +118,13 @@ def test_what_a_gpu_would_run(name: str, tmp_path, monkeypatch: pytest.MonkeyPat
     """The measurement on a GPU, its table and its picture, with a CPU and interpreted kernels in the GPU's place."""
     monkeypatch.setattr(torch, "compile", lambda step: step)
     monkeypatch.setattr(measure, "interleaved", partial(interleaved, budget=0, least=1))
-    (bench, shapes), console = small(name), Console(width=150, record=True)
+    (case, shapes), console = small(name), Console(width=150, record=True)
     with interpreting():
-        rows = list(measure_on_gpu(bench, shapes, GPUS["h100"], torch.device("cpu"), providers(bench, gpu=True)))
+        rows = list(measure_on_gpu(case, shapes, GPUS["h100"], torch.device("cpu"), providers(case, gpu=True)))
     by = {row["provider"]: row for row in rows}
     assert all(by[provider]["gate"] for provider in ("eager", "ours", "torch.compile")), by
     assert by["ours"]["gpu_ms"]["p20"] <= by["ours"]["gpu_ms"]["p80"] and by["ours"]["share_of_peak"] > 0
-    show(console, bench, rows, [], GPUS["h100"])
+    show(console, case, rows, [], GPUS["h100"])
     summary(console, rows)
     draw(rows, GPUS["h100"], tmp_path / "picture.png")
     assert "share of peak" in console.export_text() and (tmp_path / "picture.png").exists()
@@ -137,9 +137,9 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch):
     def replace(ways) -> None:
         monkeypatch.setattr(throughput, "pick_device", lambda: torch.device("cuda"))
         monkeypatch.setattr(throughput, "measured_peaks", lambda device: GPUS["h100"])
-        monkeypatch.setattr(throughput, "providers", lambda bench, gpu, compile_eager: ways(bench, compile_eager))
+        monkeypatch.setattr(throughput, "providers", lambda case, gpu, compile_eager: ways(case, compile_eager))
         here = partial(measure_on_gpu, device=torch.device("cpu"), budget=0)
-        small = lambda bench, shapes, gpu, device, ways: here(bench, choose_shapes(bench, ["small"]), gpu, ways=ways)  # noqa: E731
+        small = lambda case, shapes, gpu, device, ways: here(case, choose_shapes(case, ["small"]), gpu, ways=ways)  # noqa: E731
         monkeypatch.setattr(throughput, "measure_on_gpu", small)
 
     return replace
@@ -156,7 +156,7 @@ def test_every_row_is_written_at_once_and_a_failure_is_one(tmp_path, run, on_a_g
     def broken(inputs):
         raise RuntimeError("an illegal instruction")
 
-    on_a_gpu(lambda bench, _: {"eager": bench.eager, "ours": broken, "liger": broken, "look": look})
+    on_a_gpu(lambda case, _: {"eager": case.eager, "ours": broken, "liger": broken, "look": look})
     code, said, error = run("--op", "qk_norm_rope", "adaln_modulate", "--out", out)
     assert code == 1 and "qk_norm_rope (ours: RuntimeError: an illegal instruction)" in error
     assert "ours failed: RuntimeError" in said and "liger cannot run here: RuntimeError" in said
@@ -167,8 +167,8 @@ def test_every_row_is_written_at_once_and_a_failure_is_one(tmp_path, run, on_a_g
 
 
 def test_an_operation_that_cannot_begin_is_a_row_too(tmp_path, run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(bench, shapes, gpu):
-        raise MemoryError("no room for the inputs") if bench.name == "qk_norm_rope" else ValueError("another")
+    def broken(case, shapes, gpu):
+        raise MemoryError("no room for the inputs") if case.name == "qk_norm_rope" else ValueError("another")
         yield
 
     monkeypatch.setattr(throughput, "measure_without_gpu", broken)
@@ -182,7 +182,7 @@ def test_a_machine_with_a_gpu_times_no_step_on_its_cpu(tmp_path, run, on_a_gpu, 
     monkeypatch.setattr(throughput, "NAMES", ("adaln_modulate",))
     monkeypatch.setattr(throughput, "whole_step", lambda console: pytest.fail("a step on the CPU"))
     on_a_gpu(
-        lambda bench, compile_eager: {"eager": bench.eager} | ({"torch.compile": bench.eager} if compile_eager else {})
+        lambda case, compile_eager: {"eager": case.eager} | ({"torch.compile": case.eager} if compile_eager else {})
     )
     for option, wanted in (((), ["eager", "torch.compile"]), (("--no-compile",), ["eager"])):
         out = tmp_path / f"rows{len(wanted)}.jsonl"
@@ -195,8 +195,8 @@ def test_a_machine_with_a_gpu_times_no_step_on_its_cpu(tmp_path, run, on_a_gpu, 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_is_called_as_it_should_be() -> None:
     """Forward only, which is what it can do on a CPU."""
-    bench, shapes = small("attention")
-    *tensors, segments = bench.inputs(shapes.counted, torch.float32, torch.device("cpu"), torch.Generator()).values()
+    case, shapes = small("attention")
+    *tensors, segments = case.inputs(shapes.counted, torch.float32, torch.device("cpu"), torch.Generator()).values()
     q, k, v = (x.detach() for x in tensors)
     expected = varlen_attention(q, k, v, segments, backend="sdpa")
     torch.testing.assert_close(flex_forward(q, k, v, segments), expected, rtol=1e-4, atol=1e-5)

@@ -5,9 +5,10 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from bench.ops import KERNELS, load
+from bench.ops import WITH_KERNELS, case_of
 from bench.traffic import counting
-from reca_fast.kernels.common.implementation import kernels, tl, triton
+from reca_fast.kernels.common.implementation import kernels
+from reca_fast.kernels.common.optional_triton import tl, triton
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -40,15 +41,15 @@ def test_torch_counts_inputs_and_outputs_and_no_views() -> None:
     assert traffic.bytes_written == rows + 4 + 4 + rows
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", WITH_KERNELS)
 def test_goals(name: str) -> None:
-    bench = load(name)
-    inputs = bench.inputs(bench.shapes["small"], torch.bfloat16, torch.device("cpu"), torch.Generator().manual_seed(0))
+    case = case_of(name)
+    inputs = case.inputs(case.shapes["small"], torch.bfloat16, torch.device("cpu"), torch.Generator().manual_seed(0))
     with kernels("triton"), counting() as traffic:
-        bench.ours(inputs)
-    least = bench.minimum(bench.shapes["small"], torch.bfloat16)
-    assert bench.max_launches is not None and bench.max_ratio is not None, "an operation without a goal"
-    assert traffic.launches <= bench.max_launches, traffic.kernels
-    assert traffic.bytes <= bench.max_ratio * least.bytes, f"{traffic.bytes / least.bytes:.3f} x the minimum"
+        case.ours(inputs)
+    least = case.minimum(case.shapes["small"], torch.bfloat16)
+    assert case.max_launches is not None and case.max_ratio is not None, "an operation without a goal"
+    assert traffic.launches <= case.max_launches, traffic.kernels
+    assert traffic.bytes <= case.max_ratio * least.bytes, f"{traffic.bytes / least.bytes:.3f} x the minimum"
     if least.flops:
         assert traffic.flops <= 1.01 * least.flops

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from ..common.arguments import expect, expect_floating, expect_number, expect_shape, expect_tensors
-from ..common.implementation import LAUNCH, NEEDS_LIMITS, operation, runs_triton, tl, triton
+from ..common.implementation import runs_triton
+from ..common.optional_triton import LAUNCH, NEEDS_LIMITS, tl, triton
 from ..common.strides import rows_dense, stride_of
+from ..common.torch_op import torch_op
 
 FORWARD_ROWS = 8  # of a program: weight and bias are read once for them
 ROWS_OF_PROGRAM = 32  # backward: fixed, so that the sums do not depend on the GPU
@@ -289,7 +291,7 @@ def launch_modulate_backward(
 # Registration
 
 
-@operation("adaln_modulate")
+@torch_op("adaln_modulate")
 def _op(x: Tensor, shift: Tensor, scale: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     run = launch_modulate if runs_triton(x) else reference_modulate
     return run(x, shift, scale, weight, bias, eps, x.dtype)
@@ -300,7 +302,7 @@ def _(x, shift, scale, weight, bias, eps):
     return x.new_empty(tuple(x.shape))
 
 
-@operation("adaln_modulate_backward")
+@torch_op("adaln_modulate_backward")
 def _backward_op(
     grad: Tensor,
     x: Tensor,

@@ -29,7 +29,9 @@ from ..blur_patchify.contract import (
 from ..common.arguments import autocast_dtype, expect_tensors
 from ..common.image_filter import Size
 from ..common.image_plan import addresses, checked, packed, pairs, plan, token_count
-from ..common.implementation import LAUNCH, implementation, operation, tl, triton
+from ..common.implementation import implementation
+from ..common.optional_triton import LAUNCH, tl, triton
+from ..common.torch_op import torch_op
 
 
 def reference_blur_patch_embed(
@@ -159,7 +161,7 @@ def launch_blur_patch_embed(
     return out
 
 
-@operation("blur_patch_embed")
+@torch_op("blur_patch_embed")
 def _blur_patch_embed(
     images: list[Tensor],
     weight: Tensor,
@@ -187,7 +189,7 @@ def _(images, weight, bias, position_embedding, position_ids, sides, patch_size,
     return weight.new_empty((token_count(sides, patch_size), weight.shape[0]))
 
 
-@operation("blur_patch_embed_backward")
+@torch_op("blur_patch_embed_backward")
 def _blur_patch_embed_backward(
     grad: Tensor,
     images: list[Tensor],

@@ -22,7 +22,9 @@ from torch import Tensor
 
 from ..common.image_filter import PRECISION, Size, resized
 from ..common.image_plan import addresses, checked, packed, pairs, plan, token_count
-from ..common.implementation import LAUNCH, implementation, operation, tl, triton
+from ..common.implementation import implementation
+from ..common.optional_triton import LAUNCH, tl, triton
+from ..common.torch_op import torch_op
 
 ROWS = 16  # output lines of one program, and source rows that it filters at a time: the smallest side of a product
 WARPS = 16  # 8 accumulators per thread: with fewer warps, registers leave an eighth of the warps
@@ -217,7 +219,7 @@ def launch_blur_patchify(
     return out
 
 
-@operation("blur_patchify")
+@torch_op("blur_patchify")
 def _blur_patchify(
     images: list[Tensor],
     sides: list[int],

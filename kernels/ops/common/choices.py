@@ -1,31 +1,17 @@
 """What would run where: one line per operation, for `reca-fast doctor`."""
 
+from itertools import chain
+
 import torch
 
 from .implementation import implementation, kernel_mode, why_not_triton
 from .liger import liger_installed
-
-FUSED = (
-    "adaln_modulate",
-    "blur_patch_embed",
-    "blur_patchify",
-    "flow_interpolate",
-    "flow_matching_loss",
-    "fused_linear_cross_entropy",
-    "gated_residual",
-    "mar_diffusion_loss",
-    "mar_noise",
-    "mar_residual_block",
-    "qk_norm_rope",
-    "template_concat",
-)
-"""Operations with Triton kernels of their own."""
-
-BY_LIGER = ("rms_norm", "swiglu")
+from .registry import OPERATIONS
 
 
 def kernel_choices(device: torch.device) -> dict[str, tuple[str, str]]:
-    """Operation -> (what runs on `device`, why). Attention has backends of its own, see `available_backends`.
+    """Operation -> (what runs on `device`, why). Attention is not among them; `available_backends` says which
+    libraries can compute it there.
 
     Raises:
         ValueError: the setting asks for Triton and it cannot run on `device`, or the setting is unknown.
@@ -46,4 +32,10 @@ def kernel_choices(device: torch.device) -> dict[str, tuple[str, str]]:
         elif device.type == "cpu":
             why = "auto takes kernels on a GPU only"
         liger = ("reference", why)
-    return dict.fromkeys(FUSED, (chosen, why)) | dict.fromkeys(BY_LIGER, liger)
+    by_us, by_liger = _functions("triton"), _functions("liger")
+    return dict.fromkeys(by_us, (chosen, why)) | dict.fromkeys(by_liger, liger)
+
+
+def _functions(computed_by: str) -> list[str]:
+    """The public functions of all operations that are computed so, sorted."""
+    return sorted(chain.from_iterable(x.functions for x in OPERATIONS.values() if x.computed_by == computed_by))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .image_filter import Size, axis_filter, height_first
-from .implementation import triton
+from .optional_triton import triton
 from .transfer import to_device
 
 COLUMNS = 256  # output columns times channels of one program

@@ -8,44 +8,17 @@ With TRITON_INTERPRET=1 set before Python starts, "triton" runs the kernels on C
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from functools import cache, wraps
-from itertools import chain
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import Tensor
-from torch.library import CustomOpDef, custom_op
+
+from .optional_triton import INSTALLED, triton
 
 MODES = ("auto", "triton", "reference")
 VARIABLE = "RECA_FAST_KERNELS"
-# Triton 3.10 stops contracting a * b + c by default; our instruction counts and rounding are those with it.
-LAUNCH: dict[str, Any] = {"enable_fp_fusion": True}
-
-
-class _Absent:
-    """Stands for `triton` and `tl` where Triton is not installed, so that files with kernels can be imported."""
-
-    def __getattr__(self, name: str) -> Any:
-        return self
-
-    def __call__(self, function: Any = None, **_: Any) -> Any:
-        return self if function is None else function  # `@triton.jit(...)` is called once more
-
-
-triton: Any
-tl: Any
-try:
-    import triton  # type: ignore[no-redef]
-    import triton.language as tl  # type: ignore[no-redef]
-
-    INSTALLED = True
-    # Before 3.8, left alone, it takes half as many registers again for some kernels; those are launched with a limit.
-    NEEDS_LIMITS = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 8)
-except ModuleNotFoundError:
-    triton, tl = _Absent(), _Absent()
-    INSTALLED = NEEDS_LIMITS = False
 
 _mode = "auto"
 
@@ -117,32 +90,7 @@ def _why_not_gpu(device: torch.device) -> str | None:
     return None if major >= 8 else f"sm_{major}{minor} is older than sm_80"
 
 
-def operation(name: str, *, mutates_args: Iterable[str] = ()) -> Callable[[Callable[..., Any]], CustomOpDef]:
-    """`torch.library.custom_op("reca_fast::" + name)` that runs on its tensors' GPU, whichever is the current one.
-
-    Triton launches on the current GPU, and a model that hooks spread over several moves its tensors without switching.
-    """
-
-    def register(function: Callable[..., Any]) -> CustomOpDef:
-        @wraps(function)
-        def there(*args: Any) -> Any:
-            tensors = chain.from_iterable(x if isinstance(x, list) else (x,) for x in args)
-            device = next(x.device for x in tensors if isinstance(x, Tensor))
-            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-                return function(*args)
-
-        return custom_op(f"reca_fast::{name}", there, mutates_args=tuple(mutates_args))
-
-    return register
-
-
 def _checked(mode: str, where: str) -> str:
     if mode not in MODES:
         raise ValueError(f"{where}={mode!r}: expected one of {', '.join(MODES)}")
     return mode
-
-
-if INSTALLED and triton.knobs.runtime.interpret:
-    from .interpreter import make_exact
-
-    make_exact()

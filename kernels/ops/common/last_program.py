@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .implementation import tl, triton
+from .optional_triton import tl, triton
 
 _counters: dict[tuple[torch.device, int], Tensor] = {}
 

@@ -16,7 +16,7 @@ The reference computes the same words in int64 and the same polynomials in fp32:
 import torch
 from torch import Tensor
 
-from .implementation import tl, triton
+from .optional_triton import tl, triton
 
 _LOW = 0xFFFFFFFF
 

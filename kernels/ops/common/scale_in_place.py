@@ -6,7 +6,9 @@ gradient and no host that waits for the number.
 
 from torch import Tensor
 
-from .implementation import LAUNCH, operation, runs_triton, tl, triton
+from .implementation import runs_triton
+from .optional_triton import LAUNCH, tl, triton
+from .torch_op import torch_op
 
 
 @triton.jit
@@ -25,7 +27,7 @@ def launch_scale(gradient: Tensor, upstream: Tensor) -> None:
     )
 
 
-@operation("scale_in_place", mutates_args=("gradient",))
+@torch_op("scale_in_place", mutates_args=("gradient",))
 def scale_in_place(gradient: Tensor, upstream: Tensor) -> None:
     """gradient *= upstream [], in place."""
     if runs_triton(gradient, upstream):

@@ -32,10 +32,11 @@ from ..common.arguments import (
     expect_shape,
     expect_tensors,
 )
-from ..common.implementation import operation, runs_triton
+from ..common.implementation import runs_triton
 from ..common.noise import normal_noise
 from ..common.reductions import checked_row_weight, one_over, row_factors, weighted
 from ..common.scale_in_place import scale_in_place
+from ..common.torch_op import torch_op
 from .kernels import (
     launch_gradient,
     launch_interpolate,
@@ -126,7 +127,7 @@ def _wide(*tensors: Tensor | None) -> torch.dtype:
 # Registration
 
 
-@operation("flow_interpolate")
+@torch_op("flow_interpolate")
 def _interpolate(latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int, dtype: torch.dtype) -> Tensor:
     run = launch_interpolate if runs_triton(latents, timesteps, noise) else reference_interpolate
     return run(latents, timesteps, noise, seed, dtype)
@@ -137,7 +138,7 @@ def _(latents, timesteps, noise, seed, dtype):
     return latents.new_empty(tuple(latents.shape), dtype=dtype)
 
 
-@operation("flow_interpolate_backward")
+@torch_op("flow_interpolate_backward")
 def _interpolate_backward(
     upstream: Tensor, timesteps: Tensor, latents_dtype: torch.dtype | None, noise_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
@@ -171,7 +172,7 @@ def _interpolate_vjp(ctx, upstream):
 _interpolate.register_autograd(_interpolate_vjp, setup_context=_interpolate_setup)
 
 
-@operation("flow_matching_loss")
+@torch_op("flow_matching_loss")
 def _loss(
     prediction: Tensor,
     latents: Tensor,
@@ -192,7 +193,7 @@ def _(prediction, latents, noise, seed, row_weight, mean, gradient_dtype):
     return loss, prediction.new_empty(size, dtype=gradient_dtype or prediction.dtype)
 
 
-@operation("flow_matching_loss_rows")
+@torch_op("flow_matching_loss_rows")
 def _rows(prediction: Tensor, latents: Tensor, noise: Tensor | None, seed: int, row_weight: Tensor | None) -> Tensor:
     run = launch_rows if runs_triton(prediction, latents, noise, row_weight) else reference_rows
     return run(prediction, latents, noise, seed, row_weight)
@@ -203,7 +204,7 @@ def _(prediction, latents, noise, seed, row_weight):
     return prediction.new_empty(prediction.shape[0], dtype=_wide(prediction, latents, noise))
 
 
-@operation("flow_matching_loss_backward")
+@torch_op("flow_matching_loss_backward")
 def _gradient(
     prediction: Tensor, latents: Tensor, noise: Tensor | None, seed: int, factor: Tensor, dtype: torch.dtype
 ) -> Tensor:

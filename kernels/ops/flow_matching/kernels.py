@@ -6,9 +6,9 @@ A program of 4 warps takes 1024 elements: whole tokens as far as they fit, 8 nei
 import torch
 from torch import Tensor
 
-from ..common.implementation import LAUNCH, tl, triton
 from ..common.last_program import counters, sum_over_programs
 from ..common.noise import normal_tile
+from ..common.optional_triton import LAUNCH, tl, triton
 from ..common.strides import rows_dense, stride_of
 
 

@@ -43,13 +43,13 @@ from ..common.arguments import (
     expect_shape,
     expect_tensors,
 )
-from ..common.implementation import operation
 from ..common.reductions import checked_row_weight
 from ..common.scale_in_place import scale_in_place
+from ..common.torch_op import torch_op
 from .passes import forward, weight_gradient_dtype, wide_dtype
 
 
-@operation("fused_linear_cross_entropy")
+@torch_op("fused_linear_cross_entropy")
 def _loss(
     hidden_states: Tensor,
     weight: Tensor,
@@ -95,7 +95,7 @@ def _fake_gradients(hidden_states, weight, needs, start, stop):
     )
 
 
-@operation("fused_linear_cross_entropy_rows")
+@torch_op("fused_linear_cross_entropy_rows")
 def _rows(
     hidden_states: Tensor,
     weight: Tensor,
@@ -117,7 +117,7 @@ def _(hidden_states, *_):
     return hidden_states.new_empty(hidden_states.shape[0], dtype=wide_dtype(hidden_states.dtype))
 
 
-@operation("fused_linear_cross_entropy_backward")
+@torch_op("fused_linear_cross_entropy_backward")
 def _backward(
     hidden_states: Tensor,
     weight: Tensor,

@@ -9,7 +9,7 @@ the result. Where the host knows the number of rows a library product is the bet
 import torch
 from torch import Tensor
 
-from ..common.implementation import LAUNCH, tl, triton
+from ..common.optional_triton import LAUNCH, tl, triton
 from .row_kernels import launch_cross_entropy_rows
 
 

@@ -9,7 +9,7 @@ padding is replaced by -inf after it was loaded, and zeros are written there.
 import torch
 from torch import Tensor
 
-from ..common.implementation import LAUNCH, tl, triton
+from ..common.optional_triton import LAUNCH, tl, triton
 
 ON_CHIP = 8192  # classes that one program keeps in registers
 

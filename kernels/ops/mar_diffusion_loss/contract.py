@@ -42,10 +42,11 @@ from ..common.arguments import (
     expect_shape,
     expect_tensors,
 )
-from ..common.implementation import operation, runs_triton
+from ..common.implementation import runs_triton
 from ..common.noise import normal_noise
 from ..common.reductions import checked_row_weight, one_over, row_factors, weighted
 from ..common.scale_in_place import scale_in_place
+from ..common.torch_op import torch_op
 from .kernels import COLUMNS, launch_gradient, launch_loss, launch_noise, launch_rows
 
 STEPS = 1000
@@ -190,7 +191,7 @@ def _check_steps(timesteps: Tensor) -> None:
             raise ValueError(f"timesteps: expected 0..{STEPS - 1}, got {values.min()}..{values.max()}")
 
 
-@operation("mar_noise")
+@torch_op("mar_noise")
 def _noise(latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int, dtype: torch.dtype) -> Tensor:
     _check_steps(timesteps)
     if runs_triton(latents, noise):
@@ -203,7 +204,7 @@ def _(latents, timesteps, noise, seed, dtype):
     return latents.new_empty(tuple(latents.shape), dtype=dtype)
 
 
-@operation("mar_diffusion_loss")
+@torch_op("mar_diffusion_loss")
 def _loss(
     prediction: Tensor,
     latents: Tensor,
@@ -228,7 +229,7 @@ def _(prediction, latents, timesteps, noise, seed, row_weight, mean, gradient_dt
     return loss, prediction.new_empty(size, dtype=gradient_dtype or prediction.dtype)
 
 
-@operation("mar_diffusion_loss_rows")
+@torch_op("mar_diffusion_loss_rows")
 def _rows(
     prediction: Tensor, latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int, row_weight: Tensor | None
 ) -> Tensor:
@@ -243,7 +244,7 @@ def _(prediction, latents, timesteps, noise, seed, row_weight):
     return prediction.new_empty(prediction.shape[0], dtype=_wide(prediction, latents, noise))
 
 
-@operation("mar_diffusion_loss_backward")
+@torch_op("mar_diffusion_loss_backward")
 def _gradient(
     prediction: Tensor, latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int, factor: Tensor
 ) -> Tensor:

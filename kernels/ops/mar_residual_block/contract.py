@@ -27,7 +27,8 @@ from ..adaln_modulate.contract import (
     reference_modulate_backward,
 )
 from ..common.arguments import autocast_dtype, expect, expect_floating, expect_number, expect_shape, expect_tensors
-from ..common.implementation import operation, runs_triton
+from ..common.implementation import runs_triton
+from ..common.torch_op import torch_op
 from .kernels import launch_gate, launch_gate_backward, launch_silu, launch_silu_backward
 
 Forward = tuple[Tensor, Tensor, Tensor]
@@ -169,7 +170,7 @@ def launch_block_backward(
 # Registration
 
 
-@operation("mar_residual_block")
+@torch_op("mar_residual_block")
 def _block(
     a: Tensor,
     modulation: Tensor,
@@ -191,7 +192,7 @@ def _(a, modulation, ln_w, ln_b, w1, b1, w2, b2, eps):
     return a.new_empty(tuple(a.shape)), w1.new_empty(tuple(a.shape)), w1.new_empty(tuple(a.shape))
 
 
-@operation("mar_residual_block_backward")
+@torch_op("mar_residual_block_backward")
 def _block_backward(
     grad: Tensor,
     a: Tensor,
@@ -239,7 +240,7 @@ def _block_differentiate(ctx, grad, *_):
 _block.register_autograd(_block_differentiate, setup_context=_block_save)
 
 
-@operation("gated_residual")
+@torch_op("gated_residual")
 def _gate(a: Tensor, gate: Tensor, update: Tensor) -> Tensor:
     return (launch_gate if runs_triton(a) else reference_gate)(a, gate, update)
 
@@ -249,7 +250,7 @@ def _(a, gate, update):
     return a.new_empty(tuple(a.shape))
 
 
-@operation("gated_residual_backward")
+@torch_op("gated_residual_backward")
 def _gate_backward(
     grad: Tensor, gate: Tensor, update: Tensor, need_gate: bool, need_update: bool
 ) -> tuple[Tensor, Tensor]:

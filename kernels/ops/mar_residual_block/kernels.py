@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..adaln_modulate.contract import ROWS_OF_PROGRAM
-from ..common.implementation import LAUNCH, tl, triton
+from ..common.optional_triton import LAUNCH, tl, triton
 from ..common.strides import rows_dense, stride_of
 
 BLOCK = 512  # columns of a program

@@ -25,7 +25,8 @@ from ..common.arguments import (
     expect_shape,
     expect_tensors,
 )
-from ..common.implementation import implementation, operation
+from ..common.implementation import implementation
+from ..common.torch_op import torch_op
 from ..rms_norm.contract import normalise, normalise_backward
 from .kernels import launch_backward, launch_forward
 
@@ -87,7 +88,7 @@ def reference_backward(
     return dq, dk, dq_weight, dk_weight
 
 
-@operation("qk_norm_rope")
+@torch_op("qk_norm_rope")
 def _op(
     q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
@@ -100,7 +101,7 @@ def _(q, k, q_weight, k_weight, cos, sin, eps):
     return q.new_empty(q.shape), k.new_empty(k.shape)
 
 
-@operation("qk_norm_rope_backward")
+@torch_op("qk_norm_rope_backward")
 def _backward_op(
     grad_q: Tensor,
     grad_k: Tensor,

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..common.implementation import LAUNCH, tl, triton
 from ..common.last_program import counters, groups_of, sum_rows_over_programs
+from ..common.optional_triton import LAUNCH, tl, triton
 from ..common.strides import rows_dense
 
 # A program takes a few tokens and all (or a quarter of) their heads, one head at a time: the tables stay in registers.

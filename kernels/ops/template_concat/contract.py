@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from ..common.arguments import FLOATING, expect, expect_floating, expect_tensors
-from ..common.implementation import implementation, operation
+from ..common.implementation import implementation
+from ..common.torch_op import torch_op
 from .kernels import Maybe, launch_backward, launch_forward
 
 
@@ -144,7 +145,7 @@ def _check_on_host(
             raise ValueError(f"latent_cu_seqlens: expected 0 rising to {len(latents)}, got {ends}")
 
 
-@operation("template_concat")
+@torch_op("template_concat")
 def _op(
     token_ids: Tensor | None,
     embedding: Tensor | None,
@@ -188,7 +189,7 @@ def _(token_ids, embedding, token_rows, visual, *rest):
     return first.new_empty(length, first.shape[1], dtype=dtype)
 
 
-@operation("template_concat_backward")
+@torch_op("template_concat_backward")
 def _backward_op(
     grad: Tensor,
     visual_rows: Tensor | None,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..common.implementation import LAUNCH, tl, triton
+from ..common.optional_triton import LAUNCH, tl, triton
 
 Maybe = Tensor | None
 
