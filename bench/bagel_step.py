@@ -100,6 +100,7 @@ def ours_step(config: StepConfig, checkpointing: bool) -> Step:
     """The same step by reca_fast. Imported in here, so that the baselines are measured without it."""
     from reca_fast.flow import RECA
     from reca_fast.kernels import flow_interpolate
+    from reca_fast.memory import recompute
     from reca_fast.models.bagel.config import BagelConfig
     from reca_fast.models.bagel.model import Bagel
     from reca_fast.models.bagel.names import public_names
@@ -107,7 +108,9 @@ def ours_step(config: StepConfig, checkpointing: bool) -> Step:
     from reca_fast.objectives import flow_loss_by_task, shifted_logit_normal
 
     case = Case(Path(), BagelConfig.from_dict(config.model, "the benchmark"), config.model, config.inputs)
-    model = Bagel(case.config, recompute=checkpointing)
+    model = Bagel(case.config)
+    if checkpointing:
+        recompute(model.layers)
     names = public_names(dict(model.named_parameters()))
     model.load_state_dict({name: config.weights[key] for key, name in names.items()})
     model.fill_tables("cpu")

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from reca_fast.config import LossWeights, OptimConfig
+from reca_fast.config import LossWeights, ModelConfig, OptimConfig
 from reca_fast.flow import Sample
 from reca_fast.kernels import choose_backend, flow_interpolate
 from reca_fast.kernels.common.liger import liger_installed
-from reca_fast.memory import compile_blocks
+from reca_fast.memory import apply_levers
 from reca_fast.models.bagel.batch import BagelBatch
 from reca_fast.models.bagel.collate import collate
 from reca_fast.models.bagel.config import BagelConfig, LLMConfig, ViTConfig
@@ -54,9 +54,9 @@ def pack(config: BagelConfig, pictures: int, *, tiny: bool = False) -> BagelBatc
 def random_model(config: BagelConfig, device: torch.device, *, recompute: bool, compile_layers: bool) -> Bagel:
     """Trained weights in fp32, frozen ones in bf16, all of a size that keeps activations near 1."""
     with torch.device("meta"):
-        model = Bagel(config, attention=choose_backend("auto", device, torch.bfloat16), recompute=recompute)
-    if compile_layers:
-        compile_blocks(list(model.layers), "eager" if device.type == "cpu" else "inductor")
+        model = Bagel(config, attention=choose_backend("auto", device, torch.bfloat16))
+    levers = ModelConfig(recompute=recompute, compile=compile_layers)
+    apply_levers(model, list(model.layers), levers, compiler="eager" if device.type == "cpu" else "inductor")
     draw = torch.Generator(device).manual_seed(0)
     for name, parameter in list(model.named_parameters()):
         dtype = torch.float32 if parameter.requires_grad else torch.bfloat16

@@ -59,9 +59,9 @@ def run(report: Report) -> None:
 def compare(report: Report, name: str, options: dict[str, Any], folder: Path, truth) -> None:
     """Four figures: the worst gradient, all gradients together, the loss, weights without a gradient or a step."""
     expected, losses, _ = truth(not options.get("freeze_und", True))
-    backend = "eager" if report.rehearsal else "inductor"
+    compiler = "eager" if report.rehearsal else "inductor"
     torch._dynamo.reset()
-    got, loss, moved = gradients_of(prepare(folder, report.device, backend, **options))
+    got, loss, moved = gradients_of(prepare(folder, report.device, compiler, **options))
     precision = options.get("precision", "bf16")
     empty = sorted({n for n in expected if n not in got or not got[n].any()} | (expected.keys() ^ got.keys()))
     report.equal(f"{name}: weights without a gradient", ", ".join(empty[:5]) or "none", "none")

@@ -14,7 +14,7 @@ from reca_fast.config import LossWeights, ModelConfig, OptimConfig, RunConfig
 from reca_fast.data.loader import Pack
 from reca_fast.flow import I2T, RECA, Sample
 from reca_fast.kernels import use_kernels
-from reca_fast.memory import compile_blocks
+from reca_fast.memory import apply_levers
 from reca_fast.models.bagel.adapter import BagelAdapter
 from reca_fast.models.bagel.tiny import write_tiny_checkpoint
 from reca_fast.optim import make_optimizer
@@ -62,8 +62,8 @@ class Step:
         return train_step(self.adapter, [self.pack], 1, self.config, self.optimizer, None, self.processes)
 
 
-def prepare(folder: Path, device: torch.device, backend: str = "inductor", **options: Any) -> Step:
-    """The step under some of the model's options. `backend`: of torch.compile, where `compile` asks for it."""
+def prepare(folder: Path, device: torch.device, compiler: str = "inductor", **options: Any) -> Step:
+    """The step under some of the model's options. `compiler`: of torch.compile, where `compile` asks for it."""
     joint = not options.get("freeze_und", True)
     loss = LossWeights(i2t=1.0) if joint else LossWeights()
     model = ModelConfig(path=str(folder), **options)
@@ -71,8 +71,7 @@ def prepare(folder: Path, device: torch.device, backend: str = "inductor", **opt
     processes = Processes()
     processes.join(device.type)
     adapter = BagelAdapter(model)
-    if model.compile:
-        compile_blocks(adapter.blocks(), backend)
+    apply_levers(adapter.module, adapter.blocks(), model, compiler=compiler)
     adapter.load(processes.device)
     draw = torch.Generator().manual_seed(1)
     for parameter in adapter.module.llm2vae.parameters():  # it starts at zero, and nothing before it would learn

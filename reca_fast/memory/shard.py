@@ -1,4 +1,4 @@
-"""FSDP2: the parameters, their gradients and the optimizer's state, shared out over the processes."""
+"""FSDP2: weights, gradients and optimizer state shared out over the processes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,9 +10,20 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 
 def shard(module: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, compute_dtype: torch.dtype) -> None:
-    """FSDP2: one unit per block, one for the rest; fp32 gradients are summed, not averaged.
+    """Leave each process one part of every parameter. A block's parameters are gathered just before the block runs and
+    freed after it, in the forward and in the backward pass; those that belong to no block form one unit more.
 
-    Losses are already divided by the token count of the global batch, so the sum over processes is the gradient.
+    Gradients are reduced in fp32, and summed, not averaged: the losses are already divided by the token counts of the
+    global batch, so the sum over the processes is the gradient.
+
+    Price: two transfers of all weights and one of all gradients in a step, mostly hidden behind the arithmetic.
+
+    Excludes: parameters shared between blocks; levers that replace parameters have to be pulled before.
+
+    Args:
+        mesh: of the processes; with two dimensions, the weights are replicated along the first and sharded along the
+            second (HSDP).
+        compute_dtype: of the gathered parameters. The shards keep the dtype that they have.
     """
     narrow = compute_dtype if compute_dtype != torch.float32 else None
     policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -24,7 +35,10 @@ def shard(module: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, comp
 
 @contextmanager
 def whole_root(module: nn.Module) -> Iterator[None]:
-    """Gather what belongs to no block, for calls that do not go through `module.forward`. Blocks gather themselves."""
+    """Gather the parameters that belong to no block, for calls that do not go through `module.forward`: sampling calls
+    parts of the model one by one. Blocks gather themselves when they are called. Does nothing to a module that is not
+    sharded.
+    """
     if not isinstance(module, FSDPModule):
         yield
         return

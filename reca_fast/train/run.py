@@ -15,7 +15,7 @@ from reca_fast.data.sources import open_source
 from reca_fast.errors import UserError
 from reca_fast.evaluation.grids import GridWriter, pick_samples
 from reca_fast.flow import TASKS
-from reca_fast.memory import compile_blocks, shard
+from reca_fast.memory import apply_levers
 from reca_fast.models import open_adapter
 from reca_fast.models.files.identity import identity_of_files
 from reca_fast.optim import MovingAverage, make_optimizer
@@ -74,10 +74,7 @@ def run(config: RunConfig) -> None:
         adapter = open_adapter(config.model)
         source = open_source(config.data)
         builder = adapter.sample_builder(config.data)
-        if config.model.compile:
-            compile_blocks(adapter.blocks())
-        if processes.mesh is not None:
-            shard(adapter.module, adapter.blocks(), processes.mesh, adapter.dtype)
+        apply_levers(adapter.module, adapter.blocks(), config.model, mesh=processes.mesh, compute_dtype=adapter.dtype)
         store = CheckpointStore(
             Path(config.out) / "checkpoints", keep=config.keep, rank=processes.rank, gather=processes.gather
         )

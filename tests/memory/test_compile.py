@@ -6,7 +6,7 @@ from torch import Tensor
 
 from reca_fast.config import ModelConfig
 from reca_fast.flow import I2T, Sample
-from reca_fast.memory import compile_blocks
+from reca_fast.memory import apply_levers
 from reca_fast.models import open_adapter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -15,10 +15,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def step(folder, *, compiled: bool, **options) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss, and the gradient of every trained parameter."""
     torch._dynamo.reset()
-    adapter = open_adapter(ModelConfig(str(folder), **options))
+    levers = ModelConfig(str(folder), compile=compiled, **options)
+    adapter = open_adapter(levers)
+    # The real compiler needs a C++ compiler and minutes; this one differentiates the same graphs.
+    apply_levers(adapter.module, adapter.blocks(), levers, compiler="aot_eager")
     adapter.load(torch.device("cpu"))
-    if compiled:  # the real backend needs a C++ compiler and minutes; this one differentiates the same graphs
-        compile_blocks(adapter.blocks(), backend="aot_eager")
     draw = torch.Generator().manual_seed(0)
     pictures = [torch.randint(0, 256, (size, size, 3), generator=draw, dtype=torch.uint8) for size in (56, 64)]
     joint = not adapter.options.freeze_und

@@ -4,10 +4,12 @@ import weakref
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reca_fast.config import ModelConfig
 from reca_fast.flow import Sample
+from reca_fast.memory import apply_levers, recompute
 from reca_fast.models import open_adapter
 
 
@@ -15,6 +17,7 @@ def _step(folder, *, recompute: bool, freeze_und: bool) -> tuple[float, dict[str
     """Loss, gradients and bytes kept for the backward pass of one small batch."""
     options = ModelConfig(str(folder), precision="fp32", recompute=recompute, freeze_und=freeze_und)
     adapter = open_adapter(options)
+    apply_levers(adapter.module, adapter.blocks(), options)
     adapter.load(torch.device("cpu"))
     draw = torch.Generator().manual_seed(0)
     understanding = torch.randint(0, 256, (56, 56, 3), generator=draw, dtype=torch.uint8)
@@ -50,7 +53,8 @@ def test_same_loss_and_gradients_with_less_kept(tiny_folder, freeze_und):
 
 def test_no_narrow_copy_of_a_weight_outlives_its_product(tiny_folder):
     """Under bf16, recomputation leaves nothing of the layers' weights behind: 13 GB at BAGEL's size."""
-    adapter = open_adapter(ModelConfig(str(tiny_folder), precision="bf16", recompute=True))
+    adapter = open_adapter(ModelConfig(str(tiny_folder), precision="bf16"))
+    recompute(adapter.blocks())
     adapter.load(torch.device("cpu"))
     weights = {p.data_ptr() for p in adapter.module.layers.parameters() if p.requires_grad and p.dim() == 2}
     narrow, alive = [], []
@@ -71,3 +75,32 @@ def test_no_narrow_copy_of_a_weight_outlives_its_product(tiny_folder):
         adapter.loss_sums(batch, torch.Generator().manual_seed(1))["reca"]
     last.remove()
     assert len(narrow) == len(weights) and not alive
+
+
+class Counted(nn.Module):
+    """A block that counts its runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.runs = nn.Linear(2, 2), 0
+
+    def forward(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        self.runs += 1
+        return self.inner(x).tanh() * scale
+
+
+def test_a_block_runs_twice_where_gradients_are_wanted_and_once_elsewhere():
+    block = Counted()
+    recompute([block])
+    block(torch.ones(3, 2), scale=2.0).sum().backward()
+    assert block.runs == 2
+    with torch.no_grad():
+        block(torch.ones(3, 2))
+    assert block.runs == 3
+
+
+def test_parameters_keep_their_names():
+    block = Counted()
+    before = list(block.state_dict())
+    recompute([block])
+    assert list(block.state_dict()) == before == ["inner.weight", "inner.bias"]

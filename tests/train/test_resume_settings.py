@@ -69,7 +69,7 @@ def quick() -> Iterator[None]:
     before, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("reca_fast.train.telemetry.draw_curve", lambda *args: None)
-        patch.setattr(running, "compile_blocks", functools.partial(running.compile_blocks, backend="eager"))
+        patch.setattr(running, "apply_levers", functools.partial(running.apply_levers, compiler="eager"))
         torch.set_num_threads(1)
         yield
     torch.use_deterministic_algorithms(before)

@@ -135,7 +135,7 @@ def test_what_to_do_about_a_loss_that_is_not_finite(step, saved, advice, tmp_pat
 TRACED = """
 import functools, importlib
 run = importlib.import_module("reca_fast.train.run")
-run.compile_blocks = functools.partial(run.compile_blocks, backend="aot_eager")
+run.apply_levers = functools.partial(run.apply_levers, compiler="aot_eager")
 """
 
 
@@ -187,7 +187,7 @@ def test_graphs_are_counted():
     from reca_fast.memory import compile_blocks, compiled_graphs
 
     blocks = [Scale(), Scale()]
-    compile_blocks(blocks, backend="eager")
+    compile_blocks(blocks, compiler="eager")
     before = compiled_graphs()
     for rows in (4, 5, 6):
         for block in blocks:

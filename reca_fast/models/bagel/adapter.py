@@ -40,7 +40,7 @@ class BagelAdapter:
         self.dtype = DTYPES[options.precision]
         self.tokenizer = load_tokenizer(self.folder, self.config.llm.vocab_size)
         with torch.device("meta"):
-            self.module = Bagel(self.config, freeze_und=options.freeze_und, recompute=options.recompute)
+            self.module = Bagel(self.config, freeze_und=options.freeze_und)
         self.vae: VAE | None = None
         self.device = torch.device("meta")
 

@@ -4,12 +4,10 @@ The VAE is not part of this module: it belongs to the data side of a step (`vae.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from reca_fast.kernels import blur_patchify, template_concat
 from reca_fast.models.parts.position import sincos_table
@@ -43,15 +41,12 @@ class Bagel(nn.Module):
         freeze_und: train the generation side alone; the understanding expert, the vision tower, the connector, the
             token embedding and the head get requires_grad=False, and no gradient flows through them.
         attention: backend name from `reca_fast.kernels.choose_backend`.
-        recompute: keep only the layers' inputs for the backward pass and run each layer again there.
     """
 
-    def __init__(
-        self, config: BagelConfig, *, freeze_und: bool = True, attention: str = "sdpa", recompute: bool = False
-    ) -> None:
+    def __init__(self, config: BagelConfig, *, freeze_und: bool = True, attention: str = "sdpa") -> None:
         super().__init__()
         llm = config.llm
-        self.config, self.attention, self.recompute = config, attention, recompute
+        self.config, self.attention = config, attention
         self.embed_tokens = nn.Embedding(llm.vocab_size, llm.hidden_size)
         self.layers = nn.ModuleList(MoTLayer(llm) for _ in range(llm.num_hidden_layers))
         self.norm = RMSNorm(llm.hidden_size, llm.rms_norm_eps)
@@ -153,10 +148,8 @@ class Bagel(nn.Module):
             for positions in (und_positions, gen_positions)
         )
         kept: list[KeyValue] = []
-        recompute = self.recompute and torch.is_grad_enabled()
         for number, layer in enumerate(self.layers):
-            run = partial(checkpoint, layer, use_reentrant=False, preserve_rng_state=False) if recompute else layer
-            und, gen, und_kv = run(
+            und, gen, und_kv = layer(
                 None if und is None else Stream(und, *und_rope),
                 None if gen is None else Stream(gen, *gen_rope),
                 plan,
