@@ -1,0 +1,66 @@
+"""All levers together: the same numbers as without, in the one order in which they nest."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
+
+from reca_fast.config import ModelConfig
+from reca_fast.memory import apply_levers
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Block(nn.Module):
+    """Notes whether torch.compile is tracing it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x).tanh() * (2.0 if torch.compiler.is_compiling() else 1.0)
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(Block() for _ in range(3))
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,), mesh_dim_names=("shard",))
+    torch.distributed.destroy_process_group()
+
+
+def gradients(mesh: DeviceMesh | None = None, *, recompute: bool = False, compile: bool = False) -> dict[str, Tensor]:
+    torch._dynamo.reset()
+    model = Model()
+    options = ModelConfig(recompute=recompute, compile=compile)
+    apply_levers(model, list(model.blocks), options, mesh=mesh, compiler="eager")
+    model(torch.ones(5, 4)).sum().backward()
+    found = {name: p.grad for name, p in model.named_parameters()}
+    assert all(isinstance(gradient, DTensor) == (mesh is not None) for gradient in found.values())
+    return {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in found.items()}
+
+
+@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
+def test_levers_change_neither_names_nor_gradients(mesh, sharded, compile):
+    """The second run of a compiled block is compiled too: an eager one would compute other numbers here."""
+    plain = gradients(compile=compile)
+    pulled = gradients(mesh if sharded else None, recompute=True, compile=compile)
+    assert pulled.keys() == plain.keys()
+    for name, gradient in plain.items():
+        assert torch.equal(pulled[name], gradient), name
+    assert compile == (not torch.equal(plain["head.weight"], gradients()["head.weight"]))
