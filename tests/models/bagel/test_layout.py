@@ -11,6 +11,7 @@ from torch import Tensor
 from reca_fast.models.bagel.config import LLMConfig
 from reca_fast.models.bagel.layers import MoTLayer, Stream
 from reca_fast.models.bagel.layout import CAUSAL, FULL, NOISE, StreamLayout, build_layout
+from tests.oracles.bagel_mask import mask_rule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,30 +43,6 @@ def random_pack(kinds: list[str], seed: int, past: bool = False) -> Pack:
     for length, mode in (split for sample in samples for split in sample):
         is_gen += [mode == NOISE and 0 < row < length - 1 for row in range(length)]
     return Pack(samples, torch.tensor(is_gen), [draw.randint(0, 4) if past else 0 for _ in samples])
-
-
-def mask_rule(pack: Pack) -> Tensor:
-    """bool [S, past + S]: may query i see key j? Past keys come first; every row of their sample sees them.
-
-    i sees j iff they are in one sample, and j <= i or both in one full or noise split, and not: j in a noise split
-    that i is not in.
-    """
-    rows = [
-        (sample, split, mode)
-        for sample, splits in enumerate(pack.samples)
-        for split, (length, mode) in enumerate(splits)
-        for _ in range(length)
-    ]
-    past = [sample for sample, count in enumerate(pack.past) for _ in range(count)]
-
-    def sees(i: int, j: int) -> bool:
-        (sample_i, split_i, _), (sample_j, split_j, mode_j) = rows[i], rows[j]
-        together = split_i == split_j and mode_j in (FULL, NOISE)
-        return sample_i == sample_j and (j <= i or together) and not (mode_j == NOISE and split_i != split_j)
-
-    return torch.tensor(
-        [[rows[i][0] == of for of in past] + [sees(i, j) for j in range(len(rows))] for i in range(len(rows))]
-    )
 
 
 def implied_mask(layout: StreamLayout, past: int) -> Tensor:
@@ -100,7 +77,7 @@ def test_plan_is_the_mask_rule(kinds: list[str], past: bool) -> None:
     for seed in range(3):
         pack = random_pack(kinds, seed, past)
         layout = pack.layout()
-        assert torch.equal(implied_mask(layout, sum(pack.past)), mask_rule(pack))
+        assert torch.equal(implied_mask(layout, sum(pack.past)), mask_rule(pack.samples, pack.past))
         assert torch.equal(torch.cat((layout.und_rows, layout.gen_rows)).sort()[0], torch.arange(len(pack.is_gen)))
         assert torch.equal(layout.gen_rows, pack.is_gen.nonzero().flatten())
 

@@ -1,0 +1,1 @@
+"""Independent, slow and obvious computations that fast code is compared with."""
