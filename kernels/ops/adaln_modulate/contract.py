@@ -45,6 +45,7 @@ def _affine(hat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 def reference_modulate(
     x: Tensor, shift: Tensor, scale: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype
 ) -> Tensor:
+    """The operation in plain torch: layer norm of x, times 1 + scale, plus shift; the result has the given dtype."""
     hat = normalise(x, eps)[0]
     y = _affine(hat, weight, bias) * (1 + scale.to(hat.dtype)) + shift.to(hat.dtype)
     return y.to(dtype).contiguous()
@@ -219,6 +220,7 @@ def programs_of(rows: int) -> int:
 def launch_modulate(
     x: Tensor, shift: Tensor, scale: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype
 ) -> Tensor:
+    """The same by the Triton kernel, one launch."""
     x, shift, scale = map(rows_dense, (x, shift, scale))
     out = x.new_empty(tuple(x.shape), dtype=dtype)
     tile = _tile(x.shape[1])

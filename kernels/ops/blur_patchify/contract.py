@@ -39,6 +39,7 @@ def reference_blur_patchify(
     std: Sequence[float],
     dtype: torch.dtype,
 ) -> Tensor:
+    """The operation in plain torch, one picture after another."""
     wide = torch.promote_types(dtype, torch.float32)
     tokens = []
     for image, (h, w) in zip(images, sizes, strict=True):
@@ -192,6 +193,7 @@ def launch_blur_patchify(
     std: Sequence[float],
     dtype: torch.dtype,
 ) -> Tensor:
+    """The same by the Triton kernel: one launch for all pictures, however their sizes differ."""
     images = [packed(x) for x in images]
     features, device = patch_size**2 * 3, images[0].device
     shapes = tuple((x.shape[0], x.shape[1]) for x in images)

@@ -21,11 +21,13 @@ def _text(x: object) -> str:
 
 
 def expect_tensors(**tensors: object) -> None:
+    """Raises ValueError, naming the argument, for the first that is no tensor."""
     for name, x in tensors.items():
         expect(isinstance(x, Tensor), name, "a tensor", type(x).__name__)
 
 
 def expect_shape(name: str, x: Tensor | None, *shape: int) -> None:
+    """Raises ValueError, naming the argument, for a tensor of any other shape; None is fine."""
     if x is not None:
         expect_tensors(**{name: x})
         expect(x.shape == shape, name, shape, x.shape)
@@ -75,6 +77,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def expect_no_gradient(**tensors: Tensor | None) -> None:
+    """Raises ValueError for a tensor that asks for a gradient which the operation does not compute."""
     for name, x in tensors.items():
         if x is not None and x.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"{name}: expected a tensor without a gradient, for there is none; detach() it")
@@ -90,5 +93,6 @@ def expect_noise(latents: Tensor, noise: Tensor | None, seed: Any) -> None:
 
 
 def expect_reduction(reduction: str) -> None:
+    """Raises ValueError for anything but "mean", "sum" and "none"."""
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction={reduction!r}: expected 'mean', 'sum' or 'none'")

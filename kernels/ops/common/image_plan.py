@@ -71,10 +71,12 @@ def three(value: float | Sequence[float], name: str) -> list[float]:
 
 
 def pairs(sides: Sequence[int]) -> list[Size]:
+    """[h0, w0, h1, w1, ...] -> [(h0, w0), (h1, w1), ...]."""
     return list(zip(sides[::2], sides[1::2], strict=True))
 
 
 def token_count(sides: Sequence[int], patch_size: int) -> int:
+    """Patches of all pictures together, given the sides [h0, w0, h1, w1, ...] of the resized pictures."""
     return sum((h // patch_size) * (w // patch_size) for h, w in pairs(sides))
 
 

@@ -1,0 +1,49 @@
+"""What every file keeps to, whoever writes it. CONTRIBUTING.md gives the reasons."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.places import ROOT
+from tests.source_tree import SOURCES, imports, module_name, tracked
+
+IMPORTED = {path: imports(path) for path in SOURCES}
+MACHINES = re.compile(r"/(?:home|Users|root|work)/\w+")
+"""How a path begins that is there on one machine alone."""
+
+
+def inside(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_what_leaves_its_folder_has_a_docstring(path: Path) -> None:
+    """Whoever uses a name of another room knows from its docstring what it gives, without opening the file."""
+    module = module_name(path)
+    used = {name for other in SOURCES if other.parent != path.parent for name in IMPORTED[other]}
+    tree = ast.parse(path.read_text())
+    assert not tree.body or ast.get_docstring(tree), f"{inside(path)} does not say what it is for"
+    defined = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    shown = {node.name for node in defined if f"{module}.{node.name}" in used and not ast.get_docstring(node)}
+    assert not shown, f"{module}: {shown}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_no_module_only_passes_on_what_another_one_defines(path: Path) -> None:
+    """What moves is imported from its new place; the old place is gone. A room's __init__ is its list of contents."""
+    if path.name == "__init__.py":
+        return
+    passed_on = (ast.Import, ast.ImportFrom)
+    body = [node for node in ast.parse(path.read_text()).body if not isinstance(node, ast.Expr)]
+    assert not all(isinstance(node, passed_on) for node in body), f"{inside(path)} defines nothing"
+
+
+def test_nothing_names_a_machine() -> None:
+    """Results, pages and code read the same wherever they were written."""
+    found = {}
+    for path in tracked("*.py", "*.md", "*.json", "*.jsonl", "*.yaml", "*.toml", "*.txt", "Makefile"):
+        if match := MACHINES.search(path.read_text()):
+            found[inside(path)] = match[0]
+    assert found == {}
