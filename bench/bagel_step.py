@@ -103,7 +103,7 @@ def ours_step(config: StepConfig, checkpointing: bool) -> Step:
     from reca_fast.memory import recompute
     from reca_fast.models.bagel.config import BagelConfig
     from reca_fast.models.bagel.model import Bagel
-    from reca_fast.models.bagel.names import public_names
+    from reca_fast.models.bagel.names import NAMES
     from reca_fast.models.bagel.parity import Case, case_batch, case_latents
     from reca_fast.objectives import flow_loss_by_task, shifted_logit_normal
 
@@ -111,7 +111,7 @@ def ours_step(config: StepConfig, checkpointing: bool) -> Step:
     model = Bagel(case.config)
     if checkpointing:
         recompute(model.layers)
-    names = public_names(dict(model.named_parameters()))
+    names = NAMES.keys(dict(model.named_parameters()))
     model.load_state_dict({name: config.weights[key] for key, name in names.items()})
     model.fill_tables("cpu")
     batch, latents, noise = case_batch(case), case_latents(case), config.inputs["noise"]

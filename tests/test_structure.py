@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "data": FREE,
     "objectives": FREE | {"kernels"},
     "optim": FREE,
-    "memory": FREE,
+    "memory": FREE | {"models"},
     "checkpoints": FREE,
     "models": FREE | {"kernels", "objectives", "data"},
     "hardware": {"errors"},

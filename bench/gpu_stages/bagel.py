@@ -20,18 +20,19 @@ from reca_fast.kernels.common.liger import liger_installed
 from reca_fast.memory import apply_levers
 from reca_fast.models.bagel.batch import BagelBatch
 from reca_fast.models.bagel.collate import collate
-from reca_fast.models.bagel.config import BagelConfig, LLMConfig, ViTConfig
+from reca_fast.models.bagel.config import BagelConfig, LLMConfig
 from reca_fast.models.bagel.flops import step_flops
 from reca_fast.models.bagel.model import Bagel
 from reca_fast.models.bagel.tokenizer import BagelTokenizer
+from reca_fast.models.parts.siglip_config import SiglipConfig
 from reca_fast.objectives import flow_loss_by_task, weighted_loss
 from reca_fast.optim import clip_gradients, make_optimizer
 
 LAYERS = 28
 TOKENS_PER_PICTURE = 4379
 """A 1024 x 1024 picture: 4096 latent tokens, 256 of the vision tower, a prompt of 21 and six markers."""
-PUBLIC = BagelConfig(LLMConfig(3584, 18944, LAYERS, 28, 4, 152064), ViTConfig(1152, 4304, 27, 16, 980))
-TINY = BagelConfig(LLMConfig(128, 256, LAYERS, 4, 2, 512), ViTConfig(64, 96, 3, 4, 980))
+PUBLIC = BagelConfig(LLMConfig(3584, 18944, LAYERS, 28, 4, 152064), SiglipConfig(1152, 4304, 27, 16, 980))
+TINY = BagelConfig(LLMConfig(128, 256, LAYERS, 4, 2, 512), SiglipConfig(64, 96, 3, 4, 980))
 
 
 def real_config(layers: int, *, tiny: bool = False) -> BagelConfig:
@@ -43,7 +44,7 @@ def real_config(layers: int, *, tiny: bool = False) -> BagelConfig:
 def pack(config: BagelConfig, pictures: int, *, tiny: bool = False) -> BagelBatch:
     """Grey pictures of 1024 x 1024 with prompts of 21 tokens, on the CPU."""
     last = config.llm.vocab_size
-    markers = BagelTokenizer(last - 4, last - 3, last - 2, last - 1, backend=None)
+    markers = BagelTokenizer(last - 4, last - 3, last - 2, last - 1, qwen=None)
     side, view = (64, 56) if tiny else (1024, 224)
     understanding = torch.zeros(view, view, 3, dtype=torch.uint8)
     target = torch.zeros(side, side, 3, dtype=torch.uint8)

@@ -13,7 +13,8 @@ import torch
 from bench.timing import interleaved
 from reca_fast.hardware import peak_flops
 from reca_fast.models.parts.channels_last import to_channels_last
-from reca_fast.models.parts.kl_vae import VAE, VAEConfig, encode_pictures
+from reca_fast.models.parts.kl_vae import KLVAE, encode_pictures
+from reca_fast.models.parts.kl_vae_config import KLVAEConfig
 
 from .bagel import LAYERS, predicted_memory, training
 from .report import Report
@@ -41,10 +42,10 @@ def run(report: Report) -> None:
 
 def encode(report: Report, pictures: int) -> None:
     """The VAE's half of a step: the targets' latents, under the trainer's autocast."""
-    config = VAEConfig(ch=32) if report.rehearsal else VAEConfig()
+    config = KLVAEConfig(ch=32) if report.rehearsal else KLVAEConfig()
     side = 64 if report.rehearsal else 1024
     with torch.device(report.device):
-        vae = VAE(config, with_decoder=False).requires_grad_(False).eval()
+        vae = KLVAE(config, with_decoder=False).requires_grad_(False).eval()
         targets = [torch.zeros(side, side, 3, dtype=torch.uint8) for _ in range(pictures)]
     if not report.rehearsal:
         to_channels_last(vae)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from reca_fast.demo.photos import Split, crops
 from reca_fast.models.bagel.tiny.config import TinyConfig
-from reca_fast.models.parts.kl_vae import VAE, save_vae
+from reca_fast.models.parts.kl_vae import KLVAE, save_kl_vae
 
 STEPS, BATCH, POOL, LEARNING_RATE = 2400, 8, 3000, 3e-3
 EDGES, KL = 0.5, 1e-3
@@ -25,13 +25,13 @@ def pixels(split: Split, count: int, seed: int) -> Tensor:
     return torch.from_numpy(stack).permute(0, 3, 1, 2).contiguous() / 127.5 - 1
 
 
-def posterior(vae: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
+def posterior(vae: KLVAE, x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and log-variance [B, z, h, w] of z, before scale and shift."""
     mean, logvar = vae.moments(x).chunk(2, dim=1)
     return mean, logvar
 
 
-def loss(vae: VAE, x: Tensor, noise: Tensor) -> Tensor:
+def loss(vae: KLVAE, x: Tensor, noise: Tensor) -> Tensor:
     """Scalar: L1 + EDGES * L1 of neighbour differences + KL * divergence from N(0, 1) per latent."""
     assert vae.decoder is not None
     mean, logvar = posterior(vae, x)
@@ -41,10 +41,10 @@ def loss(vae: VAE, x: Tensor, noise: Tensor) -> Tensor:
     return error.abs().mean() + EDGES * edges + KL * divergence
 
 
-def train(config: TinyConfig) -> VAE:
+def train(config: TinyConfig) -> KLVAE:
     """AdamW with warm-up and cosine decay, everything from seed 0."""
     torch.manual_seed(0)
-    vae, x = VAE(config.vae), pixels("train", POOL, seed=0)
+    vae, x = KLVAE(config.vae), pixels("train", POOL, seed=0)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS, pct_start=0.1)
     for step in range(STEPS):
@@ -64,7 +64,7 @@ def train(config: TinyConfig) -> VAE:
 
 
 @torch.no_grad()
-def report(vae: VAE) -> None:
+def report(vae: KLVAE) -> None:
     """Print PSNR (peak 255) of mean reconstructions on both splits, and the scale and shift of the latents."""
     assert vae.decoder is not None
     splits: tuple[Split, Split] = ("train", "held_out")
@@ -84,5 +84,5 @@ if __name__ == "__main__":
         sys.exit("usage: python -m reca_fast.demo.train_vae OUT")
     torch.set_num_threads(1)  # the sums, and so the file, must not depend on the number of cores
     trained = train(TinyConfig())
-    save_vae(trained, sys.argv[1])
+    save_kl_vae(trained, sys.argv[1])
     report(trained)

@@ -272,7 +272,8 @@ import gc, sys, torch
 from pathlib import Path
 from reca_fast.config import ModelConfig
 from reca_fast.models import open_adapter
-from reca_fast.models.bagel.weights import load_weights
+from reca_fast.models.bagel.weights import fill_bagel
+from reca_fast.models.files import uniform
 from reca_fast.train.distributed import Processes
 from reca_fast.memory import shard
 
@@ -286,8 +287,7 @@ with Processes() as processes:
     if processes.mesh is not None:
         shard(adapter.module, adapter.blocks(), processes.mesh, adapter.dtype)
     before = mb("RssAnon"), mb("VmRSS")
-    load_weights(adapter.module, Path("{folder}") / "ema.safetensors", device="cpu",
-                 trained_dtype=torch.float32, frozen_dtype=torch.float32)
+    fill_bagel(adapter.module, Path("{folder}") / "ema.safetensors", uniform(torch.float32, "cpu"))
     print("grown", mb("RssAnon") - before[0], mb("VmRSS") - before[1])
 sys.exit(0)
 """

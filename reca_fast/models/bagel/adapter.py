@@ -13,8 +13,8 @@ from reca_fast.data.samples import SampleBuilder
 from reca_fast.errors import UserError
 from reca_fast.flow import I2T, Sample
 from reca_fast.kernels import choose_backend, flow_interpolate, implementation, kernels, to_device, use_kernels
-from reca_fast.models.files.read import check_finite, stored_shapes
-from reca_fast.models.parts.kl_vae import VAE, encode_pictures, load_vae, patchify_latents, unpatchify_latents
+from reca_fast.models.files import Placement, check_finite, open_weights
+from reca_fast.models.parts.kl_vae import KLVAE, encode_pictures, read_kl_vae
 from reca_fast.objectives import flow_loss_by_task, next_token_loss, shifted_logit_normal
 
 from .batch import BagelBatch
@@ -22,10 +22,11 @@ from .collate import collate
 from .config import CONFIG_FILES, BagelConfig
 from .export import export_folder
 from .flops import step_flops
+from .latent_tokens import patchify_latents, unpatchify_latents
 from .model import Bagel
 from .sampling import Condition, sample_latents
-from .tokenizer import TOKENIZER_FILES, load_tokenizer
-from .weights import check_keys, load_weights, missing_tables, weights_file
+from .tokenizer import TOKENIZER_FILES, open_tokenizer
+from .weights import check_weights, fill_bagel, missing_tables, weights_file
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -38,10 +39,10 @@ class BagelAdapter:
         self.config = BagelConfig.from_folder(self.folder)
         self.weights = weights_file(self.folder, options.weights)
         self.dtype = DTYPES[options.precision]
-        self.tokenizer = load_tokenizer(self.folder, self.config.llm.vocab_size)
+        self.tokenizer = open_tokenizer(self.folder, self.config.llm.vocab_size)
         with torch.device("meta"):
             self.module = Bagel(self.config, freeze_und=options.freeze_und)
-        self.vae: VAE | None = None
+        self.vae: KLVAE | None = None
         self.device = torch.device("meta")
 
     def files(self) -> Sequence[Path]:
@@ -65,14 +66,12 @@ class BagelAdapter:
             use_kernels(self.options.kernels)
         except ValueError as error:
             raise UserError(f"{error}; `reca-fast doctor` shows what this machine can run.") from None
-        load_weights(
+        fill_bagel(
             self.module,
             self.weights,
-            device=device,
-            trained_dtype=torch.float32,
-            frozen_dtype=self.dtype,
+            lambda name, p: Placement(torch.float32 if p.requires_grad else self.dtype, device),
         )
-        self.vae = load_vae(self.folder / "ae.safetensors", self.config.vae, device=device)
+        self.vae = read_kl_vae(self.folder / "ae.safetensors", self.config.vae, device=device)
         self.device = device
 
     def sample_builder(self, config: DataConfig) -> SampleBuilder:
@@ -186,17 +185,18 @@ def check_checkpoint(folder: Path, weights: str = "auto") -> str:
     with torch.device("meta"):
         model = Bagel(config)
     path = weights_file(folder, weights)
-    check_keys(model, path)
+    with open_weights(path) as file:
+        check_weights(model, file)
+        tensors = f"{len(file.shapes)} tensors in {path.name}"
     if missing := missing_tables(path):
         raise UserError(
             f"{path} lacks {' and '.join(missing)}, the position tables that the authors' code reads from it. Training "
             "and sampling compute them, and what `reca-fast export` writes holds them; or copy them from the public "
             "checkpoint."
         )
-    load_tokenizer(folder, config.llm.vocab_size)
-    load_vae(folder / "ae.safetensors", config.vae, device="cpu")
-    for file in (path, folder / "ae.safetensors"):
-        check_finite(file)
+    open_tokenizer(folder, config.llm.vocab_size)
+    read_kl_vae(folder / "ae.safetensors", config.vae, device="cpu")
+    for each in (path, folder / "ae.safetensors"):
+        check_finite(each)
     numbers = sum(p.numel() for p in model.parameters())
-    tensors = f"{len(stored_shapes(path))} tensors in {path.name}"
     return f"{folder}: a whole BAGEL checkpoint, {tensors}, {numbers / 1e9:.3f} G parameters."

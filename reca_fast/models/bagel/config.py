@@ -1,26 +1,22 @@
 """Architecture of a BAGEL checkpoint, read from llm_config.json, vit_config.json and (when there) config.json."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from reca_fast.errors import UserError, did_you_mean
-from reca_fast.schema import Range, fill, read_json, shown
+from reca_fast.errors import UserError
+from reca_fast.models.files.folder import REMEDY, check_links, read_object
+from reca_fast.models.parts.kl_vae_config import KLVAEConfig
+from reca_fast.models.parts.ranges import Epsilon, Heads, Layers, Side, Width
+from reca_fast.models.parts.siglip_config import SiglipConfig
+from reca_fast.schema import Range, fill, shown
 
-REMEDY = "copy it from the public checkpoint"
 CONFIG_FILES = ("llm_config.json", "vit_config.json", "config.json")
 SECTIONS = ("llm_config", "vit_config", "bagel_config", "vae_config")
 STATED = {"llm_config": "rope_theta", "vit_config": "patch_size"}
 """What a file must say although it has a default here: the authors' classes take another number for it."""
 
-# Some ten times what the largest models of their kind have: a damaged file must not keep a machine busy for minutes.
-Layers = Annotated[int, Range(at_least=1, at_most=256)]
-Heads = Annotated[int, Range(at_least=1, at_most=1024)]
-Width = Annotated[int, Range(at_least=1, at_most=2**18)]
-Side = Annotated[int, Range(at_least=1, at_most=256)]
 Positive = Annotated[float, Range(above=0, at_most=1e12)]
-Epsilon = Annotated[float, Range(above=0, at_most=1)]
 
 
 def _check_multiple(config: Any, size: str, part: str) -> None:
@@ -65,27 +61,6 @@ class LLMConfig:
 
 
 @dataclass(frozen=True)
-class ViTConfig:
-    """SigLIP vision transformer in NaViT form. Names as in vit_config.json."""
-
-    hidden_size: Width
-    intermediate_size: Width
-    num_hidden_layers: Layers
-    num_attention_heads: Heads
-    image_size: Annotated[int, Range(at_least=1, at_most=2**16)]
-    patch_size: Side = 14
-    num_channels: Annotated[int, Range(at_least=3, at_most=3)] = 3
-    hidden_act: str = "gelu_pytorch_tanh"
-    layer_norm_eps: Epsilon = 1e-6
-    attention_dropout: Annotated[float, Range(at_least=0, below=1)] = 0.0
-
-    def __post_init__(self) -> None:
-        if self.hidden_act != "gelu_pytorch_tanh":
-            raise ValueError(f"hidden_act is {shown(self.hidden_act)}; BAGEL's vision tower has gelu_pytorch_tanh")
-        _check_multiple(self, "hidden_size", "num_attention_heads")
-
-
-@dataclass(frozen=True)
 class GlueConfig:
     """What the authors pass on the command line; the defaults are what the public checkpoint needs."""
 
@@ -103,81 +78,13 @@ class GlueConfig:
 
 
 @dataclass(frozen=True)
-class VAEConfig:
-    """Sizes of the VAE; the defaults are the public BAGEL VAE, whose folder holds no file that states them."""
-
-    in_channels: Annotated[int, Range(at_least=3, at_most=3)] = 3
-    out_ch: Annotated[int, Range(at_least=3, at_most=3)] = 3
-    ch: Annotated[int, Range(at_least=1, at_most=4096)] = 128
-    ch_mult: tuple[Annotated[int, Range(at_least=1, at_most=64)], ...] = (1, 2, 4, 4)
-    num_res_blocks: Annotated[int, Range(at_least=1, at_most=16)] = 2
-    z_channels: Annotated[int, Range(at_least=1, at_most=256)] = 16
-    norm_groups: Annotated[int, Range(at_least=1, at_most=1024)] = 32
-    """Groups of every GroupNorm (always 32 in the public format)."""
-    scale_factor: Annotated[float, Range(above=0, at_most=1000)] = 0.3611
-    shift_factor: Annotated[float, Range(at_least=-1000, at_most=1000)] = 0.1159
-    """latent = scale_factor * (z - shift_factor)."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= len(self.ch_mult) <= 8:
-            raise ValueError(f"ch_mult has {len(self.ch_mult)} entries; it must have 1 to 8")
-        if self.ch * max(self.ch_mult) > 2**14:
-            raise ValueError(
-                f"ch {self.ch} times the largest ch_mult {max(self.ch_mult)} is more than {2**14:,} channels"
-            )
-        for mult in self.ch_mult:
-            if self.ch * mult % self.norm_groups:
-                raise ValueError(
-                    f"ch {self.ch} times {mult} of ch_mult is no multiple of norm_groups {self.norm_groups}"
-                )
-
-    @property
-    def downsample(self) -> int:
-        """Pixels per latent cell along one side."""
-        return 2 ** (len(self.ch_mult) - 1)
-
-    @classmethod
-    def from_dict(cls, values: Any, where: str = "vae_config") -> "VAEConfig":
-        """Read a `vae_config` dict. `resolution` has no effect on the network, `downsample` must agree with `ch_mult`.
-
-        Raises UserError for an unknown key, an impossible value or a `downsample` that contradicts `ch_mult`.
-        """
-        config, downsample = cls.beside_downsample(values, where)
-        if downsample != config.downsample:
-            raise UserError(
-                f"{where}: downsample {downsample} contradicts ch_mult {list(config.ch_mult)}, "
-                f"which halves the picture {len(config.ch_mult) - 1} times; correct one of them."
-            )
-        return config
-
-    @classmethod
-    def beside_downsample(cls, values: Any, where: str) -> tuple["VAEConfig", int]:
-        """The VAE and the `downsample` that is stated beside it, which may contradict it."""
-        known = cls.__dataclass_fields__
-        for key in values if isinstance(values, dict) else ():
-            if key not in (*known, "resolution", "downsample"):
-                raise UserError(f"{where} has the unknown key {key[:60]!r}.{did_you_mean(key[:60], known)}")
-        config = fill(cls, values, where)
-        return config, fill(_Downsample, {"downsample": config.downsample} | values, where).downsample
-
-    def to_dict(self) -> dict[str, Any]:
-        """The dict that `from_dict` reads back, ready for JSON."""
-        return {**asdict(self), "ch_mult": list(self.ch_mult), "downsample": self.downsample}
-
-
-@dataclass(frozen=True)
-class _Downsample:
-    downsample: Side
-
-
-@dataclass(frozen=True)
 class BagelConfig:
     """The whole model; the defaults are those of the public checkpoint."""
 
     llm: LLMConfig
-    vit: ViTConfig
+    vit: SiglipConfig
     glue: GlueConfig = field(default_factory=GlueConfig)
-    vae: VAEConfig = field(default_factory=VAEConfig)
+    vae: KLVAEConfig = field(default_factory=KLVAEConfig)
     latent_downsample: int = 8
     """Pixels per latent cell along one side: the VAE's, except in a parity case that has none."""
 
@@ -212,17 +119,17 @@ class BagelConfig:
             if name not in values:
                 raise UserError(f"{where} has no {name}.")
         places = {name: f"{name} of {where}" for name in SECTIONS}
-        vae, downsample = VAEConfig.beside_downsample(values.get("vae_config", {}), places["vae_config"])
+        vae, downsample = KLVAEConfig.beside_downsample(values.get("vae_config", {}), places["vae_config"])
         return cls._from_sections(values, places, vae, downsample)
 
     @classmethod
     def _from_sections(
-        cls, values: dict[str, Any], where: dict[str, str], vae: VAEConfig, latent_downsample: int
+        cls, values: dict[str, Any], where: dict[str, str], vae: KLVAEConfig, latent_downsample: int
     ) -> "BagelConfig":
         try:
             config = cls(
                 llm=fill(LLMConfig, values["llm_config"], where["llm_config"], remedy=REMEDY),
-                vit=fill(ViTConfig, values["vit_config"], where["vit_config"], remedy=REMEDY),
+                vit=fill(SiglipConfig, values["vit_config"], where["vit_config"], remedy=REMEDY),
                 glue=fill(GlueConfig, values.get("bagel_config", {}), where["bagel_config"]),
                 vae=vae,
                 latent_downsample=latent_downsample,
@@ -247,20 +154,5 @@ class BagelConfig:
         values |= {name: extra[name] for name in ("vae_config", "bagel_config") if name in extra}
         files = {name: str(folder / f"{name}.json") for name in ("llm_config", "vit_config")}
         places = {name: f"{name} of {folder / 'config.json'}" for name in SECTIONS} | files
-        vae = VAEConfig.from_dict(values.get("vae_config", {}), places["vae_config"])
+        vae = KLVAEConfig.from_dict(values.get("vae_config", {}), places["vae_config"])
         return cls._from_sections(values, places, vae, vae.downsample)
-
-
-def check_links(folder: Path, names: Sequence[str]) -> None:
-    """Refuse a link that leads nowhere, which would pass for a file that the folder need not have."""
-    for path in (folder / name for name in names):
-        if path.is_symlink() and not path.exists():
-            raise UserError(f"{path} is a link to {path.readlink()}, which is not there; bring it back, or {REMEDY}.")
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, or a UserError that names the file."""
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds no JSON object.")
-    return values

@@ -1,11 +1,16 @@
-"""The connector between the vision tower and the language model."""
+"""The connector: features of the vision tower become tokens of the language model."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class Connector(nn.Module):
-    """Vision width to language width: fc2(gelu_tanh(fc1(x)))."""
+    """Two linear layers with a tanh-approximated GELU between them.
+
+    Args:
+        vision_size: width of the vision tower.
+        hidden_size: width of the language model.
+    """
 
     def __init__(self, vision_size: int, hidden_size: int) -> None:
         super().__init__()

@@ -1,32 +1,31 @@
-"""Write a checkpoint folder that the authors' code loads: theirs, with the trained weights in place."""
+"""Writing a checkpoint folder that the authors' code reads: the base's files, with the trained weights in place."""
 
-import json
 import os
 import shutil
-import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from reca_fast.errors import UserError
-from reca_fast.models.files.read import open_safetensors
+from reca_fast.models.files import open_weights, rewrite_weights
+from reca_fast.models.files.folder import copy_files, files_inside
 
-from .config import CONFIG_FILES, BagelConfig, check_links
+from .config import CONFIG_FILES, BagelConfig
 from .model import Bagel
-from .names import TABLES, public_name
+from .names import TABLES
 from .tokenizer import TOKENIZER_FILES
-from .weights import WEIGHTS_FILE, check_keys, weights_file
+from .weights import WEIGHTS_FILE, check_weights, weights_file
 
 COPIED = (
     *(*CONFIG_FILES, *TOKENIZER_FILES, "ae.safetensors"),
     *("generation_config.json", "preprocessor_config.json", "LICENSE", "LICENSE.txt", "NOTICE"),
 )
-"""All that goes along of the base. Other weights, shards of an optimizer and schedules belong to the base alone, and
+"""All that is copied from the base. Other weights, shards of an optimizer and schedules belong to the base alone, and
 the authors' scripts would read some of them in place of what was trained.
 """
-SAFETENSORS_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 
 
 def export_folder(
@@ -37,101 +36,63 @@ def export_folder(
     dtype: torch.dtype | None,
     weights: Path | None = None,
 ) -> list[str]:
-    """Copy `base` to `folder`, every weight in `trained` (by module name) replacing the base's.
-
-    Only the files of COPIED are copied, and only regular ones that lie in `base`. A link is followed while it stays
-    inside, or leads to the blobs of the Hugging Face cache that `base` is a snapshot of; elsewhere it could bring in
-    any file of this machine.
+    """Copy `base` to `folder`, every weight in `trained` replacing the base's.
 
     Args:
-        dtype: dtype of all weights in the file; None keeps the base file's, tensor by tensor.
+        base: the checkpoint folder that the training began with.
+        folder: must not exist, or be empty.
+        config: the architecture of the base.
+        trained: name in the model -> weight; each is asked for once, when it is written.
+        dtype: of all weights in the new file; None keeps that of the base's file, tensor by tensor.
         weights: the base's file of weights; None takes the only one there is.
 
     Returns:
-        what else lies in the base and stays there.
+        The names of what else lies in the base and was not copied (see COPIED).
 
     Raises:
-        UserError: the folder exists and is not empty, the base is not whole or has a link that leads nowhere or out of
-            it, a trained weight does not fit it, or the disk is full.
+        UserError: the folder is not empty, the base is not whole or has a link that leads nowhere or out of it, a
+            trained weight does not fit it, or the folder cannot be written. What was written is removed.
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} exists and is not empty; name another folder.")
     with torch.device("meta"):
         model = Bagel(config)
     weights = weights_file(base) if weights is None else weights
-    check_keys(model, weights)
-    if strangers := trained.keys() - dict(model.named_parameters()).keys():
-        raise UserError(f"The training checkpoint holds {min(strangers)}, which {base} has no place for.")
-    names = {public_name(name): name for name in trained}
-    check_links(base, COPIED)
-    items = [base / name for name in COPIED if _lies_inside(base, base / name)]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for item in items:
-            shutil.copyfile(item, folder / item.name)
-        partial = folder / f"{WEIGHTS_FILE}.partial"
-        _write_weights(weights, partial, names, trained, _tables(config), dtype)
-        partial.rename(folder / WEIGHTS_FILE)
-    except OSError as error:
-        raise UserError(f"The export to {folder} failed and was removed: {error}.") from None
-    finally:
-        if not os.path.exists(folder / WEIGHTS_FILE):  # the last thing to be there
-            shutil.rmtree(folder, ignore_errors=True)
+    with open_weights(weights) as stored:
+        keys = {name: key for key, name in check_weights(model, stored).items()}
+        if strangers := trained.keys() - keys.keys():
+            raise UserError(f"The training checkpoint holds {min(strangers)}, which {base} has no place for.")
+        changed: dict[str, Callable[[], Tensor]] = {
+            keys[name]: partial(_fitting, trained, name, stored.shapes[keys[name]], base) for name in trained
+        }
+        tables = {key: table for key, table in _tables(model).items() if key not in stored.shapes}
+        added = {key: table.to(stored.dtype("llm2vae.weight")) for key, table in tables.items()}
+        files = files_inside(base, COPIED)
+        try:
+            copy_files(files, folder)
+            partial_file = folder / f"{WEIGHTS_FILE}.partial"
+            rewrite_weights(stored, partial_file, changed=changed, added=added, dtype=dtype)
+            partial_file.rename(folder / WEIGHTS_FILE)
+        except OSError as error:
+            raise UserError(f"The export to {folder} failed and was removed: {error}.") from None
+        finally:
+            if not os.path.exists(folder / WEIGHTS_FILE):  # the last thing to be there
+                shutil.rmtree(folder, ignore_errors=True)
     return sorted({item.name for item in base.iterdir()} - {weights.name, *COPIED})
 
 
-def _lies_inside(base: Path, item: Path) -> bool:
-    """Whether there is such a file in the base; a link to elsewhere is a UserError."""
-    root = base.resolve()
-    roots = [root, root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [root]
-    if any(item.resolve().is_relative_to(place) for place in roots):
-        return item.is_file()
-    raise UserError(f"{item} is a link out of its folder, to {item.resolve()}; put a copy in its place.")
+def _fitting(trained: Mapping[str, Tensor], name: str, shape: tuple[int, ...], base: Path) -> Tensor:
+    """A trained weight, which must have the shape of the one that it replaces."""
+    tensor = trained[name]
+    if tuple(tensor.shape) != shape:
+        raise UserError(
+            f"The training checkpoint holds {name} {list(tensor.shape)}, which {base} has no place for: there it is "
+            f"{list(shape)}."
+        )
+    return tensor
 
 
-def _tables(config: BagelConfig) -> dict[str, Tensor]:
-    """Public key -> position table, for a base that has none."""
-    with torch.device("meta"):
-        model = Bagel(config)
+def _tables(model: Bagel) -> dict[str, Tensor]:
+    """Key in the file -> position table, computed (a base may lack them)."""
     model.fill_tables("cpu")
     return {key: model.get_buffer(key.removesuffix(".pos_embed")) for key in TABLES}
-
-
-def _write_weights(
-    base: Path,
-    path: Path,
-    names: Mapping[str, str],
-    trained: Mapping[str, Tensor],
-    tables: Mapping[str, Tensor],
-    dtype: torch.dtype | None,
-) -> None:
-    """Stream a safetensors file tensor by tensor.
-
-    safetensors' own writer wants all tensors in memory at once, 29 GB for the real model; the format is a length, a
-    JSON header and the bytes, so it is written here.
-    """
-    with open_safetensors(base) as source:
-        stored = set(source.keys())
-        added = {key: table for key, table in tables.items() if key not in stored}
-        keys = sorted(stored | added.keys())
-        header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
-        end = 0
-        kinds = {}
-        for key in keys:
-            kinds[key] = dtype or source.get_slice("llm2vae.weight" if key in added else key)[:0].dtype
-            shape = list(added[key].shape) if key in added else source.get_slice(key).get_shape()
-            start, end = end, end + torch.Size(shape).numel() * kinds[key].itemsize
-            header[key] = {"dtype": SAFETENSORS_DTYPES[kinds[key]], "shape": shape, "data_offsets": [start, end]}
-        encoded = json.dumps(header, separators=(",", ":")).encode()
-        encoded += b" " * (-len(encoded) % 8)
-        with open(path, "wb") as file:
-            file.write(struct.pack("<Q", len(encoded)) + encoded)
-            for key in keys:
-                tensor = trained[names[key]] if key in names else added.get(key)
-                tensor = source.get_tensor(key) if tensor is None else tensor
-                if list(tensor.shape) != header[key]["shape"]:
-                    size = list(tensor.shape)
-                    raise UserError(
-                        f"The training checkpoint holds {names[key]} {size}, which {base} has no place for."
-                    )
-                file.write(tensor.to(kinds[key]).contiguous().view(-1).view(torch.uint8).numpy().data)

@@ -1,47 +1,47 @@
-"""Module names <-> key names of the public checkpoint, one table read in both directions."""
+"""What the public checkpoint calls BAGEL's tensors."""
 
-import re
-from collections.abc import Iterable
+from dataclasses import replace
+
+from reca_fast.models.files import NameTable
+from reca_fast.models.files.names import prefixed
+from reca_fast.models.parts.siglip import SIGLIP_NAMES
 
 TABLES = {
     "latent_pos_embed.pos_embed": "max_latent_size",
     "vit_pos_embed.pos_embed": "vit_max_num_patch_per_side",
 }
-"""Tensors of the file that are not in the module's state -> the setting for their side: fixed sin/cos tables, computed
-on loading and written on export.
+"""Position tables in the file -> the setting that states the side of their grid. They are formulas: the model computes
+them and never reads them, and an export writes them.
 """
 
-_EXPERT_GROUPS = {
-    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"), "self_attn"),
-    **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), "mlp"),
-}
-_PREFIXES = {
-    "embed_tokens.": "language_model.model.embed_tokens.",
-    "norm.": "language_model.model.norm.",
-    "norm_gen.": "language_model.model.norm_moe_gen.",
-    "lm_head.": "language_model.lm_head.",
-    "vit.patch_embedding.": "vit_model.vision_model.embeddings.patch_embedding.",
-    "vit.position_embedding.": "vit_model.vision_model.embeddings.position_embedding.",
-    "vit.": "vit_model.vision_model.",
-}
-_EXPERT = re.compile(r"layers\.(\d+)\.(und|gen)\.(\w+)\.(weight|bias)")
+_LAYER = "language_model.model.layers.{i}."
+# In the file, a part of the generation expert has the suffix _moe_gen: the MLP as a whole, all else one by one.
+_EXPERT = (
+    ("{part:q_proj|k_proj|v_proj|o_proj|q_norm|k_norm}.{kind}", "self_attn.{part}%.{kind}"),
+    ("{part:gate_proj|up_proj|down_proj}.{kind}", "mlp%.{part}.{kind}"),
+    ("{part:input_layernorm|post_attention_layernorm}.{kind}", "{part}%.{kind}"),
+)
 
 
-def public_name(name: str) -> str:
-    """Key of the public file for a parameter of `Bagel`."""
-    if match := _EXPERT.fullmatch(name):
-        layer, expert, module, leaf = match.groups()
-        group = _EXPERT_GROUPS.get(module)
-        suffix = "_moe_gen" if expert == "gen" else ""
-        # The MLP carries the suffix on its group, everything else on the module itself.
-        path = f"mlp{suffix}.{module}" if group == "mlp" else f"{group + '.' if group else ''}{module}{suffix}"
-        return f"language_model.model.layers.{layer}.{path}.{leaf}"
-    for prefix, public in _PREFIXES.items():
-        if name.startswith(prefix):
-            return public + name.removeprefix(prefix)
-    return name
+def _expert(suffix: str) -> list[tuple[str, str]]:
+    return [(own, public.replace("%", suffix)) for own, public in _EXPERT]
 
 
-def public_names(names: Iterable[str]) -> dict[str, str]:
-    """Public key -> module name, for all parameters of a model."""
-    return {public_name(name): name for name in names}
+DECODER_NAMES = NameTable(
+    (
+        ("embed_tokens.{kind}", "language_model.model.embed_tokens.{kind}"),
+        *prefixed(_expert(""), "layers.{i}.und.", _LAYER),
+        *prefixed(_expert("_moe_gen"), "layers.{i}.gen.", _LAYER),
+        ("norm.{kind}", "language_model.model.norm.{kind}"),
+        ("norm_gen.{kind}", "language_model.model.norm_moe_gen.{kind}"),
+        ("lm_head.{kind}", "language_model.lm_head.{kind}"),
+        ("{part:connector|time_embedder|vae2llm|llm2vae}.*", "{part}.*"),
+    ),
+    others=("vit_model.",),
+    ignored=frozenset(TABLES),
+)
+"""The decoder with all that belongs to it, but not the vision tower."""
+VIT_NAMES = SIGLIP_NAMES.within(file="vit_model.")
+"""The vision tower."""
+NAMES = replace(DECODER_NAMES, rules=DECODER_NAMES.rules + VIT_NAMES.within(module="vit.").rules, others=())
+"""The whole module, in which the vision tower is `vit`."""

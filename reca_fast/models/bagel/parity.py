@@ -14,16 +14,19 @@ from reca_fast.config import LossWeights, Pixels, ResizeConfig
 from reca_fast.errors import UserError
 from reca_fast.flow import I2T, RECA
 from reca_fast.kernels import choose_backend, flow_interpolate, flow_matching_loss
-from reca_fast.models.parts.kl_vae import load_vae, patchify_latents
+from reca_fast.models.files import uniform
+from reca_fast.models.files.folder import read_object
+from reca_fast.models.parts.kl_vae import read_kl_vae
 from reca_fast.objectives import flow_loss_by_task, next_token_loss, shifted_logit_normal, weighted_loss
 from reca_fast.schema import fill
 
 from .batch import BagelBatch, PackedSequence, make_batch
 from .case_inputs import read_inputs, read_tensors
-from .config import BagelConfig, read_object
+from .config import BagelConfig
+from .latent_tokens import patchify_latents
 from .model import Bagel, Trace
-from .names import public_name
-from .weights import load_weights, weights_file
+from .names import NAMES
+from .weights import fill_bagel, weights_file
 
 JOINT = "joint"  # the second run of a case: nothing frozen but the vision tower, cross-entropy added
 
@@ -136,7 +139,7 @@ def replay_pictures(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
     canvas = torch.zeros(count, 3, height, width, dtype=dtype)
     for i, target in enumerate(targets):
         canvas[i, :, : target.shape[1], : target.shape[2]] = target
-    vae = load_vae(weights, case.config.vae, device="cpu", dtype=dtype)
+    vae = read_kl_vae(weights, case.config.vae, device="cpu", dtype=dtype)
     with torch.no_grad():
         out["vae_moments"] = vae.moments(canvas)
         if "vae_posterior_noise" in case.inputs:
@@ -151,7 +154,7 @@ def replay(case: Case, run: str, *, attention: str, dtype: torch.dtype, weights:
         model = Bagel(case.config, freeze_und=not joint, attention=choose_backend(attention, "cpu", dtype))
     path = case.folder / "weights.safetensors" if weights is None else weights
     path = weights_file(path) if path.is_dir() else path
-    load_weights(model, path, device="cpu", trained_dtype=dtype, frozen_dtype=dtype)
+    fill_bagel(model, path, uniform(dtype, "cpu"))
 
     batch = case_batch(case)
     noise, latents = case.inputs["noise"].to(dtype), case_latents(case).to(dtype)
@@ -189,7 +192,7 @@ def replay(case: Case, run: str, *, attention: str, dtype: torch.dtype, weights:
     loss = weighted_loss(sums, counts, LossWeights(reca=1.0, i2t=1.0))
     loss.backward()
     out["scalar/loss"] = loss
-    gradients = {f"grad.{public_name(n)}": p.grad for n, p in model.named_parameters() if p.grad is not None}
+    gradients = {f"grad.{NAMES.key(n)}": p.grad for n, p in model.named_parameters() if p.grad is not None}
     out["scalar/grad_norm_all"] = torch.nn.utils.get_total_norm(list(gradients.values()))
     return {name: tensor.detach() for name, tensor in (out | gradients).items()}
 

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reca_fast.errors import UserError
+from reca_fast.models.files.folder import check_links, read_object
 from reca_fast.schema import shown
-
-from .config import check_links, read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,18 +40,18 @@ class BagelTokenizer:
     eos: int
     start_of_image: int
     end_of_image: int
-    backend: "PreTrainedTokenizerBase"
+    qwen: "PreTrainedTokenizerBase"
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone: no marker is added, and one that the text spells stays text."""
-        return self.backend.encode(text, add_special_tokens=False, split_special_tokens=True)
+        return self.qwen.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def decode(self, ids: list[int]) -> str:
         """The text of these ids, markers included."""
-        return str(self.backend.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return str(self.qwen.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def load_tokenizer(folder: str | Path, vocab_size: int | None = None) -> BagelTokenizer:
+def open_tokenizer(folder: str | Path, vocab_size: int | None = None) -> BagelTokenizer:
     """Load from tokenizer.json, or from vocab.json, merges.txt and tokenizer_config.json.
 
     Nothing is downloaded, and no token is ever added: the embedding table is larger than the vocabulary, and a missing
@@ -78,13 +77,13 @@ def load_tokenizer(folder: str | Path, vocab_size: int | None = None) -> BagelTo
 
     # The class is named, not looked up: AutoTokenizer would want to know the model type that config.json declares.
     try:
-        backend = Qwen2TokenizerFast.from_pretrained(folder, local_files_only=True)
+        qwen = Qwen2TokenizerFast.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # broken files make `tokenizers` raise Exception itself, others much besides
         raise UserError(
             f"The tokenizer in {folder} cannot be read ({' '.join(str(error).split())}); copy its files anew from the "
             "public checkpoint."
         ) from None
-    vocabulary = backend.get_vocab()
+    vocabulary = qwen.get_vocab()
     if vocab_size is not None:
         for source, largest in {folder: max(vocabulary.values(), default=0), **_largest_ids(folder)}.items():
             if largest >= vocab_size:
@@ -99,7 +98,7 @@ def load_tokenizer(folder: str | Path, vocab_size: int | None = None) -> BagelTo
             f"The tokenizer in {folder} has no {', '.join(absent)}; these are defined in tokenizer.json or "
             "tokenizer_config.json of the public checkpoint; copy both."
         )
-    return BagelTokenizer(**{name: vocabulary[marker] for name, marker in MARKERS.items()}, backend=backend)
+    return BagelTokenizer(**{name: vocabulary[marker] for name, marker in MARKERS.items()}, qwen=qwen)
 
 
 def _largest_ids(folder: Path) -> dict[Path, int]:

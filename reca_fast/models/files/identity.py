@@ -1,4 +1,4 @@
-"""Is it the same base checkpoint? Told by content, so that a folder may move."""
+"""Checksums by which a run recognises the checkpoint that it started from, wherever its folder lies now."""
 
 import os
 from collections.abc import Sequence
@@ -9,13 +9,15 @@ import xxhash
 from reca_fast.errors import reading
 
 WHOLE = 1 << 26
-"""Files up to this size are read whole."""
+"""Files of up to so many bytes are read whole."""
 BLOCKS, BLOCK = 4096, 4096
-"""Of a larger one, its beginning and so many blocks of so many bytes, evenly spread: of 29 GB, one every 7 MB."""
+"""Of a larger file its beginning is read, and BLOCKS pieces of BLOCK bytes at even distances (7 MB in one of 29 GB)."""
 
 
 def identity_of_files(files: Sequence[Path]) -> dict[str, str]:
-    """Name -> checksum (xxh3, 128 bits, hex) of each file's size and content; seconds even for 29 GB.
+    """File name -> checksum (xxh3, 128 bits, hexadecimal) of the file's size and content.
+
+    Large files are read in part (see BLOCKS), so that 29 GB take seconds.
 
     Raises:
         UserError: a file cannot be read.

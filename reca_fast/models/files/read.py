@@ -1,28 +1,60 @@
-"""Reading safetensors files strictly: memory-mapped, every key and shape accounted for."""
+"""Opening files of weights, strictly: a missing, damaged or quantized one is refused with a sentence that names it."""
 
-import stat
-from collections import Counter
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-from reca_fast.errors import UserError, reading
+from reca_fast.errors import UserError
 
-Shapes = Mapping[str, Sequence[int]]
-WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")
-"""Names in the file of the dtypes that weights may have."""
+from .pth import TORCH_SUFFIXES, TorchWeights
+from .weights import DTYPES, Weights, check_readable, refuse_dtype
+
 CHECKED_AT_ONCE = 2**24
-"""Numbers in one piece of a tensor that is checked."""
+"""How many numbers of a tensor are checked at once: 64 MB of fp32."""
+
+
+def open_weights(path: Path) -> Weights:
+    """Open a file of weights: one that torch.save wrote if its name ends in .pth, .pt or .ckpt, else safetensors.
+
+    Raises:
+        UserError: the file is missing, damaged or of another format, or holds something that is no weight.
+    """
+    return TorchWeights(path) if path.suffix in TORCH_SUFFIXES else SafetensorsWeights(path)
+
+
+class SafetensorsWeights(Weights):
+    """An opened safetensors file; opening reads its header alone."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = open_safetensors(path)
+        self._slices = {key: self._file.get_slice(key) for key in self._file.keys()}  # noqa: SIM118 (not a dict)
+        for key, part in self._slices.items():
+            if part.get_dtype() not in DTYPES:
+                raise refuse_dtype(path, key, part.get_dtype())
+        self.shapes = {key: tuple(part.get_shape()) for key, part in self._slices.items()}
+
+    def dtype(self, key: str) -> torch.dtype:
+        return DTYPES[self._slices[key].get_dtype()]
+
+    def tensor(self, key: str, region: tuple[slice, ...] = ()) -> Tensor:
+        return self._slices[key][region or ...]
+
+    def close(self) -> None:
+        self._slices = {}
+        self._file.__exit__(None, None, None)
 
 
 def open_safetensors(path: Path, device: str = "cpu") -> Any:
-    """A memory-mapped safetensors file; a missing or damaged one is a UserError that names it."""
-    with reading(path, missing="a checkpoint folder holds it under that name"):
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise UserError(f"{path} is no file of weights.")  # a pipe would wait for ever
-        path.open("rb").close()  # safetensors would call a forbidden file missing
+    """safetensors' own reader of a file, memory-mapped, for tensors of any dtype.
+
+    Raises:
+        UserError: the file is missing, cannot be read or is damaged.
+    """
+    check_readable(path)  # safetensors would call a forbidden file missing
     try:
         return safe_open(path, framework="pt", device=device)
     except (SafetensorError, OSError) as error:
@@ -30,72 +62,25 @@ def open_safetensors(path: Path, device: str = "cpu") -> Any:
 
 
 def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Key -> shape of everything in a file of weights; only its header is read.
-
-    Raises:
-        UserError: the file is missing or damaged, or a tensor is no weight (integers, 8 bit).
-    """
-    with open_safetensors(path) as file:
-        slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        for key, part in slices.items():
-            if part.get_dtype() not in WEIGHT_DTYPES:
-                raise UserError(
-                    f"{path} holds {key} as {part.get_dtype()}; weights must be {', '.join(WEIGHT_DTYPES[:-1])} or "
-                    f"{WEIGHT_DTYPES[-1]}, take a checkpoint that was not quantized."
-                )
-        return {key: tuple(part.get_shape()) for key, part in slices.items()}
+    """Key -> shape of every tensor in a file of weights. Raises UserError like `open_weights`."""
+    with open_weights(path) as weights:
+        return dict(weights.shapes)
 
 
 def check_finite(path: Path) -> None:
-    """Read a file of weights through, some 64 MB at a time.
+    """Read a whole file of weights and refuse it when a number in it is NaN or infinite.
 
     Raises:
-        UserError: some of the numbers are NaN or infinite; the first three tensors are named.
+        UserError: naming the first three such tensors; or the file cannot be opened (see `open_weights`).
     """
     broken = []
-    with open_safetensors(path) as file:
-        for key in sorted(file.keys()):
-            numbers = file.get_tensor(key).view(-1)
+    with open_weights(path) as weights:
+        for key in sorted(weights.shapes):
+            numbers = weights.tensor(key).reshape(-1)
             if not all(bool(part.isfinite().all()) for part in numbers.split(CHECKED_AT_ONCE)):
                 broken.append(key)
     if broken:
         raise UserError(
             f"{path}: {len(broken)} tensors hold NaN or infinite numbers ({', '.join(broken[:3])}"
             f"{', ...' if len(broken) > 3 else ''}); it was saved by a run that had diverged, take an earlier one."
-        )
-
-
-def check_layout(path: Path, expected: Shapes, found: Shapes) -> None:
-    """Refuse a file that has a missing, unexpected or misshapen tensor, naming the first three of each kind.
-
-    Raises:
-        UserError: the keys or shapes in `found` differ from `expected`.
-    """
-    parts = Counter(key.partition(".")[0] for key in expected)
-    absent = Counter(key.partition(".")[0] for key in expected.keys() - found.keys())
-    left_out = [part for part, count in parts.items() if absent[part] == count > 1]
-    if left_out and len(left_out) < len(parts) and found.keys() <= expected.keys():
-        raise UserError(
-            f"{path} was saved without {' and '.join(f'{part}.*' for part in left_out)} "
-            f"({sum(absent[part] for part in left_out)} tensors), as some trainers save what they train; copy these "
-            "tensors into it from the checkpoint that the training began with (BAGEL-7B-MoT's ema.safetensors)."
-        )
-    faults = {
-        "missing": sorted(expected.keys() - found.keys()),
-        "unexpected": sorted(found.keys() - expected.keys()),
-        "misshapen": [
-            f"{key} {list(found[key])} instead of {list(shape)}"
-            for key, shape in sorted(expected.items())
-            if key in found and list(found[key]) != list(shape)
-        ],
-    }
-    said = [
-        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-        for kind, keys in faults.items()
-        if keys
-    ]
-    if said:
-        raise UserError(
-            f"{path} does not fit the configuration beside it, tensors: {'; '.join(said)}. "
-            "Take both from one checkpoint, or correct its config.json."
         )

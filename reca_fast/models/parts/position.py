@@ -1,14 +1,18 @@
-"""Fixed position tables for pictures: a row of sines and cosines for every cell of a grid."""
+"""A fixed table of position embeddings for the cells of a grid, made of sines and cosines."""
 
 import torch
 from torch import Tensor
 
 
 def sincos_table(side: int, width: int) -> Tensor:
-    """Fixed 2-D sin/cos table, fp32 [side * side, width]; row n = row * side + column, column first (facts: BAGEL
-    `pos_embed`).
+    """The table for a grid of side x side cells, fp32 [side * side, width].
 
-    Computed in fp64 as the checkpoints were; `width` must be divisible by 4.
+    Row r * side + c belongs to the cell in row r and column c. Its first half tells the column, its second half the
+    row; each half holds the sines, then the cosines of width / 4 angles. It is computed in fp64 and then rounded, as in
+    published checkpoints.
+
+    Raises:
+        ValueError: width is no multiple of 4.
     """
     if width % 4:
         raise ValueError(f"width={width}: a 2-D sin/cos table needs a multiple of 4")

@@ -1,4 +1,4 @@
-"""Timestep embedding: a time in [0, 1] as a vector."""
+"""Embedding of a diffusion or flow time: one number becomes a vector as wide as the model."""
 
 import math
 
@@ -7,7 +7,11 @@ from torch import Tensor, nn
 
 
 class TimestepEmbedder(nn.Module):
-    """Sinusoidal features of t (cosines first, t in [0, 1] unscaled) through a two-layer SiLU MLP."""
+    """Cosines and sines of a time at FEATURES / 2 frequencies (cosines first), then an MLP of two layers with SiLU.
+
+    Args:
+        hidden_size: width of the model.
+    """
 
     FEATURES = 256
 
@@ -16,7 +20,10 @@ class TimestepEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(self.FEATURES, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
 
     def forward(self, timesteps: Tensor) -> Tensor:
-        """timesteps [N] -> [N, hidden_size]. One row per picture is enough: all its tokens share t."""
+        """Times [N] -> [N, hidden_size] in the dtype of the weights. Times are used as they are, not scaled.
+
+        One row per picture is enough: all its tokens share their time.
+        """
         half = self.FEATURES // 2
         wide = torch.promote_types(timesteps.dtype, torch.float32)
         frequencies = torch.exp(-math.log(10000.0) / half * torch.arange(half, dtype=wide, device=timesteps.device))

@@ -14,7 +14,7 @@ from reca_fast.checkpoints import CheckpointStore, SavedWeights
 from reca_fast.errors import UserError
 from reca_fast.models.bagel.config import BagelConfig
 from reca_fast.models.bagel.export import export_folder
-from reca_fast.models.bagel.names import TABLES, public_name
+from reca_fast.models.bagel.names import NAMES, TABLES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -52,7 +52,7 @@ def saved_weights(run: Path) -> dict[str, torch.Tensor]:
     """Public key -> fp32 tensor, as the training checkpoint holds them."""
     newest = CheckpointStore(run / "checkpoints").newest()
     assert newest is not None
-    return {public_name(name): tensor for name, tensor in SavedWeights(newest, "model").items()}
+    return {NAMES.key(name): tensor for name, tensor in SavedWeights(newest, "model").items()}
 
 
 def test_round_trip(trained_run, bf16_base, reca_fast, tmp_path) -> None:
@@ -243,10 +243,10 @@ def test_a_base_with_other_contents(trained_run, bf16_base, reca_fast, tmp_path)
 
 
 def test_an_interrupted_export_leaves_nothing(tiny_folder, tmp_path, monkeypatch) -> None:
-    def interrupted(*args) -> None:
+    def interrupted(*args, **options) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("reca_fast.models.bagel.export._write_weights", interrupted)
+    monkeypatch.setattr("reca_fast.models.bagel.export.rewrite_weights", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export_folder(tiny_folder, tmp_path / "out", BagelConfig.from_folder(tiny_folder), {}, None)
     assert not (tmp_path / "out").exists()

@@ -15,7 +15,7 @@ from reca_fast.models.bagel.model import Bagel
 from reca_fast.models.bagel.tokenizer import BagelTokenizer
 from reca_fast.objectives import flow_loss_by_task, weighted_loss
 
-MARKERS = BagelTokenizer(bos=151644, eos=151645, start_of_image=151652, end_of_image=151653, backend=None)
+MARKERS = BagelTokenizer(bos=151644, eos=151645, start_of_image=151652, end_of_image=151653, qwen=None)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from reca_fast.evaluation.reconstruction import reconstruct_all
 from reca_fast.flow import RECA, Sample
 from reca_fast.models.bagel import BagelAdapter
 from reca_fast.models.bagel import sampling as rule
-from reca_fast.models.bagel.names import public_name
+from reca_fast.models.bagel.names import NAMES
 from reca_fast.models.bagel.sampling import Condition, sample_latents, time_grid
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -44,7 +44,7 @@ def bagel(tiny_folder: Path) -> BagelAdapter:
 def trained_like(bagel: BagelAdapter, tiny_folder: Path, folder: Path) -> Path:
     """A copy of the tiny checkpoint with the weights of `bagel`."""
     shutil.copytree(tiny_folder, folder)
-    weights = {public_name(name): x.detach() for name, x in bagel.module.named_parameters()}
+    weights = {NAMES.key(name): x.detach() for name, x in bagel.module.named_parameters()}
     tables = {f"{name}.pos_embed": bagel.module.get_buffer(name) for name in ("latent_pos_embed", "vit_pos_embed")}
     save_file(weights | tables, folder / "ema.safetensors")
     return folder

@@ -15,9 +15,11 @@ from reca_fast.models.bagel.config import BagelConfig
 from reca_fast.models.bagel.model import Bagel
 from reca_fast.models.bagel.tiny import write_tiny_checkpoint
 from reca_fast.models.bagel.tiny.config import TinyConfig
-from reca_fast.models.bagel.tokenizer import MARKERS, load_tokenizer
-from reca_fast.models.bagel.weights import load_weights
-from reca_fast.models.parts.kl_vae import VAEConfig, load_vae
+from reca_fast.models.bagel.tokenizer import MARKERS, open_tokenizer
+from reca_fast.models.bagel.weights import fill_bagel
+from reca_fast.models.files import uniform
+from reca_fast.models.parts.kl_vae import read_kl_vae
+from reca_fast.models.parts.kl_vae_config import KLVAEConfig
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,7 @@ def test_keys_and_shapes(folder: Path) -> None:
     first = "language_model.model.layers.0.self_attn.q_proj"
     assert torch.equal(weights[f"{first}.weight"], weights[f"{first}_moe_gen.weight"])
     settings = json.loads((folder / "config.json").read_text())
-    load_vae(folder / "ae.safetensors", VAEConfig.from_dict(settings["vae_config"]))
+    read_kl_vae(folder / "ae.safetensors", KLVAEConfig.from_dict(settings["vae_config"]))
 
 
 @torch.no_grad()
@@ -92,7 +94,7 @@ def test_condition_keeps_the_picture(folder: Path) -> None:
     with torch.device("meta"):
         model = Bagel(BagelConfig.from_folder(folder))
     path = folder / "ema.safetensors"
-    load_weights(model, path, device="cpu", trained_dtype=torch.float32, frozen_dtype=torch.float32)
+    fill_bagel(model, path, uniform(torch.float32, "cpu"))
     count, draw = 400, torch.Generator().manual_seed(0)
     small = torch.rand(count, 3, 8, 8, generator=draw) * 2 - 1
     pixels = F.interpolate(small, scale_factor=7, mode="bilinear")
@@ -130,7 +132,7 @@ OLD_FILES = {"vocab.json", "merges.txt", "tokenizer_config.json"}
 def test_tokenizer(folder: Path, tmp_path: Path, without: set[str]) -> None:
     for name in {"config.json", "tokenizer.json", *OLD_FILES} - without:
         (tmp_path / name).write_bytes((folder / name).read_bytes())
-    tokenizer = load_tokenizer(tmp_path)
+    tokenizer = open_tokenizer(tmp_path)
     for field, marker in MARKERS.items():
         assert tokenizer.decode([getattr(tokenizer, field)]) == marker
         spelt = tokenizer.encode(f"a cup{marker} and")  # in a caption it stays text
@@ -145,11 +147,11 @@ def test_tokenizer(folder: Path, tmp_path: Path, without: set[str]) -> None:
 
 def test_tokenizer_faults_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"vocab\.json and merges\.txt missing"):
-        load_tokenizer(tmp_path)
+        open_tokenizer(tmp_path)
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     with pytest.raises(UserError, match=r"has no <\|im_start\|>"):
-        load_tokenizer(tmp_path)
+        open_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"])
@@ -159,7 +161,7 @@ def test_a_broken_tokenizer_is_named(folder: Path, tmp_path: Path, name: str, co
         (tmp_path / file).write_bytes((folder / file).read_bytes())
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=re.escape(f"The tokenizer in {tmp_path} ")):
-        load_tokenizer(tmp_path)
+        open_tokenizer(tmp_path)
     assert capfd.readouterr().err == ""
 
 

@@ -16,16 +16,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from reca_fast.config import ModelConfig
 from reca_fast.errors import UserError
 from reca_fast.models.bagel import BagelAdapter, check_checkpoint
-from reca_fast.models.bagel.config import BagelConfig, GlueConfig, LLMConfig, ViTConfig
+from reca_fast.models.bagel.config import BagelConfig, GlueConfig, LLMConfig
 from reca_fast.models.bagel.model import Bagel
-from reca_fast.models.bagel.names import TABLES, public_name, public_names
-from reca_fast.models.bagel.weights import load_weights, weights_file
+from reca_fast.models.bagel.names import NAMES, TABLES
+from reca_fast.models.bagel.weights import fill_bagel, weights_file
+from reca_fast.models.files import Place, Placement, uniform
+from reca_fast.models.parts.siglip_config import SiglipConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PUBLIC = BagelConfig(
     LLMConfig(3584, 18944, 28, 28, 4, 152064),
-    ViTConfig(1152, 4304, 27, 16, 980),
+    SiglipConfig(1152, 4304, 27, 16, 980),
 )
 
 
@@ -34,9 +36,13 @@ def on_meta(config: BagelConfig, freeze_und: bool = True) -> Bagel:
         return Bagel(config, freeze_und=freeze_und)
 
 
+def trained_and_frozen(trained: torch.dtype, frozen: torch.dtype, device: str = "cpu") -> Place:
+    return lambda name, parameter: Placement(trained if parameter.requires_grad else frozen, device)
+
+
 def load(folder: Path, *, trained=torch.float32, frozen=torch.float32) -> Bagel:
     model = on_meta(BagelConfig.from_folder(folder))
-    load_weights(model, folder / "ema.safetensors", device="cpu", trained_dtype=trained, frozen_dtype=frozen)
+    fill_bagel(model, folder / "ema.safetensors", trained_and_frozen(trained, frozen))
     return model
 
 
@@ -74,13 +80,8 @@ def test_weights_are_cast_on_the_device(copy) -> None:
     rewrite(copy, **{key: x.bfloat16() for key, x in load_file(copy / "ema.safetensors").items()})
     model = on_meta(BagelConfig.from_folder(copy))
     with Casts() as casts:
-        load_weights(
-            model,
-            copy / "ema.safetensors",
-            device="meta",  # stands for any device that is not the host
-            trained_dtype=torch.float32,
-            frozen_dtype=torch.bfloat16,
-        )
+        # The meta device stands for any that is not the host.
+        fill_bagel(model, copy / "ema.safetensors", trained_and_frozen(torch.float32, torch.bfloat16, device="meta"))
     trained = [p for p in model.parameters() if p.requires_grad]
     assert len(casts.devices) >= len(trained) and set(casts.devices) == {"meta"}
     assert {p.dtype for p in trained} == {torch.float32}
@@ -89,7 +90,7 @@ def test_weights_are_cast_on_the_device(copy) -> None:
 def test_every_parameter_is_the_file_s_tensor(tiny_folder) -> None:
     stored = load_file(tiny_folder / "ema.safetensors")
     model = load(tiny_folder)
-    parameters = public_names(dict(model.named_parameters()))
+    parameters = NAMES.keys(dict(model.named_parameters()))
     assert parameters.keys() == stored.keys() - set(TABLES)
     for key, name in parameters.items():
         assert torch.equal(model.get_parameter(name), stored[key]), key
@@ -313,7 +314,7 @@ def test_a_link_to_nowhere_is_named(copy, reca_fast) -> None:
     [
         ("llm_config", {"rope_theta": None}, "llm_config.json lacks rope_theta; copy it from the public checkpoint"),
         ("llm_config", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling is {'rope_type': 'yarn'"),
-        ("vit_config", {"hidden_act": "gelu"}, "hidden_act is 'gelu'; BAGEL's vision tower has gelu_pytorch_tanh"),
+        ("vit_config", {"hidden_act": "gelu"}, "hidden_act is 'gelu'; a SigLIP vision tower has gelu_pytorch_tanh"),
         ("vit_config", {"patch_size": None}, "vit_config.json lacks patch_size; copy it from the public checkpoint"),
     ],
 )
@@ -365,15 +366,15 @@ def mapped_file(tensor: Tensor) -> str:
 def test_frozen_weights_stay_in_the_file(tmp_path) -> None:
     """Loading 70 MB costs next to no memory of one's own, so all processes of a host share the page cache."""
     config = BagelConfig(
-        LLMConfig(64, 64, 1, 4, 2, vocab_size=131072), ViTConfig(32, 32, 2, 2, 28), GlueConfig(2, 2, 2)
+        LLMConfig(64, 64, 1, 4, 2, vocab_size=131072), SiglipConfig(32, 32, 2, 2, 28), GlueConfig(2, 2, 2)
     )
     model = on_meta(config).requires_grad_(False)
     path = tmp_path / "ema.safetensors"
-    save_file({public_name(n): torch.full(p.shape, 0.5) for n, p in model.named_parameters()}, path)
+    save_file({NAMES.key(n): torch.full(p.shape, 0.5) for n, p in model.named_parameters()}, path)
     assert path.stat().st_size >= 60_000_000
 
     before = private_bytes()
-    load_weights(model, path, device="cpu", trained_dtype=torch.float32, frozen_dtype=torch.float32)
+    fill_bagel(model, path, uniform(torch.float32, "cpu"))
     total = sum(p.sum().item() for p in model.parameters())  # every page has been read
     assert private_bytes() - before < path.stat().st_size / 10
     assert total == sum(p.numel() for p in model.parameters()) / 2
@@ -419,7 +420,7 @@ def test_public_model_has_the_public_numbers() -> None:
 
 def test_public_model_has_the_public_keys() -> None:
     """1223 tensors with the two tables, every name once, and some of them letter by letter."""
-    shapes = {public_name(name): list(p.shape) for name, p in on_meta(PUBLIC).named_parameters()}
+    shapes = {NAMES.key(name): list(p.shape) for name, p in on_meta(PUBLIC).named_parameters()}
     assert len(shapes) == 1223 - len(TABLES)
     layer = "language_model.model.layers.27"
     tower = "vit_model.vision_model"

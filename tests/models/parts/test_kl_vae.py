@@ -15,33 +15,27 @@ from torch import nn
 from reca_fast.demo import photos
 from reca_fast.demo.photos import PHOTOS, write_crops
 from reca_fast.errors import UserError
+from reca_fast.models.bagel.latent_tokens import patchify_latents, unpatchify_latents
 from reca_fast.models.bagel.tiny.config import TinyConfig
 from reca_fast.models.parts.channels_last import group_norm, to_channels_last
-from reca_fast.models.parts.kl_vae import (
-    VAE,
-    VAEConfig,
-    encode_pictures,
-    key_table,
-    load_vae,
-    patchify_latents,
-    save_vae,
-    unpatchify_latents,
-)
+from reca_fast.models.parts.kl_vae import KLVAE, encode_pictures, read_kl_vae, save_kl_vae
+from reca_fast.models.parts.kl_vae_config import KLVAEConfig
+from reca_fast.models.parts.kl_vae_names import kl_vae_names
 from tests.places import BAGEL
 
 CASE = BAGEL / "recorded_pixels"
-TINY = VAEConfig(ch=32, ch_mult=(1, 1, 2), num_res_blocks=1, z_channels=4)
+TINY = KLVAEConfig(ch=32, ch_mult=(1, 1, 2), num_res_blocks=1, z_channels=4)
 
 
 @pytest.fixture(scope="module")
-def tiny() -> VAE:
+def tiny() -> KLVAE:
     torch.manual_seed(0)
-    return VAE(TINY).requires_grad_(False).eval()
+    return KLVAE(TINY).requires_grad_(False).eval()
 
 
 def test_recorded_moments_and_latents() -> None:
-    config = VAEConfig.from_dict(json.loads((CASE / "config.json").read_text())["vae_config"])
-    vae = load_vae(CASE / "ae.safetensors", config)
+    config = KLVAEConfig.from_dict(json.loads((CASE / "config.json").read_text())["vae_config"])
+    vae = read_kl_vae(CASE / "ae.safetensors", config)
     inputs, expected = load_file(CASE / "inputs.safetensors"), load_file(CASE / "expected.safetensors")
     moments = vae.moments(inputs["image.0.vae_tensor"][None])
     torch.testing.assert_close(moments, expected["vae_moments"], atol=1e-5, rtol=0)
@@ -53,8 +47,8 @@ def test_recorded_moments_and_latents() -> None:
 
 def test_key_table_at_public_size() -> None:
     with torch.device("meta"):
-        vae = VAE(VAEConfig())
-    table, state = key_table(vae), vae.state_dict()
+        vae = KLVAE(KLVAEConfig())
+    table, state = kl_vae_names(vae.config).keys(vae.state_dict()), vae.state_dict()
     assert len(table) == 244 and sorted(table.values()) == sorted(state)
     assert sum(tensor.numel() for tensor in state.values()) == 83_819_683
     some = {
@@ -74,10 +68,10 @@ def test_key_table_at_public_size() -> None:
     assert not {"encoder.down.3.downsample.conv.weight", "decoder.up.0.upsample.conv.weight"} & table.keys()
 
 
-def test_save_and_load_give_the_same_network(tiny: VAE, tmp_path: Path) -> None:
-    save_vae(tiny, tmp_path / "ae.safetensors")
+def test_save_and_load_give_the_same_network(tiny: KLVAE, tmp_path: Path) -> None:
+    save_kl_vae(tiny, tmp_path / "ae.safetensors")
     assert list(load_file(tmp_path / "ae.safetensors")["decoder.mid.attn_1.q.weight"].shape) == [64, 64, 1, 1]
-    again = load_vae(tmp_path / "ae.safetensors", TINY)
+    again = read_kl_vae(tmp_path / "ae.safetensors", TINY)
     pixels = torch.rand(1, 3, 16, 24) * 2 - 1
     moments = tiny.moments(pixels)
     assert moments.shape == (1, 8, 4, 6) and torch.equal(moments, again.moments(pixels))
@@ -85,7 +79,7 @@ def test_save_and_load_give_the_same_network(tiny: VAE, tmp_path: Path) -> None:
     assert tiny.decode(latents).shape == pixels.shape and torch.equal(tiny.decode(latents), again.decode(latents))
 
 
-def test_sample_and_decode_undo_each_others_scaling(tiny: VAE) -> None:
+def test_sample_and_decode_undo_each_others_scaling(tiny: KLVAE) -> None:
     mean = torch.randn(1, 4, 4, 4)
     latents = tiny.sample(torch.cat((mean, torch.full_like(mean, -80.0)), 1), torch.ones_like(mean))
     torch.testing.assert_close(latents, 0.3611 * (mean - 0.1159))
@@ -93,32 +87,32 @@ def test_sample_and_decode_undo_each_others_scaling(tiny: VAE) -> None:
     torch.testing.assert_close(tiny.decode(latents), tiny.decoder(mean))
 
 
-def test_faulty_files_are_named(tiny: VAE, tmp_path: Path) -> None:
+def test_faulty_files_are_named(tiny: KLVAE, tmp_path: Path) -> None:
     path = tmp_path / "ae.safetensors"
     with pytest.raises(UserError, match="is missing"):
-        load_vae(path, TINY)
-    save_vae(tiny, path)
+        read_kl_vae(path, TINY)
+    save_kl_vae(tiny, path)
     tensors = load_file(path)
     del tensors["encoder.conv_in.bias"]
     tensors["encoder.extra.bias"] = torch.zeros(1)
     tensors["decoder.conv_in.bias"] = torch.zeros(3)
     save_file(tensors, path)
     with pytest.raises(UserError) as fault:
-        load_vae(path, TINY)
+        read_kl_vae(path, TINY)
     assert "1 missing (encoder.conv_in.bias)" in str(fault.value)
     assert "1 unexpected (encoder.extra.bias)" in str(fault.value)
     assert "1 misshapen (decoder.conv_in.bias [3] instead of [64])" in str(fault.value)
     path.write_bytes(b"not a safetensors file")
     with pytest.raises(UserError, match="not a whole safetensors file"):
-        load_vae(path, TINY)
+        read_kl_vae(path, TINY)
 
 
 def test_config_dict() -> None:
-    assert VAEConfig.from_dict(TINY.to_dict()) == TINY and VAEConfig.from_dict({}) == VAEConfig()
+    assert KLVAEConfig.from_dict(TINY.to_dict()) == TINY and KLVAEConfig.from_dict({}) == KLVAEConfig()
     with pytest.raises(UserError, match="Did you mean 'z_channels'"):
-        VAEConfig.from_dict({"z_channel": 4})
+        KLVAEConfig.from_dict({"z_channel": 4})
     with pytest.raises(UserError, match="downsample 8 contradicts"):
-        VAEConfig.from_dict({"ch_mult": [1, 2], "downsample": 8})
+        KLVAEConfig.from_dict({"ch_mult": [1, 2], "downsample": 8})
 
 
 def test_patchify_and_its_inverse() -> None:
@@ -130,7 +124,7 @@ def test_patchify_and_its_inverse() -> None:
     assert torch.equal(unpatchify_latents(tokens, 2, 3, 2, 3), latents)
 
 
-def test_pictures_share_batches_without_a_trace(tiny: VAE) -> None:
+def test_pictures_share_batches_without_a_trace(tiny: KLVAE) -> None:
     sizes = ((16, 16), (16, 24), (16, 16), (32, 16), (16, 16))
     pictures = [torch.randint(0, 256, (*size, 3), dtype=torch.uint8) for size in sizes]
     noise = [torch.randn(4, height // 4, width // 4, generator=torch.manual_seed(5)) for height, width in sizes]
@@ -138,7 +132,7 @@ def test_pictures_share_batches_without_a_trace(tiny: VAE) -> None:
     for picture, draw, latents in zip(pictures, noise, together, strict=True):
         alone = encode_pictures(tiny, [picture], [draw])[0]
         torch.testing.assert_close(latents, alone, atol=1e-5, rtol=0)
-    small_batches = encode_pictures(tiny, pictures, torch.Generator().manual_seed(7), pixels_per_batch=1)
+    small_batches = encode_pictures(tiny, pictures, torch.Generator().manual_seed(7), pixels_at_once=1)
     large_batches = encode_pictures(tiny, pictures, torch.Generator().manual_seed(7))
     torch.testing.assert_close(small_batches, large_batches, atol=1e-5, rtol=0)
 
@@ -154,7 +148,7 @@ def test_demo_photos_and_the_vae_that_was_trained_on_them(tmp_path: Path) -> Non
 
     pictures = [torch.from_numpy(np.array(Image.open(path))) for path in paths]
     assert {tuple(picture.shape) for picture in pictures} == {(64, 64, 3)}
-    vae = load_vae(Path(photos.__file__).with_name("vae.safetensors"), TinyConfig().vae)
+    vae = read_kl_vae(Path(photos.__file__).with_name("vae.safetensors"), TinyConfig().vae)
     latents = torch.stack(encode_pictures(vae, pictures, torch.Generator().manual_seed(0)))
     assert 0.7 < latents.std() < 1.3 and abs(latents.mean()) < 0.3
     seen = (vae.decode(latents).clamp(-1, 1) + 1) / 2

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from reca_fast.data.prompts import templates
 from reca_fast.models.bagel.tokenizer import MARKERS
-from reca_fast.models.parts.kl_vae import VAE, save_vae
+from reca_fast.models.parts.kl_vae import KLVAE, save_kl_vae
 
 from .config import TinyConfig
 from .weights import tiny_weights
@@ -38,7 +38,7 @@ def write_tiny_checkpoint(
     if vae_file is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            save_vae(VAE(config.vae), folder / "ae.safetensors")
+            save_kl_vae(KLVAE(config.vae), folder / "ae.safetensors")
     else:
         shutil.copyfile(vae_file, folder / "ae.safetensors")
     return config

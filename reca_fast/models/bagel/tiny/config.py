@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from reca_fast.models.bagel.config import VAEConfig
 from reca_fast.models.bagel.tokenizer import MARKERS
+from reca_fast.models.parts.kl_vae_config import KLVAEConfig
 
-DEMO_VAE = VAEConfig(
+DEMO_VAE = KLVAEConfig(
     ch=32,
     ch_mult=(1, 1, 1),
     num_res_blocks=1,
@@ -43,7 +43,7 @@ class TinyConfig:
     """Side of the ViT's position tables, in patches of 14 pixels."""
     latent_side: int = 16
     """Side of the latent position table, in latent tokens."""
-    vae: VAEConfig = DEMO_VAE
+    vae: KLVAEConfig = DEMO_VAE
     patch_size: int = 14
     latent_patch_size: int = 2
     timestep_shift: float = 1.0
