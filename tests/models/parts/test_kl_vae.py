@@ -17,8 +17,9 @@ from reca_fast.demo.photos import PHOTOS, write_crops
 from reca_fast.errors import UserError
 from reca_fast.models.bagel.latent_tokens import patchify_latents, unpatchify_latents
 from reca_fast.models.bagel.tiny.config import TinyConfig
+from reca_fast.models.files import open_weights
 from reca_fast.models.parts.channels_last import group_norm, to_channels_last
-from reca_fast.models.parts.kl_vae import KLVAE, encode_pictures, read_kl_vae, save_kl_vae
+from reca_fast.models.parts.kl_vae import KLVAE, encode_pictures, fill_kl_vae, read_kl_vae, save_kl_vae
 from reca_fast.models.parts.kl_vae_config import KLVAEConfig
 from reca_fast.models.parts.kl_vae_names import kl_vae_names
 from tests.places import BAGEL
@@ -68,7 +69,60 @@ def test_key_table_at_public_size() -> None:
     assert not {"encoder.down.3.downsample.conv.weight", "decoder.up.0.upsample.conv.weight"} & table.keys()
 
 
-def test_save_and_load_give_the_same_network(tiny: KLVAE, tmp_path: Path) -> None:
+HARMON = KLVAEConfig(
+    ch_mult=(1, 1, 2, 2, 4), scale_factor=0.2325, shift_factor=0.0, encoder_attention=True, quant_convs=True
+)
+"""The KL-16 VAE of MAR and Harmon."""
+
+
+def test_the_vae_of_mar_and_harmon() -> None:
+    """Other attention, two more convolutions, other names: the numbers of its public file."""
+    with torch.device("meta"):
+        vae = KLVAE(HARMON)
+    state = vae.state_dict()
+    names = kl_vae_names(HARMON)
+    keys = names.keys(state)
+    assert len(keys) == 312 and vae.downsample == 16
+    encoder = sum(x.numel() for name, x in state.items() if name.startswith(("encoder.", "quant_conv.")))
+    assert encoder == 28_266_816 and sum(x.numel() for x in state.values()) - encoder == 38_189_203
+    some = {
+        "encoder.down.4.attn.1.q.weight": (512, 512, 1, 1),
+        "encoder.down.4.block.0.nin_shortcut.weight": (512, 256, 1, 1),
+        "decoder.up.1.block.0.nin_shortcut.weight": (128, 256, 1, 1),
+        "quant_conv.weight": (32, 32, 1, 1),
+        "post_quant_conv.bias": (16,),
+    }
+    assert {key: names.stored_shape(keys[key], state[keys[key]].shape) for key in some} == some
+
+
+def test_quant_convs_are_applied() -> None:
+    """They turn the moments round, and what is decoded round again: with signs flipped in both, pictures stay."""
+    sizes = {"ch": 32, "ch_mult": (1, 1), "num_res_blocks": 1, "z_channels": 2}
+    torch.manual_seed(0)
+    plain, turned = KLVAE(KLVAEConfig(**sizes)), KLVAE(KLVAEConfig(**sizes, quant_convs=True))
+    turned.load_state_dict(plain.state_dict(), strict=False)
+    for conv, channels in ((turned.quant_conv, 4), (turned.post_quant_conv, 2)):
+        assert conv is not None
+        conv.weight.data, conv.bias.data = -torch.eye(channels)[..., None, None], torch.zeros(channels)
+    pixels = torch.rand(1, 3, 8, 8)
+    torch.testing.assert_close(turned.moments(pixels), -plain.moments(pixels))
+    shift = KLVAEConfig().shift_factor
+    z = torch.randn(1, 2, 4, 4)
+    latents, mirrored = (KLVAEConfig().scale_factor * (each - shift) for each in (z, -z))
+    torch.testing.assert_close(turned.decode(latents), plain.decode(mirrored))
+
+
+def test_a_vae_inside_a_larger_file(tiny: KLVAE, tmp_path: Path) -> None:
+    save_kl_vae(tiny, tmp_path / "alone.safetensors")
+    tensors = {f"vae.{key}": x for key, x in load_file(tmp_path / "alone.safetensors").items()}
+    save_file(tensors | {"llm.weight": torch.zeros(1)}, tmp_path / "whole.safetensors")
+    with open_weights(tmp_path / "whole.safetensors") as weights:
+        again = fill_kl_vae(weights, TINY, "cpu", torch.float32, under="vae.")
+    assert all(torch.equal(x, again.state_dict()[name]) for name, x in tiny.state_dict().items())
+    assert not again.training and not any(p.requires_grad for p in again.parameters())
+
+
+def test_what_is_saved_is_read_back(tiny: KLVAE, tmp_path: Path) -> None:
     save_kl_vae(tiny, tmp_path / "ae.safetensors")
     assert list(load_file(tmp_path / "ae.safetensors")["decoder.mid.attn_1.q.weight"].shape) == [64, 64, 1, 1]
     again = read_kl_vae(tmp_path / "ae.safetensors", TINY)
