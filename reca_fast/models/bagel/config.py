@@ -1,4 +1,4 @@
-"""Architecture of a BAGEL checkpoint, read from llm_config.json, vit_config.json and (when there) config.json."""
+"""Sizes of a BAGEL checkpoint, read from its llm_config.json, vit_config.json and, where it has one, config.json."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,9 @@ from reca_fast.schema import Range, fill, shown
 CONFIG_FILES = ("llm_config.json", "vit_config.json", "config.json")
 SECTIONS = ("llm_config", "vit_config", "bagel_config", "vae_config")
 STATED = {"llm_config": "rope_theta", "vit_config": "patch_size"}
-"""What a file must say although it has a default here: the authors' classes take another number for it."""
+"""A setting that each file must state. The classes of the authors' code have other defaults than the public checkpoint
+needs, so what a file leaves out would be read differently there.
+"""
 
 Positive = Annotated[float, Range(above=0, at_most=1e12)]
 
@@ -26,7 +28,11 @@ def _check_multiple(config: Any, size: str, part: str) -> None:
 
 @dataclass(frozen=True)
 class LLMConfig:
-    """Qwen2 mixture-of-transformers. Names as in llm_config.json."""
+    """Sizes of the language model, a Qwen2 whose every layer has two experts. Fields as in llm_config.json.
+
+    Raises:
+        ValueError: the sizes contradict each other, or describe another model than BAGEL.
+    """
 
     hidden_size: Width
     intermediate_size: Width
@@ -43,6 +49,7 @@ class LLMConfig:
 
     @property
     def head_dim(self) -> int:
+        """Numbers in one attention head."""
         return self.hidden_size // self.num_attention_heads
 
     def __post_init__(self) -> None:
@@ -62,15 +69,23 @@ class LLMConfig:
 
 @dataclass(frozen=True)
 class GlueConfig:
-    """What the authors pass on the command line; the defaults are what the public checkpoint needs."""
+    """Settings that join the parts. The authors pass them on the command line, no file of the checkpoint states them.
+
+    The defaults are what the public checkpoint needs; a config.json may state others under `bagel_config`.
+    """
 
     latent_patch_size: Annotated[int, Range(at_least=1, at_most=16)] = 2
+    """Side of the square of latent cells that makes one token."""
     max_latent_size: Side = 64
+    """Side of the position table for latent tokens: a larger picture cannot be drawn."""
     vit_max_num_patch_per_side: Side = 70
+    """Side of the position table for patches of the vision tower."""
     connector_act: str = "gelu_pytorch_tanh"
     interpolate_pos: bool = False
     timestep_shift: Positive = 1.0
+    """Above 1, more of the times that training draws lie near noise."""
     vit_select_layer: Annotated[int, Range(at_least=-256, at_most=-1)] = -2
+    """The layer of the vision tower whose output is used, counted from the end: -1 is the last, -2 the one before."""
 
     def __post_init__(self) -> None:
         if self.interpolate_pos or self.connector_act != "gelu_pytorch_tanh":
@@ -79,7 +94,7 @@ class GlueConfig:
 
 @dataclass(frozen=True)
 class BagelConfig:
-    """The whole model; the defaults are those of the public checkpoint."""
+    """Sizes of the whole model."""
 
     llm: LLMConfig
     vit: SiglipConfig
@@ -96,6 +111,7 @@ class BagelConfig:
 
     @property
     def latent_channels(self) -> int:
+        """Numbers in one latent cell."""
         return self.vae.z_channels
 
     @property
@@ -105,16 +121,21 @@ class BagelConfig:
 
     @property
     def patch_latent_dim(self) -> int:
+        """Numbers in one latent token."""
         return self.glue.latent_patch_size**2 * self.latent_channels
 
     @property
     def vit_layers(self) -> int:
-        """Layers that exist: everything after the selected one is never built."""
+        """Layers of the vision tower that are built: up to the selected one."""
         return self.vit.num_hidden_layers + 1 + self.glue.vit_select_layer
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str) -> "BagelConfig":
-        """From one dict with llm_config, vit_config, vae_config and bagel_config (a parity case's config.json)."""
+        """From the object in a parity case's config.json, which has all sections: SECTIONS.
+
+        Raises:
+            UserError: naming `where`; a section is missing, or a value in it is impossible.
+        """
         for name in ("llm_config", "vit_config"):
             if name not in values:
                 raise UserError(f"{where} has no {name}.")
@@ -143,8 +164,10 @@ class BagelConfig:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "BagelConfig":
-        """From a checkpoint folder. The public one has no vae_config and bagel_config: its constants are the
-        defaults.
+        """From a checkpoint folder. The public one states neither vae_config nor bagel_config; the defaults hold then.
+
+        Raises:
+            UserError: the folder or a file is missing, or a value in it is impossible.
         """
         if not folder.is_dir():
             raise UserError(f"The checkpoint folder {folder} does not exist; set model.path to a BAGEL folder.")

@@ -1,10 +1,13 @@
-"""One mixture-of-transformers layer: two experts with their own weights, one attention over both.
+"""One layer of the mixture of transformers: two experts with weights of their own, and one attention over both.
 
-Understanding tokens (text, ViT patches, markers) and generation tokens (noisy latents) live in two contiguous tensors,
-so every projection is a plain matrix product; nothing is gathered or scattered by expert. Only keys and values meet, in
-`MoTLayer.forward`. When the understanding expert is frozen, none of its rows is part of the autograd graph: they are
-computed from tensors without gradient, and the one place where they would depend on trained weights (the two markers
-that attend to the noisy latents) is detached. That is the authors' seven detaches, without paying for them.
+The understanding expert has the text, the patches of the vision tower and the markers; the generation expert has the
+noisy latents. The rows of each lie in a tensor of their own (a stream), so every projection is a plain matrix product
+and nothing is gathered or scattered by expert. Keys and values alone meet, in `MoTLayer.forward`.
+
+When the understanding expert is frozen, no gradient may flow through its rows, not only to its weights. Its rows are
+computed from tensors without gradient; the one place where they depend on trained weights, the two markers that attend
+to the noisy latents, is detached. The result is that of the authors' code, which detaches in seven places, without the
+cost of a backward pass through the frozen half (docs/models/bagel.md, "Which gradients exist").
 """
 
 from collections.abc import Sequence
@@ -17,22 +20,49 @@ from reca_fast.kernels import Varlen, qk_norm_rope, rms_norm, swiglu, to_device,
 
 from .config import LLMConfig
 
-KeyValue = Sequence[Tensor]  # k and v, [N, Hkv, head_dim] each
+KeyValue = Sequence[Tensor]
+"""Keys and values of N tokens in one layer, [N, Hkv, head_dim] each; Hkv is the number of key/value heads."""
 
 
 class Stream(NamedTuple):
-    """Rows of one expert: residual stream [N, D] and rotary angles [N, head_dim]."""
+    """The N rows of one expert, D numbers wide, and the cosines and sines that turn their queries and keys."""
 
-    hidden_states: Tensor
-    cos: Tensor
-    sin: Tensor
+    hidden_states: Tensor  # [N, D]
+    cos: Tensor  # [N, head_dim]
+    sin: Tensor  # [N, head_dim]
 
 
 class AttentionPlan(NamedTuple):
-    """Who attends to what. Understanding rows are ordered [full splits | causal splits | markers of noise splits].
+    """Which rows attend to which, for all samples of a pack: four attention calls without a mask tensor.
 
-    `*_keys` are int64 rows of the key bank [past | understanding | generation] in the order in which the segments see
-    them; None where the queries' own rows are just that. `target_keys` serves the markers and the generation rows.
+    A sample of RECA is a picture (a "full" split), a prompt (a "causal" split) and a target (a "noise" split), each
+    between two markers. As they stand in the pack, one behind another (m marker, v vision patch, p prompt token,
+    x latent), and as they stand in the streams, sorted by what they may see:
+
+        pack       | m v v v v m | m p p p m | m x x x x m |  next sample ...
+                        full         causal       noise
+
+        und rows   | full splits of all samples | causal splits of all samples | markers of all noise splits |
+        gen rows   | latents of all samples |
+        key bank   | past | und rows | gen rows |      keys and values; past is there only in sampling
+
+    What a row sees, all of it in its own sample (and in the past of its own sample, which all rows see):
+
+        rows      in the call   earlier full and causal splits   own split
+        full      full          all                              all
+        causal    causal        all                              up to the row itself
+        markers   markers       all                              all: both markers, all latents
+        latents   generation    all                              all: both markers, all latents
+
+    Nothing sees a noise split from outside. In each call, one segment is the rows of one split with the keys that they
+    see, and `*_keys` are the rows of the key bank that hold the keys of all segments, in order.
+
+    Attributes:
+        full, causal, markers, generation: the segments of each call; None if the pack has no such rows.
+        full_keys: int64 rows of the key bank; None if each segment's keys are its own queries' rows, as in RECA.
+        causal_keys: int64 rows of the key bank.
+        target_keys: int64 rows of the key bank, for the markers and the latents alike.
+        num_full, num_causal: how many und rows lie in full and in causal splits; the remaining ones are markers.
     """
 
     full: Varlen | None
@@ -46,6 +76,7 @@ class AttentionPlan(NamedTuple):
     num_causal: int
 
     def to(self, device: torch.device | str) -> "AttentionPlan":
+        """The same plan with its tensors on a device."""
         moved: dict[str, Any] = {
             name: value.to(device) if isinstance(value, Varlen) else to_device(value, device)
             for name, value in self._asdict().items()
@@ -55,7 +86,7 @@ class AttentionPlan(NamedTuple):
 
 
 class RMSNorm(nn.Module):
-    """Weight of an RMS norm; the arithmetic is `reca_fast.kernels.rms_norm`."""
+    """Division of each row by its root mean square, then a weight per column (`reca_fast.kernels.rms_norm`)."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -67,7 +98,7 @@ class RMSNorm(nn.Module):
 
 
 class Expert(nn.Module):
-    """The weights of one expert in one layer; names as in Qwen2."""
+    """The weights of one expert in one layer, named as in Qwen2, and what it does before and after attention."""
 
     def __init__(self, config: LLMConfig) -> None:
         super().__init__()
@@ -86,14 +117,30 @@ class Expert(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, hidden, bias=False)
 
     def project(self, hidden_states: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[N, D] -> q [N, H, head_dim], k and v [N, Hkv, head_dim], normalised and rotated."""
+        """What attention needs of N rows.
+
+        Args:
+            hidden_states: [N, D].
+            cos, sin: [N, head_dim], of the rotation by position.
+
+        Returns:
+            q [N, H, head_dim], k and v [N, Hkv, head_dim]; q and k are normalised per head and rotated.
+        """
         h = self.input_layernorm(hidden_states)
         q, k, v = (proj(h).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         q, k = qk_norm_rope(q, k, self.q_norm.weight, self.k_norm.weight, cos, sin, eps=self.eps)
         return q, k, v
 
-    def finish(self, hidden_states: Tensor, attended: Tensor) -> Tensor:
-        """Residual stream [N, D] and attention output [N, H, head_dim] -> residual stream after the MLP."""
+    def after_attention(self, hidden_states: Tensor, attended: Tensor) -> Tensor:
+        """The rest of the layer: output projection and MLP, each added to the residual stream.
+
+        Args:
+            hidden_states: [N, D], the residual stream that entered the layer.
+            attended: [N, H, head_dim], the output of attention.
+
+        Returns:
+            [N, D], the residual stream that leaves the layer.
+        """
         # The sums go into the products' own memory: nothing else needs a projection's output.
         hidden_states = self.o_proj(attended.flatten(1)).add_(hidden_states)
         h = self.post_attention_layernorm(hidden_states)
@@ -118,21 +165,25 @@ class MoTLayer(nn.Module):
         frozen: bool = True,
         need_und: bool = True,
     ) -> tuple[Tensor | None, Tensor | None, KeyValue | None]:
-        """One layer.
+        """Run one layer on both streams.
+
+        A trained expert runs even when it has no rows. Its weights then get a zero gradient, so that every weight has a
+        gradient in every step on every process: FSDP would wait for the missing ones.
 
         Args:
-            und, gen: U understanding and G generation rows; either may be absent (prefix pass, or no markers).
-            past: keys and values of an already computed prefix, first in the key bank (inference).
-            frozen: cut the way latents -> markers -> latents out of the graph.
-            need_und: False in the last layer of a batch without cross-entropy: nobody reads the understanding
-                rows there, only their keys and values.
-
-        A trained expert runs even when it has no rows. Its weights then get a zero gradient, so every weight has a
-        gradient in every step on every process; FSDP would wait for the missing ones.
+            und, gen: U understanding and G generation rows. Either may be absent: a prefix pass of sampling has no gen,
+                a target without markers no und.
+            plan: which rows attend to which.
+            backend: of the attention, from `reca_fast.kernels.choose_backend`.
+            past: keys and values of a prefix that was computed before; they come first in the key bank.
+            frozen: let no gradient flow from the latents through the markers back to the latents.
+            need_und: whether anybody reads the understanding rows that leave this layer. Without cross-entropy nobody
+                does in the last one: there only their keys and values count.
 
         Returns:
-            (und [U, D], gen [G, D], keys and values of the understanding rows in a prefix pass, which has no gen);
-            und is None (trained: [0, D]) when not needed.
+            und [U, D], gen [G, D], and keys and values of the understanding rows. und is None when it is not needed
+            ([0, D] when its expert is trained); gen is None when it was; keys and values are None except in a prefix
+            pass.
         """
         bank: list[KeyValue] = [] if past is None else [past]
         und_kv = None
@@ -149,14 +200,14 @@ class MoTLayer(nn.Module):
         gen_out = None
         if gen is not None and plan.generation is not None:
             attended = varlen_attention(gen_q, *target, plan.generation, backend=backend)
-            gen_out = self.gen.finish(gen.hidden_states, attended)
+            gen_out = self.gen.after_attention(gen.hidden_states, attended)
         elif gen is not None:  # no rows
-            gen_out = self.gen.finish(gen.hidden_states, gen_q + sum(x.sum() for x in gen_kv))
+            gen_out = self.gen.after_attention(gen.hidden_states, gen_q + sum(x.sum() for x in gen_kv))
         cache = und_kv if gen is None else None
         if und is None or und_kv is None or (frozen and not need_und):
             return None, gen_out, cache
         if not need_und:
-            return self.und.finish(und.hidden_states[:0], und_q[:0]), gen_out, cache
+            return self.und.after_attention(und.hidden_states[:0], und_q[:0]), gen_out, cache
 
         parts = []
         known = und_kv if past is None else [torch.cat(both) for both in zip(past, und_kv, strict=True)]
@@ -168,4 +219,4 @@ class MoTLayer(nn.Module):
         if plan.markers is not None:
             k, v = (x.detach() if frozen else x for x in target)
             parts.append(varlen_attention(markers, k, v, plan.markers, backend=backend))
-        return self.und.finish(und.hidden_states, torch.cat(parts)), gen_out, cache
+        return self.und.after_attention(und.hidden_states, torch.cat(parts)), gen_out, cache

@@ -22,7 +22,7 @@ IDS: dict[str, Callable[[dict[str, Any]], Iterable[Any]]] = {
     "tokenizer_config.json": lambda file: file.get("added_tokens_decoder", {}).keys(),
     "added_tokens.json": lambda file: file.values(),
 }
-"""File -> where it states ids."""
+"""File of a tokenizer -> all token ids that it states."""
 MARKERS = {
     "bos": "<|im_start|>",
     "eos": "<|im_end|>",
@@ -34,7 +34,11 @@ MARKERS = {
 
 @dataclass(frozen=True)
 class BagelTokenizer:
-    """Text to ids and back; `bos` and `eos` enclose a text split, the other two an image split."""
+    """Text to token ids and back, and the ids of the markers.
+
+    `bos` and `eos` stand before and after each text of a sample, `start_of_image` and `end_of_image` before and after
+    each picture.
+    """
 
     bos: int
     eos: int
@@ -43,7 +47,7 @@ class BagelTokenizer:
     qwen: "PreTrainedTokenizerBase"
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text alone: no marker is added, and one that the text spells stays text."""
+        """The ids of a text. No marker is added, and where the text spells a marker it becomes ordinary tokens."""
         return self.qwen.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def decode(self, ids: list[int]) -> str:
@@ -52,13 +56,13 @@ class BagelTokenizer:
 
 
 def open_tokenizer(folder: str | Path, vocab_size: int | None = None) -> BagelTokenizer:
-    """Load from tokenizer.json, or from vocab.json, merges.txt and tokenizer_config.json.
+    """Read the tokenizer of a checkpoint folder: tokenizer.json, or vocab.json, merges.txt and tokenizer_config.json.
 
-    Nothing is downloaded, and no token is ever added: the embedding table is larger than the vocabulary, and a missing
-    marker means that the files belong to another model.
+    Nothing is downloaded, and no token is ever added: a missing marker means that the files belong to another model.
 
     Args:
-        vocab_size: rows of the embedding table that the ids must fit; None checks nothing.
+        folder: the checkpoint folder.
+        vocab_size: rows of the embedding table, which has a row for each id; None leaves that unchecked.
 
     Raises:
         UserError: files or markers are missing or broken, or ids lie beyond the table.
@@ -102,8 +106,9 @@ def open_tokenizer(folder: str | Path, vocab_size: int | None = None) -> BagelTo
 
 
 def _largest_ids(folder: Path) -> dict[Path, int]:
-    """File -> the largest id in it. Which files count differs between tokenizer classes; the authors use another one
-    than this module.
+    """File -> the largest id in it, of every file that states ids.
+
+    All of them count: the authors' code uses another tokenizer class, which reads other files of the folder.
     """
     largest = {}
     for path in (folder / name for name in IDS):

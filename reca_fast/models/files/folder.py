@@ -1,7 +1,8 @@
 """Checkpoint folders: JSON files in them, links in them, and copying their small files into a new folder."""
 
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no JSON object.")
     return values
+
+
+def write_object(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object, indented and with letters of all scripts as they are."""
+    path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def check_links(folder: Path, names: Sequence[str]) -> None:

@@ -1,8 +1,8 @@
-"""The VAE on a GPU, with the channels of a pixel side by side in memory from its first convolution to its last.
+"""Convolutional networks in the channels-last layout: the channels of a pixel stand side by side in memory.
 
-cuDNN's half-precision convolutions read and write that layout. torch's GroupNorm on a GPU does not (2.10 to 2.13 copy
-its input to rows of one channel), so every block would turn its activations over twice. The same formula in terms of
-the other layout costs what theirs costs, without the copies.
+cuDNN's half-precision convolutions read and write that layout. torch's GroupNorm on a GPU does not: in torch 2.10 to
+2.13 it first copies its input to the other layout, so every block would turn its activations over twice. The GroupNorm
+here computes the same in channels last, at the same cost and without the copies.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class ChannelsLastGroupNorm(nn.GroupNorm):
-    """nn.GroupNorm that keeps the layout of [B, C, H, W] with channels last, on every device."""
+    """nn.GroupNorm whose output has the layout of its input [B, C, H, W], also when that is channels last."""
 
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() != 4 or input.is_contiguous():
@@ -19,13 +19,19 @@ class ChannelsLastGroupNorm(nn.GroupNorm):
 
 
 def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """F.group_norm of x [B, C, H, W] with channels last; the same layout and statistics in fp32 or wider.
+    """F.group_norm for a channels-last tensor, with statistics in fp32 (fp64 for fp64).
 
-    Moments are taken per channel, which reads memory in its order, and then joined per group: the variance of a group
-    is the mean of its channels' variances plus the variance of their means.
+    Means and variances are taken per channel, which reads memory in its order, and then joined per group: the variance
+    of a group is the mean of its channels' variances plus the variance of their means.
+
+    Args:
+        x: [B, C, H, W], channels last.
+        groups: into how many groups the C channels are divided.
+        weight, bias: [C].
+        eps: added to the variance.
 
     Returns:
-        fp32 (fp64 for fp64), as F.group_norm does under autocast, else in the dtype of x.
+        [B, C, H, W], channels last, in the dtype of x; under autocast in that of the statistics, as F.group_norm.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     batch, channels, height, width = x.shape
@@ -42,7 +48,7 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float)
 
 
 def to_channels_last(module: nn.Module) -> None:
-    """Lay out the convolutions' weights, and replace every GroupNorm by one that keeps the layout."""
+    """Turn a network to channels last, in place: the weights of its convolutions, and every GroupNorm in it."""
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for child in module.modules():
         if type(child) is nn.GroupNorm:

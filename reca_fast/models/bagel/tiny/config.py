@@ -1,4 +1,4 @@
-"""Sizes of the tiny checkpoint."""
+"""Sizes of the tiny checkpoint, and the JSON files that state them."""
 
 import math
 from dataclasses import dataclass
@@ -33,11 +33,11 @@ class TinyConfig:
     heads: int = 4
     kv_heads: int = 2
     text_vocab: int = 512
-    """Entries of the byte-level BPE, before the five special tokens; the embedding table is rounded up to 8s."""
+    """Entries of the byte-level BPE without the five special tokens."""
     vit_hidden_size: int = 96
     vit_intermediate_size: int = 192
     vit_layers: int = 2
-    """Layers that exist; vit_config.json names one more, because the public model never uses its last one."""
+    """Layers that are built; vit_config.json states one more, because the public model never uses its last one."""
     vit_heads: int = 4
     vit_side: int = 8
     """Side of the ViT's position tables, in patches of 14 pixels."""
@@ -50,7 +50,7 @@ class TinyConfig:
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the embedding table: more than the tokenizer has entries, as in the public checkpoint."""
+        """Rows of the embedding table, a multiple of 8: more than the tokenizer has ids, as in the public model."""
         return math.ceil((self.text_vocab + len(MARKERS) + 2) / 8) * 8
 
     def llm_config(self) -> dict[str, Any]:

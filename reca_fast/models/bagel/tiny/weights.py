@@ -1,8 +1,10 @@
-"""Random weights for the tiny checkpoint, arranged so that a few hundred steps of RECA suffice to see something.
+"""Random weights for the tiny checkpoint, arranged so that a few hundred steps of RECA show an effect.
 
-In the real model a pretrained understanding half lets the picture through and attends by place. Random weights would do
-neither, and the frozen half cannot learn it. So the ViT measures low frequencies and its layers only perturb, and one
-group of attention heads starts out comparing positions. The generation half still has all pictures to learn.
+In the real model the pretrained understanding half passes on what a picture looks like, and attention finds the patch
+at the place of a latent. Random weights do neither, and in RECA the understanding half is frozen and cannot learn it.
+So the vision tower here begins by measuring the low frequencies of each patch, which its layers change only a little,
+and one group of attention heads begins by comparing positions. Everything about pictures is still to be learnt by the
+generation half.
 """
 
 import math
@@ -17,15 +19,17 @@ from reca_fast.models.parts.timestep import TimestepEmbedder
 from .config import TinyConfig
 
 SHARPNESS = 1.5
-"""Weight of the norms of queries and keys: attention logits are its square times what unit weights would give."""
+"""Weight of the norms of queries and keys. Attention logits grow with its square, so attention is sharper than at 1."""
 LONGEST_WAY = 64
-"""Rotary positions between a picture and its target: rotation over this distance must not disturb the place heads."""
+"""How many rotary positions may lie between a picture and its target. The heads that compare places use only those
+numbers of a head that rotation over this distance hardly turns.
+"""
 
 Weights = dict[str, Tensor]
 
 
 def tiny_weights(config: TinyConfig, seed: int) -> Weights:
-    """Every tensor of ema.safetensors, fp32, under its public key."""
+    """Every tensor of ema.safetensors in fp32, under its public key."""
     draw = torch.Generator().manual_seed(seed)
     weights = _understanding_expert(config, draw) | _vision(config, draw)
     width, latent = config.hidden_size, config.latent_patch_size**2 * config.vae.z_channels
@@ -44,7 +48,7 @@ def tiny_weights(config: TinyConfig, seed: int) -> Weights:
 def _linear(
     into: Weights, name: str, rows: int, cols: int, draw: torch.Generator, *, gain: float = 1.0, bias: bool = True
 ) -> None:
-    """Add a linear layer that keeps the size of its input (times `gain`), with zero bias."""
+    """Add a linear layer whose outputs are as large as its inputs, times `gain`; its bias is zero."""
     into[f"{name}.weight"] = torch.randn(rows, cols, generator=draw) * gain / math.sqrt(cols)
     if bias:
         into[f"{name}.bias"] = torch.zeros(rows)
@@ -80,7 +84,7 @@ def _is_doubled(key: str) -> bool:
 
 
 def _gen_key(key: str) -> str:
-    """The generation expert's key: `_moe_gen` follows the module that is doubled (the whole MLP, else the last one)."""
+    """The generation expert's key for one of the understanding expert's: the doubled module's name gets `_moe_gen`."""
     if ".mlp." in key:
         return key.replace(".mlp.", ".mlp_moe_gen.")
     module, _, kind = key.rpartition(".")
@@ -88,10 +92,11 @@ def _gen_key(key: str) -> str:
 
 
 def _attend_by_place(weights: Weights, config: TinyConfig) -> None:
-    """Reserve the fast waves of the position tables, and let the first key/value group compare nothing else.
+    """Let the first key/value group of heads compare places: a latent attends to the patch in its row and column.
 
-    A latent token then attends to the ViT token of its own row and column from the first step on, wherever both grids
-    have the same number of cells.
+    The queries and keys of these heads read only the fastest waves of the position tables, and nothing else in the
+    model writes to those numbers of the residual stream. It works from the first step on, where the grid of latents and
+    the grid of patches have the same number of cells.
     """
     width, head = config.hidden_size, config.hidden_size // config.heads
     turns = LONGEST_WAY / 1_000_000.0 ** (torch.arange(head // 2) / (head // 2))
@@ -114,7 +119,7 @@ def _attend_by_place(weights: Weights, config: TinyConfig) -> None:
 
 
 def _vision(config: TinyConfig, draw: torch.Generator) -> Weights:
-    """ViT and connector, made so that the low frequencies of every patch survive the way into the language model."""
+    """Vision tower and connector, through which the low frequencies of every patch reach the language model."""
     width, vit = config.vit_hidden_size, "vit_model.vision_model"
     weights: Weights = {}
     patch = f"{vit}.embeddings.patch_embedding"
