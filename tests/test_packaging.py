@@ -90,7 +90,7 @@ def test_every_extra_that_we_name_exists() -> None:
         "kernels/**/*.py",
         "bench/**/*.py",
         "tests/**/*.py",
-        "docs/*.md",
+        "docs/**/*.md",
         "*.md",
         "Makefile",
     )
