@@ -98,32 +98,26 @@ def reference_step(config: StepConfig, kernel: AttentionKernel, checkpointing: b
 
 def ours_step(config: StepConfig, checkpointing: bool) -> Step:
     """The same step by reca_fast. Imported in here, so that the baselines are measured without it."""
-    from reca_fast.flow import RECA
-    from reca_fast.kernels import flow_interpolate
+    from reca_fast.config import LossWeights, ModelConfig
     from reca_fast.memory import recompute
+    from reca_fast.models.bagel.adapter import BagelAdapter
     from reca_fast.models.bagel.config import BagelConfig
-    from reca_fast.models.bagel.model import Bagel
     from reca_fast.models.bagel.names import NAMES
-    from reca_fast.models.bagel.parity import Case, case_batch, case_latents
-    from reca_fast.objectives import flow_loss_by_task, shifted_logit_normal
+    from reca_fast.models.bagel.parity import Case, case_batch
+    from reca_fast.objectives import weighted_loss
 
     case = Case(Path(), BagelConfig.from_dict(config.model, "the benchmark"), config.model, config.inputs)
-    model = Bagel(case.config)
+    model = BagelAdapter(case.config, ModelConfig(precision="fp32"))
     if checkpointing:
-        recompute(model.layers)
-    names = NAMES.keys(dict(model.named_parameters()))
-    model.load_state_dict({name: config.weights[key] for key, name in names.items()})
-    model.fill_tables("cpu")
-    batch, latents, noise = case_batch(case), case_latents(case), config.inputs["noise"]
-    first = torch.searchsorted(batch.image_index, torch.arange(len(batch.latent_shapes)))
-    timesteps = shifted_logit_normal(config.inputs["packed_timesteps"][first], case.config.glue.timestep_shift)
+        recompute(model.blocks())
+    names = NAMES.keys(dict(model.module.named_parameters()))
+    model.module.load_state_dict({name: config.weights[key] for key, name in names.items()}, assign=True)
+    model.module.fill_tables("cpu")
+    batch = case_batch(case)
 
     def step() -> float:
-        model.zero_grad(set_to_none=True)
-        x_t = flow_interpolate(latents, timesteps[batch.image_index], noise=noise)
-        velocity = model(batch, x_t, timesteps).velocity
-        sums = flow_loss_by_task(velocity, latents, timesteps, batch.image_index, batch.target_tasks, noise=noise)
-        loss = sums[RECA] / batch.counts[RECA]
+        model.module.zero_grad(set_to_none=True)
+        loss = weighted_loss(model.loss_sums(model.encode(batch)), batch.counts, LossWeights())
         loss.backward()
         return loss.item()
 

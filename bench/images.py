@@ -23,7 +23,7 @@ from torch import Tensor
 
 from bench.environment import environment
 from reca_fast.config import DataConfig
-from reca_fast.data.images import decode, patchify, resize, target_size, to_model_range
+from reca_fast.data.images import decode, fitted_size, patchify, resize, to_model_range
 
 NAMES = ("astronaut", "coffee", "rocket", "chelsea", "retina", "hubble_deep_field", "immunohistochemistry")
 SIZES = ((1024, 1024), (1600, 1200))
@@ -53,8 +53,8 @@ def authors(data: bytes) -> tuple[Tensor, Tensor]:
         image = torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous().float().div(255)
         return image.sub_(0.5).div_(0.5)
 
-    target = transformed(target_size(*picture.size, CONFIG.vae_resize))
-    small = transformed(target_size(*picture.size, CONFIG.vit_resize))
+    target = transformed(fitted_size(*picture.size, CONFIG.target_resize))
+    small = transformed(fitted_size(*picture.size, CONFIG.condition_resize))
     _, h, w = small.shape
     grid = small.reshape(3, h // PATCH, PATCH, w // PATCH, PATCH)
     return target, torch.einsum("chpwq->hwpqc", grid).reshape(-1, PATCH * PATCH * 3)
@@ -66,8 +66,8 @@ def ours(method: str, patch_dtype: torch.dtype = torch.bfloat16) -> Callable[[by
     def pipeline(data: bytes) -> tuple[Tensor, Tensor]:
         image = decode(data)
         size = (image.shape[1], image.shape[0])
-        target = resize(image, target_size(*size, CONFIG.vae_resize), method)
-        small = resize(image, target_size(*size, CONFIG.vit_resize), method)
+        target = resize(image, fitted_size(*size, CONFIG.target_resize), method)
+        small = resize(image, fitted_size(*size, CONFIG.condition_resize), method)
         return target, patchify(small, PATCH, patch_dtype)
 
     return pipeline
@@ -82,7 +82,7 @@ def fp32_target(data: bytes) -> tuple[Tensor, Tensor]:
 def parts(width: int, height: int) -> dict[str, Callable[[bytes], object]]:
     """Single steps of our pipeline, on one decoded photo."""
     image = decode(jpegs(width, height)[0])
-    target, small = (target_size(width, height, rule) for rule in (CONFIG.vae_resize, CONFIG.vit_resize))
+    target, small = (fitted_size(width, height, rule) for rule in (CONFIG.target_resize, CONFIG.condition_resize))
     vit_picture = resize(image, small)
     return {
         "  decode": decode,

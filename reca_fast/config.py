@@ -160,9 +160,9 @@ class DataConfig:
     """Shuffle anew in every epoch."""
     text_dropout: Annotated[float, Range(at_least=0, at_most=1)] = fixed(0.1)
     """Probability that a sample's prompt is left out (classifier-free guidance needs it)."""
-    vit_resize: ResizeConfig = field(default_factory=lambda: ResizeConfig(224, 224, 14))
+    condition_resize: ResizeConfig = field(default_factory=lambda: ResizeConfig(224, 224, 14))
     """The low-resolution picture that the understanding encoder sees."""
-    vae_resize: ResizeConfig = field(default_factory=lambda: ResizeConfig(1024, 512, 16))
+    target_resize: ResizeConfig = field(default_factory=lambda: ResizeConfig(1024, 512, 16))
     """The picture to be reconstructed."""
     blur_sigma: Annotated[float, Range(at_least=0, at_most=1000)] = fixed(0.0)
     """Gaussian blur of the understanding picture, in its own pixels; 0 is off."""

@@ -14,7 +14,7 @@ import reca_fast.kernels
 from tests.places import ROOT
 from tests.source_tree import SOURCES, imports, module_name
 
-FREE = {"config", "errors", "schema", "flow"}
+FREE = {"config", "errors", "schema", "sample", "randomness"}
 """Pages that every room but the kernels may read: settings, the user's mistakes, typed reading of what comes from
 outside, the words that rooms exchange.
 """
@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "config": {"errors", "schema"},
     "errors": set(),
     "schema": {"errors"},
-    "flow": set(),
+    "sample": set(),
+    "randomness": set(),
     "data": FREE,
     "objectives": FREE | {"kernels"},
     "optim": FREE,

@@ -35,7 +35,7 @@ def run(report: Report) -> None:
 def ours(report: Report, title: str, pictures: int, recompute: bool, times: dict[str, float]) -> None:
     with training(LAYERS, pictures, report.device, recompute=recompute) as work:
         phases = {"forward": work.forward, "backward": work.backward}
-        times["ours"] = timed(report, f"{title}, ours", phases, work.model)
+        times["ours"] = timed(report, f"{title}, ours", phases, work.model.module)
 
 
 def authors(report: Report, title: str, pictures: int, recompute: bool, times: dict[str, float]) -> None:

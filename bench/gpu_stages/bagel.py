@@ -5,7 +5,7 @@ is left out. `predicted_memory` says from shapes alone how much memory it will n
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -13,20 +13,19 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from reca_fast.config import LossWeights, ModelConfig, OptimConfig
-from reca_fast.flow import Sample
-from reca_fast.kernels import choose_backend, flow_interpolate
+from reca_fast.config import DataConfig, LossWeights, ModelConfig, OptimConfig
+from reca_fast.kernels import choose_backend
 from reca_fast.kernels.common.liger import liger_installed
 from reca_fast.memory import apply_levers
+from reca_fast.models.bagel.adapter import BagelAdapter
 from reca_fast.models.bagel.batch import BagelBatch
-from reca_fast.models.bagel.collate import collate
 from reca_fast.models.bagel.config import BagelConfig, LLMConfig
-from reca_fast.models.bagel.flops import step_flops
-from reca_fast.models.bagel.model import Bagel
 from reca_fast.models.bagel.tokenizer import BagelTokenizer
 from reca_fast.models.parts.siglip_config import SiglipConfig
-from reca_fast.objectives import flow_loss_by_task, weighted_loss
+from reca_fast.objectives import weighted_loss
 from reca_fast.optim import clip_gradients, make_optimizer
+from reca_fast.randomness import draw_of_pack
+from reca_fast.sample import RECA, Sample, Text
 
 LAYERS = 28
 TOKENS_PER_PICTURE = 4379
@@ -41,25 +40,31 @@ def real_config(layers: int, *, tiny: bool = False) -> BagelConfig:
     return replace(config, llm=replace(config.llm, num_hidden_layers=layers))
 
 
-def pack(config: BagelConfig, pictures: int, *, tiny: bool = False) -> BagelBatch:
-    """Grey pictures of 1024 x 1024 with prompts of 21 tokens, on the CPU."""
+def make_model(config: BagelConfig, *, freeze_und: bool = True) -> BagelAdapter:
+    """On the meta device; its texts are ids below those of the markers, the last four of the vocabulary."""
     last = config.llm.vocab_size
     markers = BagelTokenizer(last - 4, last - 3, last - 2, last - 1, qwen=None)
+    return BagelAdapter(config, ModelConfig(freeze_und=freeze_und), markers)
+
+
+def pack(model: BagelAdapter, pictures: int, *, tiny: bool = False) -> BagelBatch:
+    """Grey pictures of 1024 x 1024 with prompts of 21 tokens, on the CPU; random latents stand for the VAE's."""
     side, view = (64, 56) if tiny else (1024, 224)
-    understanding = torch.zeros(view, view, 3, dtype=torch.uint8)
+    condition = torch.zeros(view, view, 3, dtype=torch.uint8)
     target = torch.zeros(side, side, 3, dtype=torch.uint8)
-    samples = [Sample(f"picture {i}", "reca", understanding, target, tuple(range(21))) for i in range(pictures)]
-    return collate(samples, config, markers)
+    text = Text(tuple(range(21)))
+    samples = [Sample(f"picture {i}", (RECA,), condition, target, text) for i in range(pictures)]
+    draw = draw_of_pack(0, 0, 0)
+    batch = model.inputs(DataConfig()).collate(samples, draw)
+    latents = torch.randn(len(batch.gen_rows), model.config.patch_latent_dim, generator=draw)
+    return replace(batch, latents=latents, target_images=())
 
 
-def random_model(config: BagelConfig, device: torch.device, *, recompute: bool, compile_layers: bool) -> Bagel:
+def fill_randomly(model: BagelAdapter, device: torch.device) -> None:
     """Trained weights in fp32, frozen ones in bf16, all of a size that keeps activations near 1."""
-    with torch.device("meta"):
-        model = Bagel(config, attention=choose_backend("auto", device, torch.bfloat16))
-    levers = ModelConfig(recompute=recompute, compile=compile_layers)
-    apply_levers(model, list(model.layers), levers, compiler="eager" if device.type == "cpu" else "inductor")
     draw = torch.Generator(device).manual_seed(0)
-    for name, parameter in list(model.named_parameters()):
+    model.module.attention = choose_backend("auto", device, torch.bfloat16)
+    for name, parameter in list(model.module.named_parameters()):
         dtype = torch.float32 if parameter.requires_grad else torch.bfloat16
         values = torch.empty(parameter.shape, dtype=dtype, device=device)
         if parameter.ndim == 1:
@@ -67,43 +72,33 @@ def random_model(config: BagelConfig, device: torch.device, *, recompute: bool, 
         else:
             values.normal_(std=parameter.shape[-1] ** -0.5, generator=draw)
         owner, leaf = name.rsplit(".", 1)
-        setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(values, requires_grad=parameter.requires_grad))
-    model.fill_tables(device)
-    return model
+        filled = torch.nn.Parameter(values, requires_grad=parameter.requires_grad)
+        setattr(model.module.get_submodule(owner), leaf, filled)
+    model.module.fill_tables(device)
 
 
 @dataclass
 class Training:
     """A model, its optimizer and one batch; `phases` are to be called in their order."""
 
-    model: Bagel
+    model: BagelAdapter
     batch: BagelBatch  # on the device
-    latents: Tensor
-    timesteps: Tensor
     optimizer: torch.optim.Optimizer
     flops: float
     loss: Tensor | None = None
 
     def forward(self) -> None:
-        batch, times = self.batch, self.timesteps
-        with self.autocast():
-            x_t = flow_interpolate(self.latents, times[batch.image_index], seed=1)
-            velocity = self.model(batch, x_t, times).velocity
-        sums = flow_loss_by_task(velocity, self.latents, times, batch.image_index, batch.target_tasks, seed=1)
-        self.loss = weighted_loss(sums, batch.counts, LossWeights())
+        sums = self.model.loss_sums(self.model.encode(self.batch))
+        self.loss = weighted_loss(sums, self.batch.counts, LossWeights())
 
     def backward(self) -> None:
         assert self.loss is not None, "forward() comes first"
         self.loss.backward()
 
     def update(self) -> None:
-        clip_gradients(self.model.parameters(), 1.0)
+        clip_gradients(self.model.module.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-
-    def autocast(self) -> AbstractContextManager:
-        """As the trainer has it: no narrow copy of a weight outlives its product."""
-        return torch.autocast(self.latents.device.type, torch.bfloat16, cache_enabled=False)
 
     @property
     def phases(self) -> dict:
@@ -116,15 +111,13 @@ def training(
 ) -> Iterator[Training]:
     """The step of `layers` layers on a pack of `pictures` pictures."""
     tiny = device.type == "cpu"
-    config = real_config(layers, tiny=tiny)
-    batch = pack(config, pictures, tiny=tiny)
-    flops = step_flops(config, batch, frozen=True)
-    model = random_model(config, device, recompute=recompute, compile_layers=compile_layers)
-    draw = torch.Generator(device).manual_seed(1)
-    latents = torch.randn(len(batch.gen_rows), config.patch_latent_dim, device=device, generator=draw)
-    timesteps = torch.rand(pictures, device=device, generator=draw)
-    optimizer = make_optimizer(model, OptimConfig())
-    yield Training(model, batch.to(device), latents, timesteps, optimizer, flops)
+    model = make_model(real_config(layers, tiny=tiny))
+    batch = pack(model, pictures, tiny=tiny)
+    flops = model.flops(batch)
+    levers = ModelConfig(recompute=recompute, compile=compile_layers)
+    apply_levers(model.module, model.blocks(), levers, compiler="eager" if tiny else "inductor")
+    fill_randomly(model, device)
+    yield Training(model, batch.to(device), make_optimizer(model.module, OptimConfig()), flops)
 
 
 @dataclass(frozen=True)
@@ -147,12 +140,11 @@ class Memory:
 def predicted_memory(layers: int, pictures: int, *, recompute: bool, tiny: bool = False) -> Memory:
     """From shapes alone, on fake tensors; activations are counted at one and two layers."""
     config = real_config(layers, tiny=tiny)
-    batch = pack(config, pictures, tiny=tiny)
-    with torch.device("meta"):
-        model = Bagel(config)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    in_layers = sum(p.numel() for p in model.layers.parameters() if p.requires_grad)
+    model = make_model(config)
+    batch = pack(model, pictures, tiny=tiny)
+    trained = sum(p.numel() for p in model.module.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.module.parameters() if not p.requires_grad)
+    in_layers = sum(p.numel() for block in model.blocks() for p in block.parameters() if p.requires_grad)
     one, two = (kept_activations(n, pictures, tiny) for n in (1, 2))
     layer = two - one + 2 * in_layers // layers
     kept = one - (two - one) + layers * (batch.num_tokens * config.llm.hidden_size * 2 if recompute else layer)
@@ -164,15 +156,12 @@ def predicted_memory(layers: int, pictures: int, *, recompute: bool, tiny: bool 
 @cache
 def kept_activations(layers: int, pictures: int, tiny: bool = False) -> int:
     """Bytes that the backward pass of a bf16 step keeps without recomputation, weights not counted."""
-    config = real_config(layers, tiny=tiny)
-    batch = pack(config, pictures, tiny=tiny)
+    model = make_model(real_config(layers, tiny=tiny))
+    batch = pack(model, pictures, tiny=tiny)
     kept: dict[int, torch.UntypedStorage] = {}
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
-        model = Bagel(config)
-        model.fill_tables("cpu")
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(torch.bfloat16)
-        weights = {p.untyped_storage()._cdata for p in model.parameters()}
+        fill_fake(model, torch.bfloat16)
+        weights = {p.untyped_storage()._cdata for p in model.module.parameters()}
 
         def keep(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
@@ -181,10 +170,17 @@ def kept_activations(layers: int, pictures: int, tiny: bool = False) -> int:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            noise, timesteps = (
-                torch.randn(len(batch.gen_rows), config.patch_latent_dim),
-                torch.rand(len(batch.latent_shapes)),
-            )
-            out = model(batch, noise, timesteps)
-    del out
+            sums = model.loss_sums(model.encode(batch))
+    del sums
     return sum(storage.nbytes() for storage in kept.values())
+
+
+def fill_fake(model: BagelAdapter, dtype: torch.dtype | None = None) -> None:
+    """Fake weights on the CPU, to be called under FakeTensorMode; `dtype` None: as a run has them, trained ones in fp32
+    and frozen ones in bf16.
+    """
+    model.module.to_empty(device="cpu")
+    for parameter in model.module.parameters():
+        own = torch.float32 if parameter.requires_grad else torch.bfloat16
+        parameter.data = parameter.data.to(dtype or own)
+    model.module.fill_tables("cpu")

@@ -26,7 +26,7 @@ def repeat(report: Report, deterministic: bool) -> None:
             for _ in range(3):  # the first compiles
                 work.optimizer.zero_grad(set_to_none=True)
                 times = run_phases(phases, report.device)
-                rounds.append([p.grad for p in work.model.parameters() if p.grad is not None])
+                rounds.append([p.grad for p in work.model.module.parameters() if p.grad is not None])
     finally:
         torch.use_deterministic_algorithms(False)
     differing = sum(not torch.equal(a, b) for a, b in zip(*rounds[1:], strict=True))

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from reca_fast.config import LossWeights, ModelConfig, OptimConfig, RunConfig
 from reca_fast.data.loader import Pack
-from reca_fast.flow import I2T, RECA, Sample
 from reca_fast.kernels import use_kernels
 from reca_fast.memory import apply_levers
 from reca_fast.models.bagel.adapter import BagelAdapter
 from reca_fast.models.bagel.tiny import write_tiny_checkpoint
 from reca_fast.optim import make_optimizer
+from reca_fast.randomness import draw_of_pack
+from reca_fast.sample import I2T, RECA, Sample, Text
 from reca_fast.train.distributed import Processes
 from reca_fast.train.step import StepStats, train_step
 
@@ -40,11 +41,14 @@ def pictures(joint: bool) -> list[Sample]:
         return torch.randint(0, 256, (*size, 3), dtype=torch.uint8, generator=draw)
 
     samples = [
-        Sample(f"picture {n}", RECA, picture(view), picture(target), None if n == 1 else (5, 6, 7, 8 + n))
+        Sample(f"picture {n}", (RECA,), picture(view), picture(target), None if n == 1 else Text((5, 6, 7, 8 + n)))
         for n, (view, target) in enumerate(zip(VIEWS, TARGETS, strict=True))
     ]
     if joint:
-        samples += [Sample(f"caption {n}", I2T, picture(VIEWS[n]), None, tuple(range(9, 15 + n))) for n in range(2)]
+        samples += [
+            Sample(f"caption {n}", (I2T,), picture(VIEWS[n]), None, Text(tuple(range(9, 15 + n)), supervised=True))
+            for n in range(2)
+        ]
     return samples
 
 
@@ -70,15 +74,15 @@ def prepare(folder: Path, device: torch.device, compiler: str = "inductor", **op
     config = RunConfig(model=model, loss=loss, optim=OptimConfig(lr=1e-3, warmup_steps=0))
     processes = Processes()
     processes.join(device.type)
-    adapter = BagelAdapter(model)
+    adapter = BagelAdapter.open(model)
     apply_levers(adapter.module, adapter.blocks(), model, compiler=compiler)
     adapter.load(processes.device)
     draw = torch.Generator().manual_seed(1)
     for parameter in adapter.module.llm2vae.parameters():  # it starts at zero, and nothing before it would learn
         parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=draw))
-    batch = adapter.collate(samples := pictures(joint))
+    batch = adapter.inputs(config.data).collate(samples := pictures(joint), draw_of_pack(config.seed, 0, 0))
     keys = tuple(sample.key for sample in samples)
-    pack = Pack(lane=0, number=0, payload=batch, keys=keys, num_tokens=batch.num_tokens)
+    pack = Pack(lane=0, number=0, batch=batch, keys=keys, num_tokens=batch.num_tokens)
     return Step(adapter, pack, config, make_optimizer(adapter.module, config.optim), processes)
 
 

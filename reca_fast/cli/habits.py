@@ -49,7 +49,7 @@ HABITS: dict[str, tuple[str, str]] = {
     "logging_steps log_interval log_freq print_every": ("log_every", ""),
     "eval_steps eval_every sample_steps": ("sample_every", ""),
     "save_total_limit max_checkpoints": ("keep", ""),
-    "resolution image_size img_size": ("data.vae_resize.max_size", ""),
+    "resolution image_size img_size": ("data.target_resize.max_size", ""),
     "cfg cfg_scale cfg_text_scale guidance_scale": ("sampling.guidance", ""),
     "num_inference_steps num_timesteps inference_steps": ("sampling.steps", ""),
     "random_seed global_seed manual_seed": ("seed sampling.seed", ""),

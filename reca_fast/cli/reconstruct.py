@@ -37,6 +37,7 @@ def run(args: Sequence[str]) -> int:
     if Path(options.out).is_dir():
         raise UserError(f"{options.out} is a folder; set --out to the name of a PNG file.")
     options.sampling.check()
+    from reca_fast.data.samples import SampleBuilder
     from reca_fast.data.sources import open_source
     from reca_fast.data.tally import Reasons, printable
     from reca_fast.evaluation.grids import draw_grid, pick_samples
@@ -47,7 +48,8 @@ def run(args: Sequence[str]) -> int:
     options.data.source = options.images
     adapter = open_adapter(options.model)
     source, passed_over = open_source(options.data), Reasons()
-    samples = pick_samples(source, adapter.sample_builder(options.data), options.count, passed_over)
+    builder = SampleBuilder(options.data, adapter.inputs(options.data))
+    samples = pick_samples(source, builder, options.count, passed_over)
     if not samples:
         raise UserError(f"{options.images} holds no readable picture: {passed_over}.")
     print(adapter.says_weights())

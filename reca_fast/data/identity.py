@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import xxhash
 
-from reca_fast.data.images import BadRecord
+from reca_fast.data.records import BadRecord
 from reca_fast.data.sources import Source
 
 NAMES = 1_000_000

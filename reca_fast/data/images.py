@@ -17,6 +17,7 @@ from reca_fast.config import DataConfig, ResizeConfig
 from reca_fast.data import png
 from reca_fast.data.formats import DAMAGED, open_picture, why_not_by_content
 from reca_fast.data.orientation import exif_orientation, seen, upright
+from reca_fast.data.records import BadImage
 
 MAX_PIXELS = DataConfig.max_image_pixels
 MAX_SIDE = 65_535
@@ -27,19 +28,7 @@ NO_END = "Premature end of JPEG file"
 Orientation = Literal["apply", "ignore"]
 
 
-class BadRecord(Exception):
-    """One record that cannot be used. The loader skips it and counts it under `reason`, a short fixed phrase."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
-
-
-class BadImage(BadRecord):
-    """A record whose picture cannot be read."""
-
-
-def target_size(width: int, height: int, rule: ResizeConfig) -> tuple[int, int]:
+def fitted_size(width: int, height: int, rule: ResizeConfig) -> tuple[int, int]:
     """(width, height) in pixels to which a picture of the given size is resized; both are multiples of rule.stride.
 
     The long side is brought below `max_size`, the short side above `min_size`, and max_size wins when both cannot be.

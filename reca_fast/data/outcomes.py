@@ -8,22 +8,11 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from reca_fast.data.samples import SamplePlan
+from reca_fast.data.skips import Skip
 from reca_fast.data.tally import Marked, Reasons, RecordSet, Tally
 from reca_fast.schema import Range
 
 Count = Annotated[int, Range(at_least=0, at_most=2**53)]
-
-
-@dataclass(frozen=True)
-class Skip:
-    """One visit to a record that left it out."""
-
-    index: int
-    epoch: int
-    key: str
-    reason: str
-    tokens: int = 0  # of a sample that is too long
-    lacks_caption: bool = False
 
 
 @dataclass
@@ -47,11 +36,14 @@ class Outcomes:
     def skip(self, skip: Skip) -> None:
         self._skipped.add(skip.reason, skip.index, skip.key)
 
-    def use(self, plan: SamplePlan) -> None:
-        self.samples += 1
-        self._used.add(plan.index)
-        if plan.lack:
-            self._without_caption.add(plan.lack, plan.index, plan.key)
+    def use(self, plans: Sequence[SamplePlan]) -> None:
+        """Count a pack that is handed out, and the records of its samples."""
+        self.packs += 1
+        for plan in plans:
+            self.samples += 1
+            self._used.add(plan.index)
+            if plan.lack:
+                self._without_caption.add(plan.lack, plan.index, plan.key)
 
     def state(self) -> SavedOutcomes:
         tallies = self._skipped.state(), self._without_caption.state()

@@ -79,6 +79,7 @@ def measure(config, checkpoint: Path, pictures: Path):
     import torch
 
     from reca_fast.config import DataConfig, ModelConfig
+    from reca_fast.data.samples import SampleBuilder
     from reca_fast.data.sources import open_source
     from reca_fast.evaluation.grids import pick_samples
     from reca_fast.evaluation.reconstruction import reconstruct_all
@@ -87,7 +88,7 @@ def measure(config, checkpoint: Path, pictures: Path):
     adapter = open_adapter(ModelConfig(**{**vars(config.model), "path": str(checkpoint)}))
     adapter.load(torch.device("cpu"))
     data = DataConfig(**{**vars(config.data), "source": str(pictures), "text_dropout": 0.0})
-    samples = pick_samples(open_source(data), adapter.sample_builder(data), HELD_OUT)
+    samples = pick_samples(open_source(data), SampleBuilder(data, adapter.inputs(data)), HELD_OUT)
     return reconstruct_all(adapter, samples, config.sampling, batch=HELD_OUT)
 
 

@@ -8,13 +8,13 @@ from PIL import Image
 from torch import Tensor
 
 from reca_fast.config import RunConfig
-from reca_fast.data.images import BadRecord
+from reca_fast.data.records import BadRecord
 from reca_fast.data.samples import SampleBuilder
 from reca_fast.data.sources import Source
 from reca_fast.data.tally import Reasons
 from reca_fast.evaluation.reconstruction import reconstruct_all
-from reca_fast.flow import RECA, Sample
 from reca_fast.models import Adapter
+from reca_fast.sample import RECA, Sample
 
 
 def pick_samples(
@@ -30,7 +30,7 @@ def pick_samples(
         try:
             record = source.read(index)
             size = builder.picture_size(record.image)
-            plan = builder.plan(index, record.key, *size, None, epoch=0, task=RECA)
+            plan = builder.plan(index, record.key, size, None, epoch=0, task=RECA)
             samples.append(builder.build(record, plan))
         except BadRecord as bad:
             if passed_over is not None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from reca_fast.config import SamplingConfig
-from reca_fast.flow import Sample
 from reca_fast.models import Adapter
+from reca_fast.sample import Sample
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ def reconstruct_all(
     for start in range(0, len(samples), batch):
         part = samples[start : start + batch]
         for sample, drawn in zip(part, adapter.reconstruct(part, sampling, first=start), strict=True):
-            assert sample.vae_image is not None  # the adapter has just drawn at its size
-            out.append(Reconstruction(sample.key, sample.vae_image, drawn))
+            assert sample.target is not None  # the adapter has just drawn at its size
+            out.append(Reconstruction(sample.key, sample.target, drawn))
     return out
 
 

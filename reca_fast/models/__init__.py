@@ -12,22 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from reca_fast.config import DataConfig, ModelConfig, SamplingConfig
-from reca_fast.data.samples import SampleBuilder
+from reca_fast.data.inputs import Inputs
 from reca_fast.errors import UserError
-from reca_fast.flow import Sample
+from reca_fast.sample import Sample
 
 ADAPTERS = {"llm_config.json": "reca_fast.models.bagel:BagelAdapter"}
 """File that tells a checkpoint folder's model -> its adapter."""
-
-
-class Batch(Protocol):
-    """A packed batch of whatever shape a model wants."""
-
-    @property
-    def counts(self) -> dict[str, int]: ...
-    @property
-    def num_tokens(self) -> int: ...
-    def to(self, device: torch.device | str) -> Any: ...
 
 
 class Adapter(Protocol):
@@ -48,12 +38,12 @@ class Adapter(Protocol):
     def load(self, device: torch.device) -> None:
         """Fill the module (on the meta device, possibly sharded by now) from the checkpoint folder."""
 
-    def sample_builder(self, config: DataConfig) -> SampleBuilder: ...
+    def inputs(self, config: DataConfig) -> Inputs: ...
 
-    def collate(self, samples: list[Sample]) -> Batch: ...
+    def encode(self, batch: Any) -> Any: ...
 
-    def loss_sums(self, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
-        """Task -> sum of per-token losses. All randomness comes from `generator` (a CPU one)."""
+    def loss_sums(self, batch: Any) -> dict[str, Tensor]:
+        """Task -> sum of per-token losses of an encoded batch."""
 
     def flops(self, batch: Any) -> float:
         """Useful floating-point operations of forward and backward on this batch."""
@@ -89,7 +79,7 @@ def open_adapter(config: ModelConfig) -> Adapter:
     for file, target in ADAPTERS.items():
         if (folder / file).exists():
             module, name = target.split(":")
-            return getattr(importlib.import_module(module), name)(config)
+            return getattr(importlib.import_module(module), name).open(config)
     if any(folder.glob("*.safetensors")):
         raise UserError(f"{folder} holds weights, but {' and '.join(ADAPTERS)} is missing; copy it there.")
     raise UserError(f"{folder} is no checkpoint of a known model: it holds none of {', '.join(ADAPTERS)}.")

@@ -11,14 +11,15 @@ from reca_fast.checkpoints import CheckpointStore
 from reca_fast.config import RunConfig
 from reca_fast.data.identity import identity_of_source
 from reca_fast.data.loader import PackLoader
+from reca_fast.data.samples import SampleBuilder
 from reca_fast.data.sources import open_source
 from reca_fast.errors import UserError
 from reca_fast.evaluation.grids import GridWriter, pick_samples
-from reca_fast.flow import TASKS
 from reca_fast.memory import apply_levers
 from reca_fast.models import open_adapter
 from reca_fast.models.files.identity import identity_of_files
 from reca_fast.optim import MovingAverage, make_optimizer
+from reca_fast.sample import TASKS
 from reca_fast.schema import check_ranges
 
 from .determinism import make_deterministic
@@ -73,7 +74,8 @@ def run(config: RunConfig) -> None:
         check_config(config, processes.world)
         adapter = open_adapter(config.model)
         source = open_source(config.data)
-        builder = adapter.sample_builder(config.data)
+        inputs = adapter.inputs(config.data)
+        builder = SampleBuilder(config.data, inputs)
         apply_levers(adapter.module, adapter.blocks(), config.model, mesh=processes.mesh, compute_dtype=adapter.dtype)
         store = CheckpointStore(
             Path(config.out) / "checkpoints", keep=config.keep, rank=processes.rank, gather=processes.gather
@@ -81,7 +83,7 @@ def run(config: RunConfig) -> None:
         lanes = range(processes.rank, config.data.packs_per_step, processes.world)
         with (
             RunFolder(Path(config.out)) as folder,
-            PackLoader(source, builder, config.data, adapter.collate, lanes) as loader,
+            PackLoader(source, builder, config.data, inputs.collate, lanes, config.seed) as loader,
             closing(Telemetry(config, processes, store.advice)) as telemetry,
         ):
             if refusal := processes.agree(folder.take() if processes.is_main else ""):

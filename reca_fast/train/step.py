@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from reca_fast.config import RunConfig
-from reca_fast.data.prompts import stable_uniform
-from reca_fast.flow import TASKS
 from reca_fast.models import Adapter
 from reca_fast.objectives import weighted_loss
 from reca_fast.optim import MovingAverage, clip_gradients, learning_rate
+from reca_fast.sample import TASKS
 
 from .distributed import Processes
 
@@ -30,11 +29,6 @@ class StepStats:
     flops: float  # of this process
 
 
-def generator_for(seed: int, lane: int, number: int) -> torch.Generator:
-    """Randomness of one pack: it depends on the pack alone, not on who computes it or what came before."""
-    return torch.Generator().manual_seed(int(stable_uniform("draw", seed, lane, number) * 2**53))
-
-
 def train_step(
     adapter: Adapter,
     packs: Sequence[Any],
@@ -50,15 +44,14 @@ def train_step(
         packs: this process's `Pack`s of the global batch.
         step: updates made before this one.
     """
-    local = [sum(pack.payload.counts[task] for pack in packs) for task in TASKS]
+    local = [sum(pack.batch.counts[task] for pack in packs) for task in TASKS]
     local += [sum(pack.num_tokens for pack in packs), sum(len(pack.keys) for pack in packs)]
     *counted, tokens, images = processes.sum(local)
     counts = dict(zip(TASKS, counted, strict=True))
 
     sums: dict[str, Tensor] = {}
     for pack in packs:
-        batch = pack.payload.to(processes.device)
-        parts = adapter.loss_sums(batch, generator_for(config.seed, pack.lane, pack.number))
+        parts = adapter.loss_sums(adapter.encode(pack.batch.to(processes.device)))
         weighted_loss(parts, counts, config.loss).backward()
         for task, part in parts.items():
             sums[task] = sums[task] + part.detach() if task in sums else part.detach()
@@ -71,5 +64,5 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     if average is not None:
         average.update()
-    flops = sum(adapter.flops(pack.payload) for pack in packs)
+    flops = sum(adapter.flops(pack.batch) for pack in packs)
     return StepStats(sums, counts, grad_norm, rate, tokens, images, flops)

@@ -77,7 +77,7 @@ def test_train_help_shows_every_option_with_its_documentation(capsys) -> None:
     assert end.value.code == 0
     said = re.sub(r"\s+", "", capsys.readouterr().out)
     settings = dict(field_docs(RunConfig))
-    assert len(settings) > 50 and "data.vae_resize.max_size" in settings
+    assert len(settings) > 50 and "data.target_resize.max_size" in settings
     for name, doc in settings.items():
         assert f"--{name}" in said, name
         assert re.sub(r"\s+", "", doc.replace("%%", "%")) in said, name

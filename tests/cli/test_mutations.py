@@ -188,8 +188,8 @@ def test_checkpoint_folders(name, checkpoint, pictures, reca_fast, tmp_path) -> 
     if not (checkpoint / name).exists():
         pytest.skip(f"the tiny checkpoint has no {name}")
     draw = ["reconstruct", pictures / "00.png", "--model.path", checkpoint, "--sampling.steps", 2, "--device", "cpu"]
-    draw += ["--data.vae_resize", "{max_size: 32, min_size: 16, stride: 8}", "--out", tmp_path / "x.png"]
-    draw += ["--data.vit_resize", "{max_size: 56, min_size: 56, stride: 14}", "--model.precision", "fp32"]
+    draw += ["--data.target_resize", "{max_size: 32, min_size: 16, stride: 8}", "--out", tmp_path / "x.png"]
+    draw += ["--data.condition_resize", "{max_size: 56, min_size: 56, stride: 14}", "--model.precision", "fp32"]
     try_all(reca_fast, checkpoint / name, name.rpartition(".")[2], ["verify", checkpoint], draw)
 
 
@@ -243,8 +243,8 @@ def write_source(folder: Path, name: str) -> Path:
 def test_data(name, tiny_folder, reca_fast, tmp_path) -> None:
     source = write_source(tmp_path, name)
     draw = ["reconstruct", source, "--model.path", tiny_folder, "--sampling.steps", 2, "--device", "cpu"]
-    draw += ["--data.vae_resize", "{max_size: 32, min_size: 16, stride: 8}", "--out", tmp_path / "x.png"]
-    try_all(reca_fast, source, "bytes", [*draw, "--data.vit_resize", "{max_size: 56, min_size: 56, stride: 14}"])
+    draw += ["--data.target_resize", "{max_size: 32, min_size: 16, stride: 8}", "--out", tmp_path / "x.png"]
+    try_all(reca_fast, source, "bytes", [*draw, "--data.condition_resize", "{max_size: 56, min_size: 56, stride: 14}"])
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ def test_defaults_are_the_authors_settings() -> None:
     config = train_config()
     assert config == RunConfig()
     assert (config.optim.lr, config.optim.betas, config.optim.eps) == (4e-5, (0.9, 0.95), 1e-15)
-    assert (config.data.vit_resize.max_size, config.data.vae_resize.max_size) == (224, 1024)
+    assert (config.data.condition_resize.max_size, config.data.target_resize.max_size) == (224, 1024)
 
 
 def test_bare_switch_is_true() -> None:
@@ -36,8 +36,8 @@ MISTAKES = {
     "verb": ("trian", r"Unknown verb 'trian'\. Did you mean 'train'\?"),
     "option": ("train --optim.lrr 1", r"Unknown option 'optim\.lrr'\. Did you mean 'optim\.lr'\?"),
     "nested option": (
-        "train --data.vae_resize.maxsize 3",
-        r"Unknown option 'data\.vae_resize\.maxsize'\. Did you mean 'data\.vae_resize\.max_size'\?",
+        "train --data.target_resize.maxsize 3",
+        r"Unknown option 'data\.target_resize\.maxsize'\. Did you mean 'data\.target_resize\.max_size'\?",
     ),
     "option of another verb": ("verify x --optim.lr 1", r"Unknown option 'optim\.lr'"),
     "number": ("train --steps many", r"steps.*many"),

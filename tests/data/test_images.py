@@ -18,10 +18,10 @@ from reca_fast.data.images import (
     BadImage,
     blur,
     decode,
+    fitted_size,
     patchify,
     picture_size,
     resize,
-    target_size,
     to_model_range,
 )
 from tests.places import BAGEL
@@ -71,13 +71,13 @@ def png_header(width: int, height: int) -> bytes:
 )
 def test_resize_rule(source: tuple, vae: tuple, vit: tuple) -> None:
     config = DataConfig()
-    assert target_size(*source, config.vae_resize) == vae
-    assert target_size(*source, config.vit_resize) == vit
+    assert fitted_size(*source, config.target_resize) == vae
+    assert fitted_size(*source, config.condition_resize) == vit
 
 
 def test_resize_rule_caps_the_area() -> None:
     # 1000x1000 with a cap of 250,000: the ratio of areas, 1/4, scales the sides, as the authors have it.
-    assert target_size(1000, 1000, ResizeConfig(1000, 100, 10, max_pixels=250_000)) == (250, 250)
+    assert fitted_size(1000, 1000, ResizeConfig(1000, 100, 10, max_pixels=250_000)) == (250, 250)
 
 
 @pytest.mark.parametrize("option", ["quality", "subsampling", "progressive", "keep_rgb"])
@@ -345,7 +345,7 @@ def test_exact_pixels_equal_the_recorded_run() -> None:
     def resized(name: str) -> torch.Tensor:
         rule = settings[name]
         rule = ResizeConfig(rule["max_image_size"], rule["min_image_size"], rule["image_stride"])
-        return resize(source, target_size(source.shape[1], source.shape[0], rule), "exact")
+        return resize(source, fitted_size(source.shape[1], source.shape[0], rule), "exact")
 
     assert torch.equal(to_model_range(resized("image_transform_args")), inputs["image.0.vae_tensor"])
     vit = resized("vit_image_transform_args")

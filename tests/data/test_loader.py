@@ -19,20 +19,21 @@ from PIL import Image, ImageOps
 from skimage import data as photos
 
 from reca_fast.config import DataConfig, ResizeConfig, TaskWeights
-from reca_fast.data.images import BadRecord
-from reca_fast.data.loader import LaneState, Pack, PackLoader, epoch_order
+from reca_fast.data.lanes import LaneState, epoch_order
+from reca_fast.data.loader import Pack, PackLoader
 from reca_fast.data.outcomes import describe
-from reca_fast.data.samples import SampleBuilder
+from reca_fast.data.records import BadRecord
 from reca_fast.data.sources import Record, open_source
 from reca_fast.data.tally import Reasons
 from reca_fast.errors import UserError
 from reca_fast.evaluation.grids import pick_samples
-from reca_fast.flow import I2T, RECA, T2I, Sample
+from reca_fast.sample import I2T, RECA, T2I, Sample, Text
 from reca_fast.schema import fill
+from tests.builders import builder_of
 
 SMALL = DataConfig(
-    vit_resize=ResizeConfig(56, 56, 14),
-    vae_resize=ResizeConfig(96, 48, 16),
+    condition_resize=ResizeConfig(56, 56, 14),
+    target_resize=ResizeConfig(96, 48, 16),
     tokens_per_pack=200,
     max_tokens_per_sample=180,
     packs_per_step=4,
@@ -75,13 +76,14 @@ def jpegs(count: int) -> list[bytes]:
 PHOTOS = Pictures(jpegs(40))
 
 
-def words(text: str) -> list[int]:
-    return [len(word) for word in text.split()]
+def as_list(samples: list[Sample], draw: torch.Generator) -> list[Sample]:
+    """A batch that is the samples themselves."""
+    return samples
 
 
-def loader(source: Any, config: DataConfig, lanes: Sequence[int] | None = None, collate: Any = list) -> PackLoader:
+def loader(source: Any, config: DataConfig, lanes: Sequence[int] | None = None, collate: Any = as_list) -> PackLoader:
     lanes = range(config.packs_per_step) if lanes is None else lanes
-    return PackLoader(source, SampleBuilder(config, words), config, collate, lanes)
+    return PackLoader(source, builder_of(config), config, collate, lanes)
 
 
 def take(packs: PackLoader, steps: int) -> list[Pack]:
@@ -103,49 +105,53 @@ def described(packs: list[Pack]) -> dict[tuple[int, int], tuple]:
     """{(lane, number): all that the pack holds}, with pixels by their sum."""
 
     def sample(s: Sample) -> tuple:
-        pixels = [None if image is None else int(image.long().sum()) for image in (s.vit_image, s.vae_image)]
-        return s.key, s.task, s.prompt_ids, *pixels
+        pixels = [None if image is None else int(image.long().sum()) for image in (s.condition, s.target)]
+        return s.key, s.tasks, s.text, *pixels
 
-    return {(p.lane, p.number): (p.keys, p.num_tokens, [sample(s) for s in p.payload]) for p in packs}
+    return {(p.lane, p.number): (p.keys, p.num_tokens, [sample(s) for s in p.batch]) for p in packs}
 
 
 def test_a_reca_sample_is_three_splits() -> None:
-    builder = SampleBuilder(DataConfig(text_dropout=0.0), lambda text: range(21))
-    plan = builder.plan(0, "a.jpg", 1024, 1024, None, epoch=0)
-    assert (plan.task, plan.vit_size, plan.vae_size) == (RECA, (224, 224), (1024, 1024))
+    builder = builder_of(DataConfig(text_dropout=0.0), lambda text: range(21))
+    plan = builder.plan(0, "a.jpg", (1024, 1024), None, epoch=0)
+    assert (plan.tasks, plan.plan.condition, plan.plan.target) == ((RECA,), (224, 224), (1024, 1024))
     assert plan.num_tokens == 258 + 23 + 4098 == 4379
-    dropped = SampleBuilder(DataConfig(text_dropout=1.0), lambda text: range(21)).plan(0, "a", 1024, 1024, None, 0)
-    assert dropped.prompt_ids is None
+    dropped = builder_of(DataConfig(text_dropout=1.0), lambda text: range(21)).plan(0, "a", (1024, 1024), None, 0)
+    assert dropped.text is None
     assert dropped.num_tokens == 258 + 4098  # the markers go with the text
 
 
 def test_other_tasks_have_two_splits_and_use_the_caption() -> None:
     def plan(task: str, dropout: float, caption: str | None = "a red cat") -> Any:
         config = replace(SMALL, tasks=TaskWeights(**{"reca": 0.0, task: 1.0}), text_dropout=dropout)
-        return SampleBuilder(config, words).plan(0, "a", 96, 96, caption, 0)
+        return builder_of(config).plan(0, "a", (96, 96), caption, 0)
 
     t2i, i2t = plan(T2I, 0.0), plan(I2T, 1.0)
-    assert (t2i.prompt_ids, t2i.vit_size, t2i.num_tokens) == ((1, 3, 3), None, 36 + 2 + 5)
-    assert (i2t.prompt_ids, i2t.vae_size, i2t.num_tokens) == ((1, 3, 3), None, 16 + 2 + 5)  # i2t never drops its target
-    assert plan(T2I, 1.0).prompt_ids is None
+    assert (t2i.text, t2i.plan.condition, t2i.num_tokens) == (Text((1, 3, 3)), None, 36 + 2 + 5)
+    assert (i2t.text, i2t.plan.target, i2t.num_tokens) == (
+        Text((1, 3, 3), True),
+        None,
+        16 + 2 + 5,
+    )  # i2t never drops its target
+    assert plan(T2I, 1.0).text is None
     with pytest.raises(BadRecord, match="no caption"):
         plan(T2I, 0.0, caption=None)
 
 
 def test_tasks_are_drawn_by_weight_and_fall_back_to_reca() -> None:
     config = replace(SMALL, tasks=TaskWeights(reca=1.0, t2i=2.0, i2t=1.0))
-    builder = SampleBuilder(config, words)
-    drawn = [builder.plan(i, f"{i}", 64, 64, "a cat", 0).task for i in range(4000)]
+    builder = builder_of(config)
+    drawn = [builder.plan(i, f"{i}", (64, 64), "a cat", 0).tasks[0] for i in range(4000)]
     for task, share in ((RECA, 0.25), (T2I, 0.5), (I2T, 0.25)):
         assert abs(drawn.count(task) / 4000 - share) < 0.03
-    assert {builder.plan(i, f"{i}", 64, 64, None, 0).task for i in range(50)} == {RECA}
+    assert {builder.plan(i, f"{i}", (64, 64), None, 0).tasks for i in range(50)} == {(RECA,)}
 
 
 def test_text_dropout_has_its_rate_and_changes_with_the_epoch() -> None:
-    builder = SampleBuilder(DataConfig(text_dropout=0.1), words)
+    builder = builder_of(DataConfig(text_dropout=0.1))
 
     def flags_in(epoch: int) -> list[bool]:
-        return [builder.plan(i, f"{i}", 64, 64, None, epoch).prompt_ids is None for i in range(4000)]
+        return [builder.plan(i, f"{i}", (64, 64), None, epoch).text is None for i in range(4000)]
 
     dropped = [flags_in(0), flags_in(1)]
     assert all(abs(sum(flags) / 4000 - 0.1) < 0.02 for flags in dropped)
@@ -154,14 +160,14 @@ def test_text_dropout_has_its_rate_and_changes_with_the_epoch() -> None:
 
 def test_build_resizes_and_blurs_as_planned() -> None:
     record = PHOTOS.read(3)
-    sharp, blurred = (SampleBuilder(replace(SMALL, blur_sigma=sigma), words) for sigma in (0.0, 2.0))
+    sharp, blurred = (builder_of(replace(SMALL, blur_sigma=sigma)) for sigma in (0.0, 2.0))
     with Image.open(io.BytesIO(record.image)) as picture:
-        plan = sharp.plan(3, record.key, *picture.size, None, 0)
+        plan = sharp.plan(3, record.key, picture.size, None, 0)
     sample, soft = sharp.build(record, plan), blurred.build(record, plan)
-    assert sample.vit_image.shape == (plan.vit_size[1], plan.vit_size[0], 3)
-    assert sample.vae_image.shape == (plan.vae_size[1], plan.vae_size[0], 3)
-    assert soft.vit_image.float().std() < sample.vit_image.float().std()
-    assert torch.equal(soft.vae_image, sample.vae_image)  # the target stays sharp
+    assert sample.condition.shape == (plan.plan.condition[1], plan.plan.condition[0], 3)
+    assert sample.target.shape == (plan.plan.target[1], plan.plan.target[0], 3)
+    assert soft.condition.float().std() < sample.condition.float().std()
+    assert torch.equal(soft.target, sample.target)  # the target stays sharp
     with pytest.raises(BadRecord, match="changed since"):
         sharp.build(PHOTOS.read(4), plan)
 
@@ -175,34 +181,37 @@ def test_photographs_are_planned_and_built_upright(turn: int) -> None:
     record = Record("a.jpg", out.getvalue(), None)
     shown = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(record.image))))
     for orientation, method, allowed in (("apply", "exact", 0), ("apply", "fast", 5), ("ignore", "fast", 0)):
-        builder = SampleBuilder(replace(SMALL, orientation=orientation, resize=method), words)
+        builder = builder_of(replace(SMALL, orientation=orientation, resize=method))
         size = builder.picture_size(record.image)
         assert size == (shown.shape[1::-1] if orientation == "apply" else (120, 80))
-        plan = builder.plan(0, record.key, *size, None, 0)
+        plan = builder.plan(0, record.key, size, None, 0)
         sample = builder.build(record, plan)
-        assert sample.vit_image.shape[1::-1] == plan.vit_size
-        assert sample.vae_image.shape[1::-1] == plan.vae_size
+        assert sample.condition.shape[1::-1] == plan.plan.condition
+        assert sample.target.shape[1::-1] == plan.plan.target
         if orientation == "apply":
-            expected = np.array(Image.fromarray(shown).resize(plan.vae_size, Image.Resampling.BICUBIC)).astype(int)
-            assert abs(sample.vae_image.numpy() - expected).max() <= allowed
+            expected = np.array(Image.fromarray(shown).resize(plan.plan.target, Image.Resampling.BICUBIC)).astype(int)
+            assert abs(sample.target.numpy() - expected).max() <= allowed
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"vit_resize": ResizeConfig(224, 224, 16)}, "vit_resize.stride is 16; this model needs a multiple of 14"),
-        ({"vae_resize": ResizeConfig(64, 128, 16)}, "min_size 128"),
+        (
+            {"condition_resize": ResizeConfig(224, 224, 16)},
+            "condition_resize.stride is 16; this model needs a multiple of 14",
+        ),
+        ({"target_resize": ResizeConfig(64, 128, 16)}, "min_size 128"),
         ({"tasks": TaskWeights(reca=0.0)}, "at least one weight must be above 0"),
         ({"tasks": TaskWeights(reca=2.0, t2i=-1.0)}, r"data\.tasks\.t2i=-1\.0: it must be at least 0"),
         ({"text_dropout": 1.5}, r"data\.text_dropout=1\.5: it must be at least 0 and at most 1"),
         ({"blur_sigma": -1.0}, r"data\.blur_sigma=-1\.0"),
         ({"max_image_pixels": 0}, r"data\.max_image_pixels=0"),
-        ({"vit_resize": ResizeConfig(56, 56, 14, max_pixels=0)}, r"data\.vit_resize\.max_pixels=0"),
+        ({"condition_resize": ResizeConfig(56, 56, 14, max_pixels=0)}, r"data\.condition_resize\.max_pixels=0"),
     ],
 )
 def test_impossible_settings_are_refused(change: dict, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        SampleBuilder(replace(SMALL, **change), words)
+        builder_of(replace(SMALL, **change))
 
 
 # --- order and resume
@@ -336,7 +345,7 @@ def test_bad_records_are_skipped_counted_and_named() -> None:
         while len(keys) < 37:
             [pack] = next(packs)
             keys += pack.keys
-            assert len(pack.payload) == len(pack.keys) > 0
+            assert len(pack.batch) == len(pack.keys) > 0
     assert sorted(keys[:37]) == [source.key(i) for i in range(3, 40)]
     assert packs.summary() == (
         f"37 records used ({len(keys)} samples), 3 skipped: 1 x not a readable picture (e.g. 000.jpg); "
@@ -454,17 +463,17 @@ def test_pictures_that_lack_their_caption_are_counted() -> None:
 def test_each_epoch_uses_one_of_several_captions() -> None:
     names = ("one", "one two", "one two three")
     config = replace(SMALL, tasks=TaskWeights(reca=0.0, t2i=1.0), text_dropout=0.0)
-    builder = SampleBuilder(config, words)
+    builder = builder_of(config)
 
     def drawn(epoch: int, seed: int = config.seed) -> list[int]:
-        builder = SampleBuilder(replace(config, seed=seed), words)
-        return [len(builder.plan(i, f"{i}", 64, 64, names, epoch).prompt_ids) for i in range(300)]
+        builder = builder_of(replace(config, seed=seed))
+        return [len(builder.plan(i, f"{i}", (64, 64), names, epoch).text.ids) for i in range(300)]
 
     first = drawn(0)
     assert first == drawn(0)
     assert first != drawn(1) and first != drawn(0, seed=7)
     assert all(80 < first.count(length) < 120 for length in (1, 2, 3))
-    assert len(builder.plan(0, "a", 64, 64, "one two", 5).prompt_ids) == 2
+    assert len(builder.plan(0, "a", (64, 64), "one two", 5).text.ids) == 2
     source = Pictures(PHOTOS.images, [names] * 40)
     with loader(source, config) as packs:
         whole = described(take(packs, 12))
@@ -497,9 +506,9 @@ def test_the_reason_for_a_missing_caption_is_counted() -> None:
 def test_grids_have_pictures_whatever_is_trained(task: str) -> None:
     config = replace(SMALL, tasks=TaskWeights(**{RECA: 0.0, task: 1.0}))
     source = Pictures([b"not a picture", *PHOTOS.images])
-    samples = pick_samples(source, SampleBuilder(config, words), 3)
-    assert [(s.key, s.task) for s in samples] == [(source.key(i), RECA) for i in (1, 2, 3)]
-    assert all(s.vit_image is not None and s.vae_image is not None for s in samples)
+    samples = pick_samples(source, builder_of(config), 3)
+    assert [(s.key, s.tasks) for s in samples] == [(source.key(i), (RECA,)) for i in (1, 2, 3)]
+    assert all(s.condition is not None and s.target is not None for s in samples)
 
 
 def test_one_usable_record_is_enough() -> None:
@@ -524,7 +533,7 @@ def test_a_lane_that_meets_bad_records_alone_waits_for_the_next_epochs() -> None
 
 
 def test_errors_in_threads_reach_the_caller() -> None:
-    def broken(samples: list[Sample]) -> None:
+    def broken(samples: list[Sample], draw: torch.Generator) -> None:
         raise RuntimeError("collate is broken")
 
     with loader(PHOTOS, SMALL, collate=broken) as packs, pytest.raises(RuntimeError, match="collate is broken"):
@@ -537,7 +546,7 @@ def test_errors_in_threads_reach_the_caller() -> None:
 def test_packs_are_built_ahead_and_close_is_prompt() -> None:
     built = threading.Semaphore(0)
 
-    def slow(samples: list[Sample]) -> list[Sample]:
+    def slow(samples: list[Sample], draw: torch.Generator) -> list[Sample]:
         time.sleep(0.02)
         built.release()
         return samples
@@ -561,10 +570,10 @@ def test_from_files_to_packs(tmp_path: Path) -> None:
         from_files = take(packs, 2)
     with loader(PHOTOS, config) as packs:
         assert described(from_files) == described(take(packs, 2))
-    sample = from_files[0].payload[0]
+    sample = from_files[0].batch[0]
     original = np.asarray(Image.open(tmp_path / sample.key))
-    expected = Image.fromarray(original).resize(tuple(sample.vae_image.shape[1::-1]), Image.Resampling.BICUBIC)
-    assert np.array_equal(sample.vae_image.numpy(), np.asarray(expected))
+    expected = Image.fromarray(original).resize(tuple(sample.target.shape[1::-1]), Image.Resampling.BICUBIC)
+    assert np.array_equal(sample.target.numpy(), np.asarray(expected))
 
 
 @pytest.mark.parametrize("option", ["packs_per_step", "tokens_per_pack", "workers", "lookahead"])

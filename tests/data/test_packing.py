@@ -8,7 +8,8 @@ import pytest
 
 from reca_fast.config import DataConfig
 from reca_fast.data.packing import Packer, best_fit
-from reca_fast.data.samples import SampleBuilder, SamplePlan
+from reca_fast.data.samples import SamplePlan
+from tests.builders import builder_of
 
 # Sizes as photo collections have them: cameras, screens, phones, squares for generation, small web pictures, banners.
 SIZES = [(1024, 1024)] * 3 + [(1024, 768), (768, 1024), (1600, 1200), (1920, 1080), (1080, 1920), (4000, 3000)]
@@ -23,9 +24,9 @@ class Item:
 
 def reca_plans(count: int, sizes: list[tuple[int, int]]) -> Iterator[SamplePlan]:
     """Plans by the RECA resize rules; eight words stand for nine tokens, as with Qwen's tokenizer."""
-    builder = SampleBuilder(DataConfig(), lambda text: range(len(text.split()) * 9 // 8 + 1))
+    builder = builder_of(DataConfig(), lambda text: range(len(text.split()) * 9 // 8 + 1))
     draw = random.Random(0)
-    return (builder.plan(i, f"{i}.jpg", *draw.choice(sizes), None, 0) for i in range(count))
+    return (builder.plan(i, f"{i}.jpg", draw.choice(sizes), None, 0) for i in range(count))
 
 
 def packs_of(packer: Packer, stream: Iterator) -> list[list]:

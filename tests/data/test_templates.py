@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 
-from reca_fast.data.prompts import choose_caption, choose_template, stable_uniform, templates
+from reca_fast.data.templates import choose_caption, choose_template, stable_uniform, templates
 
 
 def test_there_are_enough_distinct_templates() -> None:
@@ -60,5 +60,7 @@ def test_one_of_several_captions_is_drawn_like_a_template() -> None:
 
 
 def test_templates_can_be_printed() -> None:
-    shown = subprocess.run([sys.executable, "-m", "reca_fast.data.prompts"], capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-m", "reca_fast.data.templates"], capture_output=True, text=True, check=True
+    )
     assert shown.stdout.splitlines() == list(templates())

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from reca_fast.config import ModelConfig
-from reca_fast.flow import I2T, Sample
+from reca_fast.config import DataConfig, ModelConfig
 from reca_fast.memory import apply_levers
 from reca_fast.models import open_adapter
+from reca_fast.randomness import draw_of_pack
+from reca_fast.sample import I2T, RECA, Sample, Text
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -23,12 +24,13 @@ def step(folder, *, compiled: bool, **options) -> tuple[Tensor, dict[str, Tensor
     draw = torch.Generator().manual_seed(0)
     pictures = [torch.randint(0, 256, (size, size, 3), generator=draw, dtype=torch.uint8) for size in (56, 64)]
     joint = not adapter.options.freeze_und
-    tasks = ("reca", I2T) if joint else ("reca", "reca")
+    tasks = (RECA, I2T) if joint else (RECA, RECA)
     samples = [
-        Sample(str(i), task, pictures[0], None if task == I2T else pictures[1], (5, 6, 7))
+        Sample(str(i), (task,), pictures[0], None if task == I2T else pictures[1], Text((5, 6, 7), task == I2T))
         for i, task in enumerate(tasks)
     ]
-    sums = adapter.loss_sums(adapter.collate(samples), torch.Generator().manual_seed(1))
+    batch = adapter.inputs(DataConfig()).collate(samples, draw_of_pack(1, 0, 0))
+    sums = adapter.loss_sums(adapter.encode(batch))
     loss = sum(sums.values())
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in adapter.module.named_parameters() if p.requires_grad}

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reca_fast.config import ModelConfig
-from reca_fast.flow import Sample
+from reca_fast.config import DataConfig, ModelConfig
 from reca_fast.memory import apply_levers, recompute
 from reca_fast.models import open_adapter
+from reca_fast.randomness import draw_of_pack
+from reca_fast.sample import RECA, Sample, Text
 
 
 def _step(folder, *, recompute: bool, freeze_und: bool) -> tuple[float, dict[str, torch.Tensor], int]:
@@ -20,9 +21,10 @@ def _step(folder, *, recompute: bool, freeze_und: bool) -> tuple[float, dict[str
     apply_levers(adapter.module, adapter.blocks(), options)
     adapter.load(torch.device("cpu"))
     draw = torch.Generator().manual_seed(0)
-    understanding = torch.randint(0, 256, (56, 56, 3), generator=draw, dtype=torch.uint8)
+    condition = torch.randint(0, 256, (56, 56, 3), generator=draw, dtype=torch.uint8)
     target = torch.randint(0, 256, (64, 64, 3), generator=draw, dtype=torch.uint8)
-    batch = adapter.collate([Sample(str(i), "reca", understanding, target, (5, 6, 7)) for i in range(2)])
+    samples = [Sample(str(i), (RECA,), condition, target, Text((5, 6, 7))) for i in range(2)]
+    batch = adapter.encode(adapter.inputs(DataConfig()).collate(samples, draw_of_pack(1, 0, 0)))
 
     parameters = {p.untyped_storage().data_ptr() for p in adapter.module.parameters()}
     kept: dict[int, int] = {}
@@ -34,7 +36,7 @@ def _step(folder, *, recompute: bool, freeze_und: bool) -> tuple[float, dict[str
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = adapter.loss_sums(batch, torch.Generator().manual_seed(1))["reca"]
+        loss = adapter.loss_sums(batch)[RECA]
     loss.backward()
     gradients = {name: p.grad for name, p in adapter.module.named_parameters() if p.grad is not None}
     return loss.item(), gradients, sum(kept.values())
@@ -70,9 +72,10 @@ def test_no_narrow_copy_of_a_weight_outlives_its_product(tiny_folder):
         lambda *_: alive.extend(copy for copy in narrow if copy() is not None)
     )
     picture = torch.zeros(56, 56, 3, dtype=torch.uint8)
-    batch = adapter.collate([Sample("0", "reca", picture, picture[:48, :48], (5, 6, 7))])
+    samples = [Sample("0", (RECA,), picture, picture[:48, :48], Text((5, 6, 7)))]
+    batch = adapter.encode(adapter.inputs(DataConfig()).collate(samples, draw_of_pack(1, 0, 0)))
     with Copies():
-        adapter.loss_sums(batch, torch.Generator().manual_seed(1))["reca"]
+        adapter.loss_sums(batch)
     last.remove()
     assert len(narrow) == len(weights) and not alive
 

@@ -37,8 +37,8 @@ def configured(base, pictures) -> Callable[..., RunConfig]:
             model=ModelConfig(path=str(base), precision="fp32", attention="eager", freeze_und=not joint),
             data=DataConfig(
                 source=str(pictures),
-                vit_resize=ResizeConfig(28, 28, 14),
-                vae_resize=ResizeConfig(16, 16, 8),
+                condition_resize=ResizeConfig(28, 28, 14),
+                target_resize=ResizeConfig(16, 16, 8),
                 tokens_per_pack=100,
             ),
             optim=OptimConfig(lr=1e-3, betas=(0.0, 0.0), eps=1e-2, warmup_steps=1, schedule="cosine"),

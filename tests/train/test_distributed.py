@@ -60,9 +60,9 @@ def test_the_number_of_processes_may_change_on_resume(alone, train, tmp_path):
 TELL_KINDS = """
 from reca_fast.models.bagel.adapter import BagelAdapter
 loss_sums = BagelAdapter.loss_sums
-def told(self, batch, generator):
+def told(self, batch):
     print("pack with pictures", len(batch.latent_shapes) > 0, "labels", batch.labels is not None)
-    return loss_sums(self, batch, generator)
+    return loss_sums(self, batch)
 BagelAdapter.loss_sums = told
 """
 

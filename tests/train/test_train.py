@@ -100,9 +100,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_unsaved(reca_fast, arguments, tm
 
     loss_sums, calls = BagelAdapter.loss_sums, []
 
-    def broken(self, batch, generator):
+    def broken(self, batch):
         calls.append(batch)
-        sums = loss_sums(self, batch, generator)
+        sums = loss_sums(self, batch)
         return {task: total * math.nan for task, total in sums.items()} if len(calls) == 5 else sums
 
     monkeypatch.setattr(BagelAdapter, "loss_sums", broken)

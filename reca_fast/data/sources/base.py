@@ -1,31 +1,15 @@
 """What every kind of source offers: records by number, in an order that never changes."""
 
 import os
-from dataclasses import dataclass
 from typing import Protocol
 
-from reca_fast.data.captions import NO_CAPTION, Caption, Captions
 from reca_fast.data.formats import why_not_by_name
+from reca_fast.data.records import Record
 from reca_fast.data.tally import Reasons
 from reca_fast.errors import UserError, did_you_mean
 
 MAX_PICTURE_BYTES = 2**30
 """An encoded picture that takes more is not read."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """One picture as it lies on disk."""
-
-    key: str  # unique in its source and independent of where the source lies
-    image: bytes  # encoded picture
-    caption: Caption | None  # one, or several of which an epoch uses one
-    lack: str = NO_CAPTION  # why there is none, in a short fixed phrase
-
-
-def record(key: str, image: bytes, captions: Captions) -> Record:
-    """A record with what was found for its caption."""
-    return Record(key, image, captions.caption, captions.lack)
 
 
 class Source(Protocol):

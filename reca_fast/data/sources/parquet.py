@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from reca_fast.config import DataConfig
 from reca_fast.data.captions import captions_in_cell
-from reca_fast.data.images import BadRecord
-from reca_fast.data.sources.base import Record, check_column, record
+from reca_fast.data.records import BadRecord, Record, record
+from reca_fast.data.sources.base import check_column
 from reca_fast.data.sources.folder import read_picture
 from reca_fast.data.tally import Reasons
 from reca_fast.errors import UserError

@@ -12,8 +12,8 @@ from typing import BinaryIO
 import numpy as np
 
 from reca_fast.data.captions import ENDINGS, MAX_BYTES, Captions, captions_in_file
-from reca_fast.data.images import BadRecord
-from reca_fast.data.sources.base import MAX_PICTURE_BYTES, Record, hidden, record
+from reca_fast.data.records import BadRecord, Record, record
+from reca_fast.data.sources.base import MAX_PICTURE_BYTES, hidden
 from reca_fast.data.sources.sidecars import first_usable, group
 from reca_fast.data.tally import Reasons
 from reca_fast.errors import UserError

@@ -3,47 +3,78 @@
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from reca_fast.config import DataConfig, ModelConfig, SamplingConfig
-from reca_fast.data.samples import SampleBuilder
 from reca_fast.errors import UserError
-from reca_fast.flow import I2T, Sample
-from reca_fast.kernels import choose_backend, flow_interpolate, implementation, kernels, to_device, use_kernels
+from reca_fast.kernels import choose_backend, flow_interpolate, implementation, kernels, use_kernels
 from reca_fast.models.files import Placement, check_finite, open_weights
 from reca_fast.models.parts.kl_vae import KLVAE, encode_pictures, read_kl_vae
-from reca_fast.objectives import flow_loss_by_task, next_token_loss, shifted_logit_normal
+from reca_fast.objectives import flow_loss_by_task, next_token_loss
+from reca_fast.sample import I2T, Sample
 
 from .batch import BagelBatch
-from .collate import collate
 from .config import CONFIG_FILES, BagelConfig
 from .export import export_folder
 from .flops import step_flops
+from .inputs import BagelInputs
 from .latent_tokens import patchify_latents, unpatchify_latents
 from .model import Bagel
 from .sampling import Condition, sample_latents
-from .tokenizer import TOKENIZER_FILES, open_tokenizer
+from .tokenizer import TOKENIZER_FILES, BagelTokenizer, open_tokenizer
 from .weights import check_weights, fill_bagel, missing_tables, weights_file
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class BagelAdapter:
-    """One BAGEL checkpoint folder. `module` is the decoder with its vision tower; the VAE stays beside it, frozen."""
+    """One BAGEL. `module` is the decoder with its vision tower; the VAE stays beside it, frozen.
 
-    def __init__(self, options: ModelConfig) -> None:
-        self.options, self.folder = options, Path(options.path)
-        self.config = BagelConfig.from_folder(self.folder)
-        self.weights = weights_file(self.folder, options.weights)
+    Args:
+        config: architecture.
+        options: what of it is trained, and how. `options.path` is the checkpoint folder; only what reads files needs
+            it.
+        tokenizer: only what reads texts needs one.
+    """
+
+    def __init__(self, config: BagelConfig, options: ModelConfig, tokenizer: BagelTokenizer | None = None) -> None:
+        self.config, self.options, self.folder = config, options, Path(options.path)
         self.dtype = DTYPES[options.precision]
-        self.tokenizer = open_tokenizer(self.folder, self.config.llm.vocab_size)
+        self._tokenizer = tokenizer
         with torch.device("meta"):
-            self.module = Bagel(self.config, freeze_und=options.freeze_und)
+            self.module = Bagel(config, freeze_und=options.freeze_und)
         self.vae: KLVAE | None = None
-        self.device = torch.device("meta")
+
+    @classmethod
+    def open(cls, options: ModelConfig) -> "BagelAdapter":
+        """The model of the checkpoint folder `options.path`; its configuration and its tokenizer are read.
+
+        Raises:
+            UserError: a file is missing or damaged.
+        """
+        folder = Path(options.path)
+        config = BagelConfig.from_folder(folder)
+        weights_file(folder, options.weights)  # raises before the tokenizer, which takes seconds
+        return cls(config, options, open_tokenizer(folder, config.llm.vocab_size))
+
+    @property
+    def tokenizer(self) -> BagelTokenizer:
+        assert self._tokenizer is not None, "this model was made without a tokenizer"
+        return self._tokenizer
+
+    @property
+    def weights(self) -> Path:
+        """The file that the module's weights are read from."""
+        return weights_file(self.folder, self.options.weights)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module is; the meta device before it has weights."""
+        return self.module.latent_pos_embed.device
 
     def files(self) -> Sequence[Path]:
         beside = (self.folder / name for name in ("ae.safetensors", *CONFIG_FILES, *TOKENIZER_FILES))
@@ -72,43 +103,56 @@ class BagelAdapter:
             lambda name, p: Placement(torch.float32 if p.requires_grad else self.dtype, device),
         )
         self.vae = read_kl_vae(self.folder / "ae.safetensors", self.config.vae, device=device)
-        self.device = device
 
-    def sample_builder(self, config: DataConfig) -> SampleBuilder:
-        return SampleBuilder(config, self.tokenizer.encode, self.config.vit.patch_size, self.config.latent_stride)
-
-    def collate(self, samples: list[Sample]) -> BagelBatch:
-        return collate(samples, self.config, self.tokenizer)
+    def inputs(self, config: DataConfig) -> BagelInputs:
+        return BagelInputs(self.config, self.tokenizer, config)
 
     def autocast(self, *, keep_casts: bool = False) -> AbstractContextManager:
-        """bf16 arithmetic over fp32 master weights, or nothing.
+        """bf16 arithmetic over fp32 master weights; nothing where the weights have the arithmetic's dtype.
 
         Args:
             keep_casts: keep the weights' bf16 copies until the context ends. A forward pass uses every weight once, so
                 that would hold 13 GB at BAGEL's size that recomputation has just set free; sampling uses them in every
                 step.
         """
-        if self.dtype == torch.float32:
+        if self.dtype == self.module.llm2vae.weight.dtype:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype, cache_enabled=keep_casts)
 
-    def loss_sums(self, batch: BagelBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Encode the targets, noise them, predict, and sum the losses by task.
-
-        Randomness is drawn in a fixed order on the CPU: timesteps, the seed of the noise, VAE posterior. The noise is a
-        function of that seed, the token's place in the pack and the channel. So a step draws the same on every device
-        and for every number of processes.
-        """
-        pictures = len(batch.latent_shapes)
-        normal = torch.randn(pictures, generator=generator)
-        seed = int(torch.randint(2**62, (), generator=generator))
-        timesteps = to_device(shifted_logit_normal(normal, self.config.glue.timestep_shift), self.device)
+    @torch.no_grad()
+    def encode(self, batch: BagelBatch) -> BagelBatch:
+        """The batch with the latent tokens of its targets in place of their pictures."""
+        if batch.latents is not None or not batch.target_tasks:
+            return batch
         with self.autocast():
-            latents = self.encode_targets(batch, generator)
-            x_t = flow_interpolate(latents, timesteps[batch.image_index], seed=seed)
-            prediction = self.module(batch, x_t, timesteps)
+            return replace(batch, latents=self._encode_targets(batch), target_images=())
+
+    def _encode_targets(self, batch: BagelBatch) -> Tensor:
+        """Latent tokens [G, C] fp32 of the batch's target pictures, sampled from the VAE's posterior."""
+        assert self.vae is not None, "load() comes first"
+        assert batch.draws is not None, "a training batch holds its draws"
+        latents = encode_pictures(self.vae, batch.target_images, batch.draws.posterior)
+        return torch.cat([patchify_latents(z, self.config.glue.latent_patch_size) for z in latents])
+
+    def loss_sums(self, batch: BagelBatch) -> dict[str, Tensor]:
+        """Noise the targets' latents as the batch has drawn it, predict, and sum the losses by task.
+
+        Args:
+            batch: an encoded one, on the model's device.
+        """
+        draws, latents = batch.draws, batch.latents
+        assert draws is not None, "a training batch holds its draws"
+        if latents is None:
+            if batch.target_tasks:
+                raise ValueError("the batch is not encoded; encode() comes first")
+            latents = draws.timesteps.new_zeros(0, self.config.patch_latent_dim)
+        # The noise is a function of the seed, the token's place in the pack and the channel: the same on every device.
+        noise = {"seed": draws.noise_seed} if draws.noise is None else {"noise": draws.noise}
+        with self.autocast():
+            x_t = flow_interpolate(latents, draws.timesteps[batch.image_index], **noise)
+            prediction = self.module(batch, x_t, draws.timesteps)
         sums = flow_loss_by_task(
-            prediction.velocity, latents, timesteps, batch.image_index, batch.target_tasks, seed=seed
+            prediction.velocity, latents, draws.timesteps, batch.image_index, batch.target_tasks, **noise
         )
         if not self.options.freeze_und:
             # Also without labels or without pictures, so that every trained weight has a gradient (see MoTLayer).
@@ -116,24 +160,17 @@ class BagelAdapter:
             labels = batch.text_ids[:0] if batch.labels is None else batch.labels
             with self.autocast():
                 sums[I2T] = next_token_loss(rows, self.module.lm_head.weight, labels, "sum")
-            if not pictures:
+            if not batch.target_tasks:
                 sums[I2T] = sums[I2T] + prediction.velocity.sum()  # of no rows: zero, but in the graph
         return sums
-
-    def encode_targets(self, batch: BagelBatch, generator: torch.Generator) -> Tensor:
-        """Latent tokens [G, C] fp32 of the batch's target pictures, sampled from the VAE's posterior."""
-        assert self.vae is not None, "load() comes first"
-        latents = encode_pictures(self.vae, batch.target_images, generator)
-        tokens = [patchify_latents(z, self.config.glue.latent_patch_size) for z in latents]
-        return torch.cat(tokens) if tokens else torch.zeros(0, self.config.patch_latent_dim, device=self.device)
 
     def flops(self, batch: BagelBatch) -> float:
         return step_flops(self.config, batch, frozen=self.options.freeze_und)
 
     def reconstruct(self, samples: Sequence[Sample], sampling: SamplingConfig, first: int = 0) -> list[Tensor]:
         stride = self.config.latent_stride
-        conditions = [(sample.vit_image, sample.prompt_ids) for sample in samples]
-        sizes = [s.vae_image.shape for s in samples if s.vae_image is not None]
+        conditions = [(sample.condition, None if sample.text is None else sample.text.ids) for sample in samples]
+        sizes = [s.target.shape for s in samples if s.target is not None]
         shapes = [(height // stride, width // stride) for height, width, _ in sizes]
         return self._draw(conditions, shapes, sampling, first)
 

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from reca_fast.errors import UserError
-from reca_fast.flow import I2T, Sample
+from reca_fast.objectives import shifted_logit_normal
+from reca_fast.sample import I2T, RECA, Sample
 
-from .batch import BagelBatch, PackedSequence, make_batch
+from .batch import BagelBatch, Draws, PackedSequence, make_batch
 from .config import BagelConfig
 from .layout import CAUSAL, FULL, NOISE
 from .tokenizer import BagelTokenizer
@@ -31,7 +32,7 @@ class _Writer:
         self.positions: list[Tensor] = []
         self.text_ids: list[int] = []
         self.text_rows: list[int] = []
-        self.vit_images: list[Tensor] = []
+        self.condition_images: list[Tensor] = []
         self.vit_rows: list[Tensor] = []
         self.vit_positions: list[Tensor] = []
         self.latent_rows: list[Tensor] = []
@@ -54,22 +55,22 @@ class _Writer:
         self._split(mode, torch.full((tokens + 2,), position))
         return torch.arange(start + 1, start + 1 + tokens)
 
-    def understanding_picture(self, image: Tensor, position: int) -> int:
+    def condition(self, image: Tensor, position: int) -> int:
         patch = self.config.vit.patch_size
         rows, columns = image.shape[0] // patch, image.shape[1] // patch
         side = self.config.glue.vit_max_num_patch_per_side
-        _check_grid(rows, columns, side, "data.vit_resize", patch)
-        self.vit_images.append(image)
+        _check_grid(rows, columns, side, "data.condition_resize", patch)
+        self.condition_images.append(image)
         self.vit_rows.append(self._picture(FULL, rows * columns, position))
         self.vit_positions.append(grid_positions(rows, columns, side))
         return position + 1
 
-    def text(self, ids: Sequence[int], position: int, *, labelled: bool) -> int:
+    def text(self, ids: Sequence[int], position: int, *, supervised: bool) -> int:
         start = self.length
         marked = [self.tokenizer.bos, *ids, self.tokenizer.eos]
         self.text_ids += marked
         self.text_rows += range(start, start + len(marked))
-        if labelled:
+        if supervised:
             self.label_rows += range(start, start + len(marked) - 1)
             self.labels += marked[1:]
         self._split(CAUSAL, torch.arange(position, position + len(marked)))
@@ -77,7 +78,7 @@ class _Writer:
 
     def target(self, rows: int, columns: int, position: int) -> None:
         side = self.config.glue.max_latent_size
-        _check_grid(rows, columns, side, "data.vae_resize", self.config.latent_stride)
+        _check_grid(rows, columns, side, "data.target_resize", self.config.latent_stride)
         self.latent_rows.append(self._picture(NOISE, rows * columns, position))
         self.latent_positions.append(grid_positions(rows, columns, side))
         self.latent_shapes.append((rows, columns))
@@ -85,7 +86,7 @@ class _Writer:
     def end_sample(self) -> None:
         self.sample_lens.append(self.length - sum(self.sample_lens))
 
-    def finish(self, target_tasks: Sequence[str]) -> PackedSequence:
+    def packed(self, target_tasks: Sequence[str]) -> PackedSequence:
         def joined(parts: list[Tensor]) -> Tensor:
             return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
 
@@ -117,25 +118,45 @@ def _check_grid(rows: int, columns: int, side: int, option: str, stride: int) ->
         )
 
 
-def collate(samples: Sequence[Sample], config: BagelConfig, tokenizer: BagelTokenizer) -> BagelBatch:
-    """Pack samples into one training batch.
+def collate(
+    samples: Sequence[Sample], config: BagelConfig, tokenizer: BagelTokenizer, draw: torch.Generator
+) -> BagelBatch:
+    """Pack samples into one training batch, with every random number of the step drawn from `draw`.
 
-    Per sample, in this order: understanding picture (position 0), prompt (counting up), target picture (next position).
+    Per sample, in this order: condition (position 0), prompt (counting up), target (next position).
     """
     writer = _Writer(config, tokenizer)
     stride, tasks, targets = config.latent_stride, [], []
     for sample in samples:
         position = 0
-        if sample.vit_image is not None:
-            position = writer.understanding_picture(sample.vit_image, position)
-        if sample.prompt_ids is not None:
-            position = writer.text(sample.prompt_ids, position, labelled=sample.task == I2T)
-        if sample.vae_image is not None:
-            writer.target(sample.vae_image.shape[0] // stride, sample.vae_image.shape[1] // stride, position)
-            tasks.append(sample.task)
-            targets.append(sample.vae_image)
+        if sample.condition is not None:
+            position = writer.condition(sample.condition, position)
+        if sample.text is not None:
+            position = writer.text(sample.text.ids, position, supervised=sample.text.supervised)
+        if sample.target is not None:
+            writer.target(sample.target.shape[0] // stride, sample.target.shape[1] // stride, position)
+            tasks.append(next(task for task in sample.tasks if task != I2T))
+            targets.append(sample.target)
         writer.end_sample()
-    return make_batch(writer.finish(tasks), targets, writer.vit_images)
+    return make_batch(
+        writer.packed(tasks),
+        condition_images=writer.condition_images,
+        target_images=targets,
+        draws=draw_step(targets, config, draw),
+    )
+
+
+def draw_step(targets: Sequence[Tensor], config: BagelConfig, draw: torch.Generator) -> Draws:
+    """The random numbers of one step for these target pictures (uint8 [H, W, 3]).
+
+    The order is fixed: timesteps, the seed of the noise, then the VAE's posterior noise picture by picture.
+    """
+    normal = torch.randn(len(targets), generator=draw)
+    seed = int(torch.randint(2**62, (), generator=draw))
+    cell, channels = config.vae.downsample, config.vae.z_channels
+    sizes = [(channels, picture.shape[0] // cell, picture.shape[1] // cell) for picture in targets]
+    posterior = tuple(torch.randn(size, generator=draw) for size in sizes)
+    return Draws(shifted_logit_normal(normal, config.glue.timestep_shift), seed, posterior)
 
 
 def collate_prefixes(
@@ -144,7 +165,7 @@ def collate_prefixes(
     """Pack conditions without targets, for sampling.
 
     Args:
-        prefixes: (understanding picture uint8 [H, W, 3] or None, prompt ids or None); both None is the empty condition.
+        prefixes: (condition uint8 [H, W, 3] or None, prompt ids or None); both None is the empty condition.
 
     Returns:
         the batch, the number of rows of each prefix, and the rotary position that follows each.
@@ -154,12 +175,12 @@ def collate_prefixes(
     for image, ids in prefixes:
         position = 0
         if image is not None:
-            position = writer.understanding_picture(image, position)
+            position = writer.condition(image, position)
         if ids is not None:
-            position = writer.text(ids, position, labelled=False)
+            position = writer.text(ids, position, supervised=False)
         following.append(position)
         writer.end_sample()
-    return make_batch(writer.finish([]), vit_images=writer.vit_images), writer.sample_lens, following
+    return make_batch(writer.packed([]), condition_images=writer.condition_images), writer.sample_lens, following
 
 
 def collate_targets(
@@ -174,4 +195,4 @@ def collate_targets(
     for (rows, columns), position in zip(shapes, positions, strict=True):
         writer.target(rows, columns, position)
         writer.end_sample()
-    return make_batch(writer.finish(["reca"] * len(shapes)), past_lengths=past_lengths)
+    return make_batch(writer.packed([RECA] * len(shapes)), past_lengths=past_lengths)

@@ -4,7 +4,6 @@ The VAE is not part of this module: it belongs to the data side of a step (`vae.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +26,6 @@ class Prediction:
 
     velocity: Tensor  # [G, latent dim]
     und: Tensor | None  # [U, D] after the final norm
-
-
-class Trace(dict[str, Any]):
-    """Intermediates, recorded by name when a caller (verify) passes one; training passes None and pays nothing."""
 
 
 class Bagel(nn.Module):
@@ -82,7 +77,7 @@ class Bagel(nn.Module):
             for layer in self.layers:
                 layer.und.requires_grad_(False)
 
-    def embed_understanding(self, batch: BagelBatch, trace: Trace | None = None) -> Tensor:
+    def embed_understanding(self, batch: BagelBatch) -> Tensor:
         """Token embeddings and vision features in stream order, [U, D]."""
         embedding = self.embed_tokens.weight
         patches = self.patches(batch)
@@ -90,8 +85,6 @@ class Bagel(nn.Module):
             features = embedding.new_zeros(0, self.config.vit.hidden_size)  # the connector takes part (see MoTLayer)
         else:
             features = self.vit(patches, batch.vit_position_ids, batch.vit_segments, self.attention)
-            if trace is not None:
-                trace["vit_out"] = features
         return template_concat(
             token_ids=batch.text_ids,
             embedding=embedding,
@@ -104,18 +97,16 @@ class Bagel(nn.Module):
         )
 
     def patches(self, batch: BagelBatch) -> Tensor | None:
-        """Input of the vision tower [Nvit, patch dim]: recorded patches, or uint8 pictures cut here; None: neither."""
-        if not batch.vit_images:
-            return batch.vit_patches
-        sizes = [(int(image.shape[0]), int(image.shape[1])) for image in batch.vit_images]
+        """Input of the vision tower [V, patch dim]: recorded patches, or uint8 pictures cut here; None: neither."""
+        if not batch.condition_images:
+            return batch.patches
+        sizes = [(int(image.shape[0]), int(image.shape[1])) for image in batch.condition_images]
         dtype, patch_size = self.vit.patch_embedding.weight.dtype, self.config.vit.patch_size
-        return blur_patchify(batch.vit_images, size=sizes, patch_size=patch_size, mean=0.5, std=0.5, dtype=dtype)
+        return blur_patchify(batch.condition_images, size=sizes, patch_size=patch_size, mean=0.5, std=0.5, dtype=dtype)
 
-    def embed_latents(self, batch: BagelBatch, x_t: Tensor, timesteps: Tensor, trace: Trace | None = None) -> Tensor:
+    def embed_latents(self, batch: BagelBatch, x_t: Tensor, timesteps: Tensor) -> Tensor:
         """Noisy latent tokens x_t [G, C] at times [number of target pictures] -> [G, D]."""
         time = self.time_embedder(timesteps)
-        if trace is not None:
-            trace["timestep_embed"] = time.index_select(0, batch.image_index)
         if not torch.is_autocast_enabled(x_t.device.type):  # which casts by itself, and has made x_t narrow already
             x_t = x_t.to(self.vae2llm.weight.dtype)
         return template_concat(
@@ -136,7 +127,6 @@ class Bagel(nn.Module):
         *,
         past: list[KeyValue] | None = None,
         need_und: bool = True,
-        trace: Trace | None = None,
     ) -> tuple[Tensor | None, Tensor | None, list[KeyValue]]:
         """The decoder layers; returns both streams before the final norms and, of a prefix pass, keys and values of
         `und` per layer.
@@ -160,11 +150,9 @@ class Bagel(nn.Module):
             )
             if und_kv is not None:
                 kept.append(und_kv)
-            if trace is not None and number == 0:
-                trace["layer0_und"], trace["layer0_gen"] = und, gen
         return und, gen, kept
 
-    def forward(self, batch: BagelBatch, x_t: Tensor, timesteps: Tensor, *, trace: Trace | None = None) -> Prediction:
+    def forward(self, batch: BagelBatch, x_t: Tensor, timesteps: Tensor) -> Prediction:
         """Velocity of every latent token and, when the batch has labels, the understanding rows.
 
         Args:
@@ -173,17 +161,11 @@ class Bagel(nn.Module):
             timesteps: [number of target pictures] in (0, 1).
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_und):
-            und: Tensor | None = self.embed_understanding(batch, trace)
-        gen: Tensor | None = self.embed_latents(batch, x_t, timesteps, trace)
-        if trace is not None:
-            trace["input_und"], trace["input_gen"] = und, gen
-        need_und = trace is not None or batch.label_rows is not None
-        und, gen, _ = self.decode(
-            und, gen, batch.plan, batch.und_positions, batch.gen_positions, need_und=need_und, trace=trace
-        )
+            und: Tensor | None = self.embed_understanding(batch)
+        gen: Tensor | None = self.embed_latents(batch, x_t, timesteps)
+        need_und = batch.label_rows is not None
+        und, gen, _ = self.decode(und, gen, batch.plan, batch.und_positions, batch.gen_positions, need_und=need_und)
         gen = self.norm_gen(gen)
         if und is not None:
             und = self.norm(und)
-        if trace is not None:
-            trace["last_und"], trace["last_gen"] = und, gen
         return Prediction(self.llm2vae(gen), und)

@@ -2,29 +2,31 @@
 path.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from reca_fast.config import LossWeights, Pixels, ResizeConfig
+from reca_fast.config import Attention, LossWeights, ModelConfig, Pixels, ResizeConfig
 from reca_fast.errors import UserError
-from reca_fast.flow import I2T, RECA
-from reca_fast.kernels import choose_backend, flow_interpolate, flow_matching_loss
+from reca_fast.kernels import choose_backend, flow_matching_loss
 from reca_fast.models.files import uniform
 from reca_fast.models.files.folder import read_object
 from reca_fast.models.parts.kl_vae import read_kl_vae
-from reca_fast.objectives import flow_loss_by_task, next_token_loss, shifted_logit_normal, weighted_loss
+from reca_fast.objectives import next_token_loss, shifted_logit_normal, weighted_loss
+from reca_fast.sample import I2T, RECA
 from reca_fast.schema import fill
 
-from .batch import BagelBatch, PackedSequence, make_batch
+from .adapter import BagelAdapter
+from .batch import BagelBatch, Draws, PackedSequence, make_batch
 from .case_inputs import read_inputs, read_tensors
 from .config import BagelConfig
 from .latent_tokens import patchify_latents
-from .model import Bagel, Trace
+from .model import Bagel
 from .names import NAMES
 from .weights import fill_bagel, weights_file
 
@@ -63,8 +65,11 @@ def read_case(folder: Path) -> Case:
     return Case(folder, BagelConfig.from_dict(raw, str(folder / "config.json")), raw, inputs)
 
 
-def case_batch(case: Case) -> BagelBatch:
-    """The recorded pack. A case without ViT tokens or without labels simply lacks those tensors."""
+def case_batch(case: Case, dtype: torch.dtype = torch.float32) -> BagelBatch:
+    """The recorded pack as a batch of training: latents and every draw of the step are the recorded ones, in `dtype`.
+
+    A case without ViT tokens or without labels simply lacks those tensors.
+    """
     recorded, empty = case.inputs, torch.zeros(0, dtype=torch.int64)
     shapes = [tuple(shape) for shape in recorded["patchified_vae_latent_shapes"].tolist()]
     try:
@@ -86,9 +91,14 @@ def case_batch(case: Case) -> BagelBatch:
             ce_loss_indexes=recorded.get("ce_loss_indexes", empty),
             packed_label_ids=recorded.get("packed_label_ids", empty),
         )
-        return make_batch(packed)
+        batch = make_batch(packed)
     except ValueError as error:
         raise UserError(f"{case.folder} holds a pack that RECA training never makes: {error}.") from None
+    first_token = torch.searchsorted(batch.image_index, torch.arange(len(shapes)))
+    normal = recorded["packed_timesteps"][first_token].to(dtype)
+    timesteps = shifted_logit_normal(normal, case.config.glue.timestep_shift)
+    draws = Draws(timesteps, noise_seed=0, noise=recorded["noise"].to(dtype))
+    return replace(batch, latents=case_latents(case).to(dtype), draws=draws)
 
 
 def case_latents(case: Case) -> Tensor:
@@ -101,18 +111,11 @@ def case_latents(case: Case) -> Tensor:
     )
 
 
-def _packed(batch: BagelBatch, und: Tensor, gen: Tensor) -> Tensor:
-    """Two streams -> the packed order of the authors."""
-    out = und.new_empty(len(batch.und_rows) + len(batch.gen_rows), und.shape[-1])
-    out[batch.und_rows], out[batch.gen_rows] = und, gen
-    return out
-
-
 def replay_pictures(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
     """From raw pixels (when recorded): both resizes bit for bit, the ViT patches, the VAE's moments and sampled
     latents.
     """
-    from reca_fast.data.images import patchify, resize, target_size, to_model_range
+    from reca_fast.data.images import fitted_size, patchify, resize, to_model_range
 
     out: dict[str, Tensor] = {}
     count = len(case.inputs["patchified_vae_latent_shapes"])
@@ -125,7 +128,7 @@ def replay_pictures(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
         for kind, key in (("vae", "image_transform_args"), ("vit", "vit_image_transform_args")):
             rule = fill(RecordedResize, case.raw.get(key), f"{key} of {case.folder / 'config.json'}")
             limits = ResizeConfig(rule.max_image_size, rule.min_image_size, rule.image_stride)
-            resized = resize(picture, target_size(*size, limits), "exact")
+            resized = resize(picture, fitted_size(*size, limits), "exact")
             out[f"image.{i}.{kind}_tensor"] = to_model_range(resized, torch.float32)
             if kind == "vit":
                 patches.append(patchify(resized, case.config.vit.patch_size, torch.float32))
@@ -147,57 +150,89 @@ def replay_pictures(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
     return out
 
 
-def replay(case: Case, run: str, *, attention: str, dtype: torch.dtype, weights: Path | None) -> dict[str, Tensor]:
+class Recorder:
+    """What the modules of a `Bagel` take and give while a batch goes through, under the names of the parity cases.
+
+    A context manager: its forward hooks are gone when it ends.
+    """
+
+    def __init__(self, model: Bagel, batch: BagelBatch) -> None:
+        self._model, self._batch = model, batch
+        self._hooks: list[RemovableHandle] = []
+        self.seen: dict[str, Tensor] = {}
+
+    def __enter__(self) -> dict[str, Tensor]:
+        model, first = self._model, self._model.layers[0]
+        self._before(first, lambda und, gen, *_: self._keep("llm_input", und.hidden_states, gen.hidden_states))
+        # Training leaves out what nobody reads: the last layer's understanding rows without cross-entropy.
+        ask = model.layers[-1].register_forward_pre_hook(lambda _, args: (*args[:6], True))
+        self._hooks.append(ask)
+        self._after(first, lambda out: self._keep("layer0_out", out[0], out[1]))
+        self._after(model.norm_gen, lambda out: self.seen.update(last_hidden_gen=out))
+        self._after(model.norm, lambda out: self._keep("last_hidden", out, self.seen["last_hidden_gen"]))
+        self._after(model.vit, lambda out: self.seen.update(vit_out=out))
+        time_of_token = self._batch.image_index
+        self._after(model.time_embedder, lambda out: self.seen.update(timestep_embed=out[time_of_token]))
+        self._before(model.vae2llm, lambda x_t: self.seen.update(x_t=x_t))
+        self._after(model.llm2vae, lambda out: self.seen.update(velocity_pred=out))
+        return self.seen
+
+    def __exit__(self, *error: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _before(self, module: nn.Module, see: Callable[..., None]) -> None:
+        self._hooks.append(module.register_forward_pre_hook(lambda _, args: see(*args)))
+
+    def _after(self, module: nn.Module, see: Callable[[Any], None]) -> None:
+        self._hooks.append(module.register_forward_hook(lambda _, args, out: see(out)))
+
+    def _keep(self, name: str, und: Tensor, gen: Tensor) -> None:
+        """Two streams in the packed order of the authors."""
+        batch = self._batch
+        out = und.new_empty(len(batch.und_rows) + len(batch.gen_rows), und.shape[-1])
+        out[batch.und_rows], out[batch.gen_rows] = und, gen
+        self.seen[name] = out
+
+
+def replay(
+    case: Case, run: str, *, attention: Attention, dtype: torch.dtype, weights: Path | None
+) -> dict[str, Tensor]:
     """One run of a case on the CPU: intermediates, losses, `grad.<parameter>`, and scalars as `scalar/<path>`."""
     joint = run == JOINT
-    with torch.device("meta"):
-        model = Bagel(case.config, freeze_und=not joint, attention=choose_backend(attention, "cpu", dtype))
+    model = BagelAdapter(case.config, ModelConfig(attention=attention, freeze_und=not joint))
+    model.dtype = dtype
     path = case.folder / "weights.safetensors" if weights is None else weights
     path = weights_file(path) if path.is_dir() else path
-    fill_bagel(model, path, uniform(dtype, "cpu"))
+    model.module.attention = choose_backend(attention, "cpu", dtype)
+    fill_bagel(model.module, path, uniform(dtype, "cpu"))
 
-    batch = case_batch(case)
-    noise, latents = case.inputs["noise"].to(dtype), case_latents(case).to(dtype)
-    first_token = torch.searchsorted(batch.image_index, torch.arange(len(batch.latent_shapes)))
-    normal = case.inputs["packed_timesteps"][first_token].to(dtype)
-    timesteps = shifted_logit_normal(normal, case.config.glue.timestep_shift)
-    token_times = timesteps[batch.image_index]
-    x_t = flow_interpolate(latents, token_times, noise=noise)
+    batch = case_batch(case, dtype)
+    with Recorder(model.module, batch) as out:
+        sums = model.loss_sums(model.encode(batch))
+    weighted_loss(sums, batch.counts, LossWeights(reca=1.0, i2t=1.0)).backward()
 
-    trace = Trace()
-    prediction = model(batch, x_t, timesteps, trace=trace)
-    sums = flow_loss_by_task(
-        prediction.velocity, latents, timesteps, batch.image_index, batch.target_tasks, noise=noise
-    )
-    out = {
-        "llm_input": _packed(batch, trace["input_und"], trace["input_gen"]),
-        "layer0_out": _packed(batch, trace["layer0_und"], trace["layer0_gen"]),
-        "last_hidden": _packed(batch, trace["last_und"], trace["last_gen"]),
-        "last_hidden_gen": trace["last_gen"],
-        "mse_elementwise": (prediction.velocity - (noise - latents)).square(),
-        "mse_per_token": flow_matching_loss(prediction.velocity, latents, token_times, noise=noise, reduction="none"),
-        "t_after_shift": token_times,
-        "timestep_embed": trace["timestep_embed"],
-        "velocity_pred": prediction.velocity,
-        "x_t": x_t,
-    }
-    if "vit_out" in trace:
-        out["vit_out"] = trace["vit_out"]
-    counts = batch.counts
-    out["scalar/mse"] = sums[RECA] / counts[RECA]
-    if joint and batch.labels is not None:
-        out["ce_per_token"] = next_token_loss(prediction.und[batch.label_rows], model.lm_head.weight, batch.labels)
-        sums[I2T] = out["ce_per_token"].sum()
-        out["scalar/ce"] = sums[I2T] / counts[I2T]
-    loss = weighted_loss(sums, counts, LossWeights(reca=1.0, i2t=1.0))
-    loss.backward()
-    out["scalar/loss"] = loss
-    gradients = {f"grad.{NAMES.key(n)}": p.grad for n, p in model.named_parameters() if p.grad is not None}
+    draws, latents, velocity = batch.draws, batch.latents, out["velocity_pred"]
+    assert draws is not None and draws.noise is not None and latents is not None
+    times = draws.timesteps[batch.image_index]
+    out["t_after_shift"] = times
+    out["mse_elementwise"] = (velocity - (draws.noise - latents)).square()
+    out["mse_per_token"] = flow_matching_loss(velocity, latents, times, noise=draws.noise, reduction="none")
+    means = {task: total / max(1, batch.counts[task]) for task, total in sums.items()}
+    out["scalar/mse"] = means[RECA]
+    if batch.labels is not None and joint:
+        und = out["last_hidden"][batch.und_rows][batch.label_rows]
+        out["ce_per_token"] = next_token_loss(und, model.module.lm_head.weight, batch.labels)
+        out["scalar/ce"] = means[I2T]
+    out["scalar/loss"] = torch.stack(list(means.values())).sum()
+    gradients = {f"grad.{NAMES.key(n)}": p.grad for n, p in model.module.named_parameters() if p.grad is not None}
     out["scalar/grad_norm_all"] = torch.nn.utils.get_total_norm(list(gradients.values()))
     return {name: tensor.detach() for name, tensor in (out | gradients).items()}
 
 
-def replay_all(case: Case, *, attention: str, dtype: torch.dtype, weights: Path | None) -> Iterator[tuple[str, Tensor]]:
+def replay_all(
+    case: Case, *, attention: Attention, dtype: torch.dtype, weights: Path | None
+) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of every run, named as in the expected files (`<run>/<name>` for named runs)."""
     yield from replay_pictures(case, dtype).items()
     for run in case.runs:

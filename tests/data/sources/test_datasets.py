@@ -11,7 +11,7 @@ import datasets
 import huggingface_hub.constants
 import pytest
 
-from reca_fast.data.images import BadRecord
+from reca_fast.data.records import BadRecord
 from reca_fast.errors import UserError
 from tests.data.sources.records import NAMES, contents, opened, picture
 

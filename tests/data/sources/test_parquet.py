@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from reca_fast.config import TaskWeights
-from reca_fast.data.images import BadRecord
+from reca_fast.data.records import BadRecord
 from reca_fast.errors import UserError
 from tests.data.sources.records import NAMES, contents, opened, picture
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from reca_fast.data.images import BadRecord
+from reca_fast.data.records import BadRecord
 from reca_fast.data.sources.base import why_no_picture
 from reca_fast.errors import UserError
 from tests.data.sources.records import contents, opened, picture, write_tar

@@ -15,14 +15,15 @@ from torch import Tensor
 
 from reca_fast.cli.generate import GenerateOptions
 from reca_fast.cli.options import parse
-from reca_fast.config import PRESETS, ModelConfig, SamplingConfig
+from reca_fast.config import PRESETS, DataConfig, ModelConfig, SamplingConfig
 from reca_fast.errors import UserError
 from reca_fast.evaluation.reconstruction import reconstruct_all
-from reca_fast.flow import RECA, Sample
 from reca_fast.models.bagel import BagelAdapter
 from reca_fast.models.bagel import sampling as rule
 from reca_fast.models.bagel.names import NAMES
 from reca_fast.models.bagel.sampling import Condition, sample_latents, time_grid
+from reca_fast.randomness import draw_of_pack
+from reca_fast.sample import RECA, Sample, Text
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def bagel(tiny_folder: Path) -> BagelAdapter:
     """The tiny model with every weight random: a fresh one predicts a velocity of zero."""
-    adapter = BagelAdapter(ModelConfig(path=str(tiny_folder), precision="fp32"))
+    adapter = BagelAdapter.open(ModelConfig(path=str(tiny_folder), precision="fp32"))
     adapter.load(torch.device("cpu"))
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -96,10 +97,12 @@ def test_cached_prefix_is_worth_the_whole_sequence(t, bagel, draw, monkeypatch) 
     got = torch.cat(velocities(draw, monkeypatch, t, conditions, SHAPES))
     stride = bagel.config.latent_stride
     samples = [
-        Sample(str(number), RECA, image, picture(rows * stride, columns * stride), ids)
+        Sample(
+            str(number), (RECA,), image, picture(rows * stride, columns * stride), None if ids is None else Text(ids)
+        )
         for number, ((image, ids), (rows, columns)) in enumerate(zip(conditions, SHAPES, strict=True))
     ]
-    batch = bagel.collate(samples)
+    batch = bagel.inputs(DataConfig()).collate(samples, draw_of_pack(0, 0, 0))
     want = bagel.module(batch, noise_of(SHAPES, got.shape[1]), torch.full((len(SHAPES),), t)).velocity
     assert want.abs().mean() > 0.1
     assert (got - want).abs().max() <= 1e-5 * want.abs().max()
@@ -342,7 +345,7 @@ def test_a_prompt_s_picture_does_not_depend_on_the_batch(precision, bagel, tiny_
 
 
 def test_reconstructions_do_not_depend_on_the_batch(bagel) -> None:
-    samples = [Sample(str(n), RECA, picture(28, 28, n), picture(16, 16, n), (3, 4)) for n in range(3)]
+    samples = [Sample(str(n), (RECA,), picture(28, 28, n), picture(16, 16, n), Text((3, 4))) for n in range(3)]
     one, three = (reconstruct_all(bagel, samples, SamplingConfig(steps=4), batch=batch) for batch in (1, 3))
     assert all((a.drawn.int() - b.drawn.int()).abs().max() <= 1 for a, b in zip(one, three, strict=True))
 
@@ -369,8 +372,8 @@ def test_same_seed_same_picture(bagel) -> None:
 
 def test_reconstructions_have_the_sizes_of_their_targets(bagel) -> None:
     samples = [
-        Sample("a", RECA, picture(28, 42), picture(16, 24), (3, 4)),
-        Sample("b", RECA, picture(28, 28), picture(32, 8), None),
+        Sample("a", (RECA,), picture(28, 42), picture(16, 24), Text((3, 4))),
+        Sample("b", (RECA,), picture(28, 28), picture(32, 8), None),
     ]
     got = bagel.reconstruct(samples, SamplingConfig(steps=3))
     assert [tuple(p.shape) for p in got] == [(16, 24, 3), (32, 8, 3)]

@@ -122,7 +122,7 @@ def test_missing_position_tables_are_said(copy, reca_fast) -> None:
     said = reca_fast("verify", copy).sentence
     assert "ema.safetensors lacks latent_pos_embed.pos_embed and vit_pos_embed.pos_embed" in said
     assert "what `reca-fast export` writes holds them" in said
-    adapter = BagelAdapter(ModelConfig(path=str(copy), precision="fp32"))
+    adapter = BagelAdapter.open(ModelConfig(path=str(copy), precision="fp32"))
     assert "lacks latent_pos_embed.pos_embed and vit_pos_embed.pos_embed (computed here" in adapter.says_weights()
 
 
@@ -182,7 +182,7 @@ def test_of_several_files_one_must_be_named(copy, reca_fast) -> None:
         assert "holds ema.safetensors and model.safetensors: name the one to read with --model.weights" in said
     for name, shift in (("ema.safetensors", 0), ("model.safetensors", 1)):
         assert f"tensors in {name}" in reca_fast("verify", copy, "--weights", name).out
-        adapter = BagelAdapter(ModelConfig(path=str(copy), weights=name, precision="fp32"))
+        adapter = BagelAdapter.open(ModelConfig(path=str(copy), weights=name, precision="fp32"))
         assert adapter.says_weights() == f"weights: {copy / name}" and copy / name in adapter.files()
         adapter.load(torch.device("cpu"))
         assert torch.equal(adapter.module.llm2vae.bias, weights["llm2vae.bias"] + shift)
@@ -341,7 +341,7 @@ def test_a_tokenizer_larger_than_the_embedding(name, copy, reca_fast) -> None:
     said = reca_fast("verify", copy).sentence
     assert f"has ids up to {rows}, the embedding has {rows} rows" in said
     with pytest.raises(UserError, match=r"take the tokenizer, llm_config\.json and the weights from one checkpoint"):
-        BagelAdapter(ModelConfig(path=str(copy)))
+        BagelAdapter.open(ModelConfig(path=str(copy)))
 
 
 # Memory

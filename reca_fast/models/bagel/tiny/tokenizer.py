@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from reca_fast.data.prompts import templates
+from reca_fast.data.templates import templates
 from reca_fast.models.bagel.tokenizer import MARKERS
 from reca_fast.models.files.folder import write_object
 

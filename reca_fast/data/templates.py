@@ -4,13 +4,14 @@ Every choice is a pure function of (seed, epoch, key): no generator's state has 
 repeats its prompts whatever the number of processes.
 """
 
-import hashlib
 import itertools
 import re
 from functools import lru_cache
 from importlib import resources
 
 import yaml
+
+from reca_fast.randomness import stable_uniform
 
 SLOT = re.compile(r"\{(\w+)\}")
 
@@ -37,14 +38,6 @@ def choose_caption(caption: str | tuple[str, ...], seed: int, epoch: int, key: s
     if isinstance(caption, str):
         return caption
     return caption[int(stable_uniform("caption", seed, epoch, key) * len(caption))]
-
-
-def stable_uniform(*parts: object) -> float:
-    """A number in [0, 1) that depends on the parts (by their str) alone: the same in every process and release."""
-    # Lengths in front, so that ("a", "bc") and ("ab", "c") differ; file names may hold bytes that are not UTF-8.
-    text = "".join(f"{len(part)}:{part}" for part in map(str, parts))
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return (int.from_bytes(digest, "little") >> 11) / 2**53
 
 
 def _sentences(pattern: str, slots: dict[str, list[str]]) -> list[str]:

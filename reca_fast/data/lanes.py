@@ -1,0 +1,131 @@
+"""One lane of the data: which records it plans, in which order, and where it goes on after a resume.
+
+The data of a step is cut into `packs_per_step` lanes, whatever the number of processes: lane l of L takes every L-th
+record of each epoch's order, starting with the l-th. A process serves some of the lanes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from reca_fast.config import DataConfig
+from reca_fast.data.outcomes import Count, SavedOutcomes
+from reca_fast.data.packing import Packer
+from reca_fast.data.records import BadRecord, NoCaption
+from reca_fast.data.samples import SampleBuilder, SamplePlan
+from reca_fast.data.skips import InVain, Skip, limits_below
+from reca_fast.data.sources.base import Source
+from reca_fast.randomness import generator
+
+
+@dataclass
+class Position:
+    """Where a lane goes on."""
+
+    number: Count  # of the pack to be planned next, counted over resumes and over packs that lost every sample
+    epoch: Count
+    position: Count  # in the epoch's order: the record to be planned next
+    waiting: list[tuple[Count, Count]]  # (record, epoch) of the planned samples that wait for a pack
+
+
+@dataclass
+class LaneState:
+    """A lane after a pack, as it stands in JSON."""
+
+    packs_per_step: Count
+    records: Count
+    next: Position
+    outcomes: SavedOutcomes
+
+    def __post_init__(self) -> None:
+        if self.next.position > self.records or any(record >= self.records for record, _ in self.next.waiting):
+            raise ValueError(f"it stands beyond its {self.records} records")
+
+
+@lru_cache(maxsize=2)  # neighbouring epochs: lanes do not change epochs at the same moment
+def epoch_order(records: int, seed: int, epoch: int, shuffle: bool) -> Tensor:
+    """Record numbers int64 [records] in the order of one epoch."""
+    if not shuffle:
+        return torch.arange(records)
+    return torch.randperm(records, generator=generator("order", seed, epoch))
+
+
+class PlannedPack(NamedTuple):
+    """The next pack of a lane before anything of it is decoded."""
+
+    number: int  # its place among the lane's packs; with the lane it keys the pack's random numbers
+    plans: list[SamplePlan]
+    skipped: list[Skip]  # records that were left out before it was full
+    after: Position  # where the lane goes on
+
+
+class Lane:
+    """One lane's endless stream of plans and its packer; used by one thread at a time."""
+
+    def __init__(self, number: int, source: Source, builder: SampleBuilder, config: DataConfig) -> None:
+        self.number, self._source, self._builder, self._config = number, source, builder, config
+        self._pack = 0  # the pack to be planned next
+        self._epoch = self._position = 0  # the record to be planned next
+        self._skipped: list[Skip] = []  # since the last pack
+        self._packer: Packer[SamplePlan] = Packer(config.tokens_per_pack, config.lookahead)
+        self._stream = self._plans()
+        self._in_vain = self.watch()
+
+    def load(self, saved: Position) -> None:
+        """Go on from there; the buffer's plans are made anew from their records."""
+        self._pack, self._epoch, self._position = saved.number, saved.epoch, saved.position
+        plans = (self._plan(index, epoch) for index, epoch in saved.waiting)
+        self._packer.waiting = [plan for plan in plans if plan]
+
+    def next_pack(self) -> PlannedPack:
+        """Raises UserError when no record is usable."""
+        plans = self._packer.next_pack(self._stream)
+        skipped, self._skipped = self._skipped, []
+        number, self._pack = self._pack, self._pack + 1
+        waiting = [(plan.index, plan.epoch) for plan in self._packer.waiting]
+        return PlannedPack(number, plans, skipped, Position(self._pack, self._epoch, self._position, waiting))
+
+    def _plans(self) -> Iterator[SamplePlan]:
+        while True:
+            items = self._items(self._epoch)
+            while self._position < len(items):
+                index = int(items[self._position])
+                self._position += 1
+                if plan := self._plan(index, self._epoch):
+                    self._in_vain.clear()
+                    yield plan
+            self._epoch, self._position = self._epoch + 1, 0
+
+    def _plan(self, index: int, epoch: int) -> SamplePlan | None:
+        """The plan for a record, or None with the reason noted."""
+        try:
+            record = self._source.read(index)  # its bytes are dropped again: a buffer of plans stays small
+            size = self._builder.picture_size(record.image)
+            plan = self._builder.plan(index, record.key, size, record.caption, epoch, lack=record.lack)
+            for option in limits_below(plan.num_tokens, self._config):
+                self._skip(Skip(index, epoch, record.key, f"longer than {option}", plan.num_tokens))
+                return None
+            return plan
+        except BadRecord as bad:
+            lacks_caption = isinstance(bad, NoCaption)
+            self._skip(Skip(index, epoch, self._source.key(index), bad.reason, lacks_caption=lacks_caption))
+            return None
+
+    def _skip(self, skip: Skip) -> None:
+        self._skipped.append(skip)
+        self._in_vain.add(skip)
+
+    def watch(self) -> InVain:
+        """Gives up when no record of this lane can be used."""
+        records, length = len(self._source), len(self._items(0))
+        others_come = length < records and self._config.shuffle  # in the next epochs
+        return InVain(length, min(20 * records, 1000) if others_come else length, self._config)
+
+    def _items(self, epoch: int) -> Tensor:
+        records, lanes = len(self._source), self._config.packs_per_step
+        order = epoch_order(records, self._config.seed, epoch, self._config.shuffle)
+        return order[self.number % records :: lanes]  # fewer records than lanes: some lanes share one

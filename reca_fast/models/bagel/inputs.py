@@ -1,0 +1,61 @@
+"""BAGEL's data side: how many tokens a sample takes, and the batch that a pack becomes."""
+
+from collections.abc import Sequence
+
+import torch
+
+from reca_fast.config import DataConfig, ResizeConfig
+from reca_fast.data.images import fitted_size
+from reca_fast.data.inputs import Plan, Size
+from reca_fast.errors import UserError
+from reca_fast.sample import I2T, T2I, Sample, Text
+
+from .batch import BagelBatch
+from .collate import collate
+from .config import BagelConfig
+from .tokenizer import BagelTokenizer
+
+MARKERS = 2
+"""Tokens that open and close every split of a sample."""
+
+
+class BagelInputs:
+    """The inputs of one BAGEL under one data configuration.
+
+    Raises:
+        UserError: the sides of resized pictures are no multiples of the ViT's patch or of a latent token.
+    """
+
+    def __init__(self, config: BagelConfig, tokenizer: BagelTokenizer, data: DataConfig) -> None:
+        self._config, self._tokenizer, self._data = config, tokenizer, data
+        _check_stride("data.condition_resize", data.condition_resize, config.vit.patch_size)
+        _check_stride("data.target_resize", data.target_resize, config.latent_stride)
+
+    def tokenize(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text)
+
+    def plan(self, tasks: Sequence[str], size: Size, text: Text | None) -> Plan:
+        """The condition is left out of pure t2i, the target out of pure i2t; each split has two markers."""
+        condition = None if set(tasks) == {T2I} else fitted_size(*size, self._data.condition_resize)
+        target = None if set(tasks) == {I2T} else fitted_size(*size, self._data.target_resize)
+        splits = (
+            _grid(condition, self._config.vit.patch_size),
+            _grid(target, self._config.latent_stride),
+            None if text is None else len(text.ids),
+        )
+        return Plan(condition, target, sum(length + MARKERS for length in splits if length is not None))
+
+    def collate(self, samples: Sequence[Sample], draw: torch.Generator) -> BagelBatch:
+        return collate(samples, self._config, self._tokenizer, draw)
+
+
+def _grid(size: Size | None, side: int) -> int | None:
+    """How many tokens of side x side pixels cover a picture; None for no picture."""
+    return None if size is None else (size[0] // side) * (size[1] // side)
+
+
+def _check_stride(option: str, rule: ResizeConfig, side: int) -> None:
+    if rule.stride % side:
+        raise UserError(f"{option}.stride is {rule.stride}; this model needs a multiple of {side}.")
+    if rule.min_size > rule.max_size:
+        raise UserError(f"{option}: min_size {rule.min_size} must be at most max_size {rule.max_size}.")
