@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bench.ops.case import Case, Gate, Inputs, Step, gradients
 from reca_fast.kernels import adaln_modulate
-from reca_fast.kernels.adaln_modulate.contract import launch_modulate, launch_modulate_backward
+from reca_fast.kernels.adaln_modulate.kernels import Needs, Norm, launch_modulate, launch_modulate_backward
 from reca_fast.kernels.common.optional_triton import tl
 
 
@@ -63,12 +63,12 @@ def compile_all() -> None:
     for width, dtype in ((1280, torch.bfloat16), (1536, torch.float32)):
         x, vector = torch.zeros(64, width, dtype=dtype), torch.zeros(width)
         shift, scale, _ = torch.zeros(64, 3 * width, dtype=dtype).chunk(3, dim=-1)
-        launch_modulate(x, shift, scale, vector, vector, 1e-6, dtype)
-        launch_modulate_backward(x, x, scale, vector, vector, 1e-6, True, True, True)
+        launch_modulate(x, shift, scale, Norm(vector, vector, 1e-6), dtype)
+        launch_modulate_backward(x, x, scale, Norm(vector, vector, 1e-6), Needs(True, True, True))
         if width == 1280:  # frozen, without an affine part, behind frozen layers
             for affine, need_x in ((vector, True), (None, True), (vector, False)):
-                launch_modulate(x, shift, scale, affine, affine, 1e-6, dtype)
-                launch_modulate_backward(x, x, scale, affine, affine, 1e-6, need_x, True, not need_x)
+                launch_modulate(x, shift, scale, Norm(affine, affine, 1e-6), dtype)
+                launch_modulate_backward(x, x, scale, Norm(affine, affine, 1e-6), Needs(need_x, True, not need_x))
 
 
 CASE = Case(

@@ -9,7 +9,8 @@ from torch import Tensor
 from bench.ops import blur_patchify as patches_only
 from bench.ops.case import Case, Gate, Inputs, gradients
 from reca_fast.kernels import blur_patch_embed
-from reca_fast.kernels.blur_patch_embed.contract import launch_blur_patch_embed
+from reca_fast.kernels.blur_patch_embed.kernels import Embedding, launch_blur_patch_embed
+from reca_fast.kernels.common.image_plan import Preparation
 
 PATCH, GRID = 14, 70  # positions per side that the encoder knows
 PARAMETERS = ("weight", "bias", "position_embedding")
@@ -54,7 +55,9 @@ def compile_all() -> None:
     image, width = torch.zeros(64, 1024, 3, dtype=torch.uint8), 1152
     weight, table = (torch.zeros(rows, columns, dtype=torch.bfloat16) for rows, columns in ((width, 588), (64, width)))
     ids, half = torch.zeros(16, dtype=torch.int64), [0.5] * 3
-    launch_blur_patch_embed([image], weight, table[0], table, ids, [(14, 224)], PATCH, 0.0, half, half)
+    launch_blur_patch_embed(
+        [image], Embedding(weight, table[0], table, ids), Preparation([14, 224], PATCH, 0.0, half, half)
+    )
 
 
 CASE = Case(

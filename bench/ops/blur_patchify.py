@@ -8,7 +8,8 @@ from torch import Tensor
 
 from bench.ops.case import Case, Gate, Inputs
 from reca_fast.kernels import blur_patchify
-from reca_fast.kernels.blur_patchify.contract import launch_blur_patchify
+from reca_fast.kernels.blur_patchify.kernels import launch_blur_patchify
+from reca_fast.kernels.common.image_plan import Preparation
 
 PATCH = 14
 
@@ -51,7 +52,7 @@ def sizes(shape: Mapping[str, int]) -> dict[str, int]:
 def compile_all() -> None:
     image = torch.zeros(64, 1024, 3, dtype=torch.uint8)
     for dtype in (torch.bfloat16, torch.float32):
-        launch_blur_patchify([image], [(14, 224)], PATCH, 0.0, [0.5] * 3, [0.5] * 3, dtype)
+        launch_blur_patchify([image], Preparation([14, 224], PATCH, 0.0, [0.5] * 3, [0.5] * 3), dtype)
 
 
 CASE = Case(

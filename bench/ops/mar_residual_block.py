@@ -8,7 +8,8 @@ from torch import Tensor
 
 from bench.ops.case import Case, Gate, Inputs, gradients, variant
 from reca_fast.kernels import mar_residual_block
-from reca_fast.kernels.mar_residual_block.contract import launch_block, launch_block_backward
+from reca_fast.kernels.adaln_modulate.kernels import Norm
+from reca_fast.kernels.mar_residual_block.passes import BlockNeeds, Linear, launch_block, launch_block_backward
 
 
 def make_inputs(
@@ -43,12 +44,11 @@ def eager(inputs: Inputs) -> list[Tensor]:
     return gradients(a + gate * F.linear(F.silu(F.linear(h.to(w1.dtype), w1, b1)), w2, b2), inputs)
 
 
-# Which gradients: hidden states, modulation, LayerNorm's two, fc1's two, fc2's two.
-EVERYTHING = [True] * 8
-FROZEN = [True, True, *[False] * 6]
-VECTORS = [True, True, True, True, False, True, False, True]
-HIDDEN_STATES_FROZEN = [False, *[True] * 7]
-MODULATION_FROZEN = [True, False, *[True] * 6]
+EVERYTHING = BlockNeeds(*[True] * 8)
+FROZEN = BlockNeeds(True, True, *[False] * 6)
+VECTORS = EVERYTHING._replace(fc1_weight=False, fc2_weight=False)
+HIDDEN_STATES_FROZEN = EVERYTHING._replace(hidden_states=False)
+MODULATION_FROZEN = EVERYTHING._replace(modulation=False)
 
 
 def compile_all() -> None:
@@ -62,13 +62,14 @@ def compile_all() -> None:
         _compile(1280, torch.float32, EVERYTHING)
 
 
-def _compile(width: int, stream: torch.dtype, *needs: list[bool]) -> None:
+def _compile(width: int, stream: torch.dtype, *wanted: BlockNeeds) -> None:
     a, modulation = torch.empty(64, width, dtype=stream), torch.empty(64, 3 * width, dtype=torch.bfloat16)
     norm = torch.empty(width)
     weight, bias = torch.empty(width, width, dtype=torch.bfloat16), torch.empty(width, dtype=torch.bfloat16)
-    _, pre, up = launch_block(a, modulation, norm, norm, weight, bias, weight, bias, 1e-6)
-    for need in needs:
-        launch_block_backward(a, a, modulation, norm, norm, weight, weight, pre, up, 1e-6, need)
+    linear, layer_norm = Linear(weight, bias), Norm(norm, norm, 1e-6)
+    _, pre, up = launch_block(a, modulation, layer_norm, linear, linear)
+    for needs in wanted:
+        launch_block_backward(a, a, modulation, layer_norm, weight, weight, pre, up, needs)
 
 
 CASE = Case(

@@ -1,4 +1,4 @@
-"""LayerNorm whose result is scaled and shifted by the rows" own modulation (adaptive LayerNorm)."""
+"""LayerNorm whose result is scaled and shifted by the rows' own modulation (adaptive LayerNorm)."""
 
 from ..common.registry import operation
 from . import costs

@@ -1,4 +1,4 @@
-"""A list of pictures before a kernel runs on it: the arguments checked, then the work divided among programs."""
+"""A list of pictures before a kernel works on it: its arguments are checked, then its work is divided into programs."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,38 @@ from .image_filter import Size, axis_filter, height_first
 from .optional_triton import triton
 from .transfer import to_device
 
-COLUMNS = 256  # output columns times channels of one program
+COLUMNS = 256
+"""Numbers of a picture's row, columns times channels, that one program writes."""
+
+
+class Preparation(NamedTuple):
+    """What is done to a list of pictures. Its fields are what an operation of torch can take."""
+
+    sides: list[int]
+    """Height and width in pixels of the first picture after the resize, of the second, and so on."""
+    patch_size: int
+    """Side of a patch in pixels."""
+    blur_sigma: float
+    """Of the Gaussian before the resize, in output pixels; 0 is none."""
+    mean: list[float]
+    """Of each channel, for pixels in [0, 1]."""
+    std: list[float]
+    """Of each channel, for pixels in [0, 1]."""
+
+    @property
+    def sizes(self) -> list[Size]:
+        """(height, width) of every picture after the resize."""
+        return list(zip(self.sides[::2], self.sides[1::2], strict=True))
+
+    @property
+    def patches(self) -> int:
+        """Of all pictures."""
+        return sum((h // self.patch_size) * (w // self.patch_size) for h, w in self.sizes)
+
+    @property
+    def features(self) -> int:
+        """Numbers of a patch."""
+        return self.patch_size**2 * 3
 
 
 def checked(
@@ -23,8 +54,8 @@ def checked(
     blur_sigma: float,
     mean: float | Sequence[float],
     std: float | Sequence[float],
-) -> tuple[list[int], list[float], list[float]]:
-    """(h, w, h, w, ...), three means, three stds. Raises ValueError that begins with the name of what is wrong."""
+) -> Preparation:
+    """The arguments of `blur_patchify`, checked. Raises ValueError that begins with the name of what is wrong."""
     if not isinstance(patch_size, int) or isinstance(patch_size, bool) or patch_size < 1:
         raise ValueError(f"patch_size: expected a positive integer, got {patch_size!r}")
     if not isinstance(images, Sequence):
@@ -37,29 +68,29 @@ def checked(
             raise ValueError(f"images[{number}]: expected uint8 [H, W, 3] with H and W above 0, got {got}")
         if image.device != images[0].device:
             raise ValueError(f"images[{number}]: expected the device {images[0].device}, got {image.device}")
-    one = is_pair(size)
+    one = _is_pair(size)
     if not isinstance(size, Sequence):
         raise ValueError(f"size: expected (h, w) or a list of them, got {size}")
     sizes: list[Any] = [size] * len(images) if one else list(size)
     if len(sizes) != len(images):
         raise ValueError(f"size: expected (h, w) or one per image ({len(images)}), got {len(sizes)}")
     for pair in sizes or ([size] if one else []):
-        if not is_pair(pair) or any(side < 1 or side % patch_size for side in pair):
+        if not _is_pair(pair) or any(side < 1 or side % patch_size for side in pair):
             raise ValueError(f"size: expected (h, w) in positive multiples of patch_size={patch_size}, got {pair}")
     sides = [int(side) for pair in sizes for side in pair]
     if not 0 <= blur_sigma < math.inf or (sides and blur_sigma > max(sides)):
         raise ValueError(f"blur_sigma: expected a number from 0 to the longest side of the output, got {blur_sigma}")
-    means, stds = three(mean, "mean"), three(std, "std")
+    means, stds = _three(mean, "mean"), _three(std, "std")
     if 0 in stds:
         raise ValueError(f"std: expected no 0, got {std}")
-    return sides, means, stds
+    return Preparation(sides, patch_size, float(blur_sigma), means, stds)
 
 
-def is_pair(size: Any) -> bool:
+def _is_pair(size: Any) -> bool:
     return isinstance(size, Sequence) and len(size) == 2 and all(hasattr(side, "__index__") for side in size)
 
 
-def three(value: float | Sequence[float], name: str) -> list[float]:
+def _three(value: float | Sequence[float], name: str) -> list[float]:
     """One number per channel."""
     try:
         numbers = [float(value)] * 3 if isinstance(value, int | float) else [float(x) for x in value]
@@ -70,36 +101,37 @@ def three(value: float | Sequence[float], name: str) -> list[float]:
     return numbers
 
 
-def pairs(sides: Sequence[int]) -> list[Size]:
-    """[h0, w0, h1, w1, ...] -> [(h0, w0), (h1, w1), ...]."""
-    return list(zip(sides[::2], sides[1::2], strict=True))
-
-
-def token_count(sides: Sequence[int], patch_size: int) -> int:
-    """Patches of all pictures together, given the sides [h0, w0, h1, w1, ...] of the resized pictures."""
-    return sum((h // patch_size) * (w // patch_size) for h, w in pairs(sides))
-
-
 class Plan(NamedTuple):
-    """What kernels must know of a list of pictures except where they lie; kept per list of shapes and device."""
+    """What kernels must know of a list of pictures except where they lie. It is kept per list of shapes and device."""
 
-    # [images, FIELDS] int32: turned (height first), first token; of the first and of the second filter, where in
-    # `tables` its starts and its weights are, and its taps; output pixels along either axis; patches across
     images: Tensor
-    tables: Tensor  # int32: starts and weights of all filters
-    programs: Tensor  # [programs, 4] int32: image, first output line, first patch in it, patches
-    tokens: int
-    columns: int  # BC
-    group: int  # most patches of one program
-    even: int  # every program starts at and covers a multiple of this many patches
+    """[images, 11] int32. Of each picture: whether its height is filtered first; the number of its first patch; where
+    in `tables` the starts and the weights of its first filter are, and how many taps it has; the same of its second
+    filter; output pixels along the axis that is filtered first and along the other; patches in a row.
+    """
+    tables: Tensor
+    """int32, the starts and the weights of all filters (see image_filter.py)."""
+    programs: Tensor
+    """[programs, 4] int32. Of each program: the picture, its first output line, its first patch there, its patches."""
+    columns: int
+    """Columns times channels that a program has room for."""
+    group: int
+    """The most patches that a program has."""
+    even: int
+    """Every program starts at a multiple of this many patches, and has a multiple of this many."""
 
 
-def plan(
-    shapes: tuple[Size, ...], sizes: tuple[Size, ...], patch_size: int, lines: int, sigma: float, device: torch.device
-) -> Plan:
-    """Kept per stream, too: its copy to the device is ordered before the kernels of that stream alone."""
+def plan(images: Sequence[Tensor], preparation: Preparation, lines: int) -> Plan:
+    """How programs of `lines` output lines divide the work on these pictures.
+
+    A plan is kept per stream as well: its copy to the device is ordered before the kernels of that stream alone.
+    """
+    device = images[0].device
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    return _plan(shapes, sizes, patch_size, lines, sigma, device, stream)
+    shapes = tuple((x.shape[0], x.shape[1]) for x in images)
+    return _plan(
+        shapes, tuple(preparation.sizes), preparation.patch_size, lines, preparation.blur_sigma, device, stream
+    )
 
 
 @lru_cache(maxsize=256)
@@ -146,11 +178,13 @@ def _plan(
     def upload(rows: Any) -> Tensor:
         return to_device(torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int32)), device)
 
-    return Plan(upload(images), upload(np.concatenate(parts)), upload(programs), token, columns, group, even)
+    return Plan(upload(images), upload(np.concatenate(parts)), upload(programs), columns, group, even)
 
 
 def addresses(images: Sequence[Tensor], sizes: Sequence[Size]) -> Tensor:
-    """[images, 3] int64 on their device: start, bytes from pixel to pixel along the second axis and the first."""
+    """[images, 3] int64 on their device: the address of each picture, and the bytes from one pixel to the next along
+    the axis that is filtered second and along the axis that is filtered first.
+    """
     device = images[0].device
     rows = []
     for x, after in zip(images, sizes, strict=True):
@@ -160,5 +194,5 @@ def addresses(images: Sequence[Tensor], sizes: Sequence[Size]) -> Tensor:
 
 
 def packed(image: Tensor) -> Tensor:
-    """The image itself unless the colours of a pixel are scattered."""
+    """The picture with the three colours of a pixel side by side; a copy only where they are not."""
     return image if image.stride(2) == 1 else image.contiguous()

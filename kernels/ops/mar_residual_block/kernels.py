@@ -1,19 +1,23 @@
-"""Kernels of mar_residual_block.py that are not the modulation's: gated residual and SiLU, each with its backward.
+"""Triton kernels for the gated residual and for SiLU, each with its backward pass, and the functions that launch them.
 
-A program takes 512 columns of a few rows, 8 neighbouring numbers per thread. Backward programs take as many rows as the
-modulation's do, so that the partial sums of all of them fit one buffer.
+The block's third kernel is that of `adaln_modulate`. A program takes 512 columns of a few rows, 8 neighbouring numbers
+per thread. Backward programs take as many rows as those of `adaln_modulate` do, so that one buffer holds the partial
+sums of all three kernels.
 """
 
 import torch
 from torch import Tensor
 
-from ..adaln_modulate.contract import ROWS_OF_PROGRAM
+from ..adaln_modulate.kernels import ROWS_OF_PROGRAM
 from ..common.optional_triton import LAUNCH, tl, triton
 from ..common.strides import rows_dense, stride_of
 
-BLOCK = 512  # columns of a program
-TILE = 2  # rows at a time: 8 numbers per thread of 4 warps
-STEPS = ROWS_OF_PROGRAM // TILE  # backward
+BLOCK = 512
+"""Columns of a program."""
+TILE = 2
+"""Rows that a program takes at a time: with 4 warps, 8 numbers per thread."""
+STEPS = ROWS_OF_PROGRAM // TILE
+"""How many times a backward program does so."""
 
 
 @triton.jit
@@ -44,8 +48,8 @@ def gated_residual_backward(
     grad,
     gate,
     update,
-    for_gate,  # outputs, or None
-    for_update,
+    for_gate,  # output, or None
+    for_update,  # output, or None
     partials,  # [programs, partial_stride]: sums of for_update, or None
     rows,
     grad_stride,
@@ -90,8 +94,8 @@ def silu_backward(
     grad,
     x,
     for_x,
-    forward_out,  # SiLU(x) once more, or None
-    partials,  # as above, sums of for_x
+    forward_out,  # output: SiLU(x) once more, or None
+    partials,  # [programs, partial_stride]: sums of for_x, or None
     rows,
     partial_stride,
     W: tl.constexpr,
@@ -124,6 +128,7 @@ def _grid(x: Tensor, steps: int) -> tuple[int, int]:
 
 
 def launch_gate(a: Tensor, gate: Tensor, update: Tensor) -> Tensor:
+    """a + gate * update for [N, W] each."""
     a, gate, update = map(rows_dense, (a, gate, update))
     out = a.new_empty(tuple(a.shape))
     gated_residual_forward[_grid(a, 1)](
@@ -144,6 +149,10 @@ def launch_gate_backward(
     for_update: Tensor | None,
     partials: Tensor | None = None,
 ) -> None:
+    """Gradients of gate and update, written into tensors of the caller, either of which may be absent.
+
+    `partials`, fp32 [programs_of(N), W] with any stride between programs, gets each program's sum of `for_update`.
+    """
     grad, gate, update = map(rows_dense, (grad, gate, update))
     strides = (stride_of(x) for x in (for_gate, partials))
     gated_residual_backward[_grid(grad, STEPS)](
@@ -158,6 +167,7 @@ def launch_gate_backward(
 
 
 def launch_silu(x: Tensor) -> Tensor:
+    """SiLU(x) for a contiguous x."""
     out = torch.empty_like(x)
     silu_forward[(triton.cdiv(x.numel(), 1024),)](x, out, x.numel(), SIZE=1024, **LAUNCH)
     return out
@@ -166,6 +176,10 @@ def launch_silu(x: Tensor) -> Tensor:
 def launch_silu_backward(
     grad: Tensor, x: Tensor, for_x: Tensor, forward_out: Tensor | None, partials: Tensor | None
 ) -> None:
+    """The gradient of x, written into `for_x`, and SiLU(x) into `forward_out`; all [N, W] and contiguous.
+
+    `partials`, fp32 [programs_of(N), W] with any stride between programs, gets each program's sum of `for_x`.
+    """
     silu_backward[_grid(x, STEPS)](
         *(grad, x, for_x, forward_out, partials, len(x), stride_of(partials)),
         W=x.shape[1],
