@@ -14,11 +14,13 @@ from torch import Tensor
 from bench.ops.case import Case, Gate, Inputs, Step, gradients, variant
 from reca_fast.kernels.fused_linear_cross_entropy.contract import fused_linear_cross_entropy
 from reca_fast.kernels.fused_linear_cross_entropy.ragged_matmul import (
+    Counted,
     launch_gathered_logits,
     launch_gathered_outer,
     launch_scattered_product,
 )
 from reca_fast.kernels.fused_linear_cross_entropy.row_kernels import launch_cross_entropy_rows
+from reca_fast.kernels.fused_linear_cross_entropy.settings import Settings
 
 VOCABULARY, FIRST_CODE, CODES = 58_498, 50_305, 8192
 MASKED = 0.6366  # of the image tokens, averaged over Show-o's cosine schedule
@@ -121,7 +123,8 @@ def compile_all() -> None:
     """
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     labels, weights, alike = torch.zeros(4, dtype=torch.int64), torch.ones(4), torch.ones(()).expand(4)
-    count, order = labels[0], torch.arange(4)
+    counted_rows = Counted(torch.arange(4), labels[0], 0)
+    count = counted_rows.number
 
     def rows(
         dtype: torch.dtype, classes: int, scale: Tensor | None, counted: Tensor | None, biased: bool, smoothing: float
@@ -129,7 +132,8 @@ def compile_all() -> None:
         """Without `counted`: labels on the CPU; with it: on a GPU. Without `scale`: no gradient."""
         width, start = -(-classes // 64) * 64, FIRST_CODE if classes == CODES else 0
         bias, buffer = torch.empty(width) if biased else None, torch.empty(4, width, dtype=dtype)
-        launch_cross_entropy_rows(buffer, classes, bias, labels, scale, start, smoothing, 1e-4, counted)
+        settings = Settings(start, start + classes, -100, smoothing, 1e-4, 2**28)
+        launch_cross_entropy_rows(buffer, classes, bias, labels, scale, settings, counted)
 
     for classes in (VOCABULARY, CODES):
         rows(bf16, classes, alike, None, False, 0.0)
@@ -149,10 +153,10 @@ def compile_all() -> None:
         weight = torch.empty(VOCABULARY, 2048, dtype=dtype)
         weight = weight[FIRST_CODE : FIRST_CODE + CODES] if coded else weight
         x, buffer = torch.empty(4, 2048, dtype=dtype), torch.empty(4, -(-len(weight) // 64) * 64, dtype=dtype)
-        launch_gathered_logits(x, weight, buffer, order, count, 0)
-        launch_scattered_product(buffer, weight, x, order, count, 0)
+        launch_gathered_logits(x, weight, buffer, counted_rows)
+        launch_scattered_product(buffer, weight, x, counted_rows)
         for total, add in totals:
-            launch_gathered_outer(buffer, x, torch.empty(weight.shape, dtype=total), order, count, 0, add)
+            launch_gathered_outer(buffer, x, torch.empty(weight.shape, dtype=total), counted_rows, add)
 
     products(bf16, False, (fp32, False), (fp32, True))
     products(bf16, True, (bf16, False))

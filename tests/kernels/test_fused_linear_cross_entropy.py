@@ -6,6 +6,7 @@ from torch import Tensor
 
 from reca_fast.kernels.fused_linear_cross_entropy.contract import fused_linear_cross_entropy
 from reca_fast.kernels.fused_linear_cross_entropy.ragged_matmul import ragged_losses_and_gradients
+from reca_fast.kernels.fused_linear_cross_entropy.settings import Needs, Settings
 from tests.oracles.cross_entropy import CASES, IGNORED, make, ours, plain, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -152,32 +153,30 @@ def test_products_over_rows_that_only_the_device_counts(triton_kernels, within_b
     start, stop = settings["classes"] or (0, len(weight))
     valid = labels != IGNORED
     scale = valid.float() if row_weight is None else torch.where(valid, row_weight, 0)
-    got = ragged_losses_and_gradients(
+    losses, got = ragged_losses_and_gradients(
         hidden,
         weight[start:stop],
         None if bias is None else bias[start:stop],
         labels,
         valid,
         scale,
-        (True, True, bias is not None),
+        Needs(True, True, bias is not None),
         dtype,
-        start,
-        settings["smoothing"],
-        settings["z"],
-        5,
+        Settings(start, stop, IGNORED, settings["smoothing"], settings["z"], max_logits_bytes=2**28),
+        chunk=5,
     )
     tensors = [hidden, weight, bias, row_weight]
     truth = run_sum(tensors, labels, settings, torch.float64)
     baseline = run_sum(tensors, labels, settings, None)
-    assert within_budget(got[1], truth[0], baseline[0])
-    assert within_budget(got[2], truth[1][start:stop], baseline[1][start:stop])
+    assert within_budget(got.hidden_states, truth[0], baseline[0])
+    assert within_budget(got.weight, truth[1][start:stop], baseline[1][start:stop])
     if bias is not None:
-        assert within_budget(got[3].to(dtype), truth[2][start:stop], baseline[2][start:stop])
+        assert within_budget(got.bias.to(dtype), truth[2][start:stop], baseline[2][start:stop])
     unweighted = plain(
         [hidden.double(), weight.double(), None if bias is None else bias.double(), None], labels, settings, "none"
     )
     same = plain([hidden, weight, bias, None], labels, settings, "none")
-    assert within_budget(got[0], unweighted, same)
+    assert within_budget(losses, unweighted, same)
 
 
 def run_sum(tensors, labels, settings, dtype) -> tuple[Tensor, ...]:

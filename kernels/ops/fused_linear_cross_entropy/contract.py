@@ -1,29 +1,32 @@
-"""Cross-entropy of a linear layer's outputs without ever holding all of them.
+"""Cross-entropy of a linear layer's outputs, of which only a part is ever in memory.
 
     logits = X W^T + b over the classes start .. stop     lse = logsumexp(logits)
     l = lse - (1 - s) logits[label] - s mean(logits) + z lse^2         "none": w l, "sum": sum w l, "mean": / sum w
 
 hidden_states (X): [N, D]; weight (W): [V, D] of the same dtype, cast to it under autocast; bias (b): [V]; labels: [N]
-int64, ids of the whole vocabulary; row_weight (w): [N]. Rows whose label is `ignore_index` take no part, not even in a
-matrix product. With no row left (or weights that add up to 0) the mean is 0 with zero gradients, where torch has nan: a
-pack without text must not poison a step.
+int64, ids of the whole vocabulary; row_weight (w): [N]; s is the label smoothing, z the factor of the z-loss. Rows
+whose label is `ignore_index` take no part, not even in a matrix product. With no row left (or weights that add up to 0)
+the mean is 0 with zero gradients, where torch has nan: a pack without text must not poison a step.
 
-Rows go through in chunks whose logits fit `max_logits_bytes`; with few rows or a `vocab_range` that is one chunk. Per
-chunk: a product, one row kernel that replaces logits by their gradient, two products (passes.py). The
-gradients are finished in the forward pass ("mean", "sum") and scaled in backward, in place, by a kernel that returns at
-once when the upstream gradient is 1; a second backward recomputes. "none" forms them in backward, from recomputed
-logits. The weight gradient is summed over chunks in fp32. Its rows outside `vocab_range` are never computed; autograd
-wants a dense tensor, which is written once in backward, unless `weight.grad` is there to be added to.
-Peak extra memory: the logits of a chunk, 2048 rows of D, and with several chunks an fp32 weight gradient; under
-autocast also the range's weight, cast. In fp16 the weight gradient is fp32 until the backward pass. The gathered rows
-of X lie where their gradient will be.
+Rows are taken in chunks whose logits fit `max_logits_bytes`; with few rows or a `vocab_range` that is one chunk. Of
+each chunk the logits are computed by a product, one kernel replaces them by their gradient, and two more products
+follow (passes.py). With "mean" and "sum" the gradients are finished in the forward pass. The backward pass multiplies
+them, in place, with the gradient of the total, by a kernel that returns at once when that is 1; a second backward pass
+computes them anew. With "none" they are computed in the backward pass, from logits that are computed again.
 
-Labels on the CPU: the rows are known exactly and checked, also beside hidden states on a GPU (the copy does not wait).
-Labels on the GPU: the count of rows stays there (ragged_matmul.py), nothing waits, and an impossible label makes the
-loss nan.
+The weight's gradient is summed over chunks in fp32. Its rows outside `vocab_range` are never computed. Autograd wants a
+gradient of all rows; that is written once, in the backward pass, unless `weight.grad` is there to be added to.
 
-Liger multiplies the ignored rows too, sums the weight gradient in the weight's dtype, knows no range of classes, and
-drops to 16-bit accesses at odd vocabularies; torch's own has no z-loss, no row weights and no range.
+Memory beyond arguments and gradients: the logits of a chunk, 2048 rows of D numbers, and with several chunks an fp32
+gradient of the weight; under autocast also the weight of the range, cast. In fp16 the gradient of the weight is fp32
+until the backward pass. The rows of X that count are gathered where their gradient will be, so they cost nothing.
+
+With labels on the CPU the rows that count are known and the labels are checked, even if hidden states are on a GPU (the
+copy does not wait). With labels on a GPU the number of rows stays there (ragged_matmul.py), nothing waits, and an
+impossible label makes the loss nan.
+
+Liger multiplies the ignored rows too, sums the weight's gradient in the weight's dtype, knows no range of classes, and
+drops to 16-bit accesses at odd vocabularies. torch's own has no z-loss, no row weights and no range.
 """
 
 from collections.abc import Sequence
@@ -47,6 +50,7 @@ from ..common.reductions import checked_row_weight
 from ..common.scale_in_place import scale_in_place
 from ..common.torch_op import torch_op
 from .passes import forward, weight_gradient_dtype, wide_dtype
+from .settings import Needs, Settings
 
 
 @torch_op("fused_linear_cross_entropy")
@@ -65,10 +69,9 @@ def _loss(
     z_loss: float,
     max_bytes: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`Passes`, in a row."""
-    settings = start, stop, ignore_index, smoothing, z_loss, max_bytes
-    wanted = needs[0], needs[1], needs[2]
-    made = forward(hidden_states, weight, bias, labels, row_weight, mean, wanted, *settings)
+    """The fields of `Result`, its gradients one by one: an operation of torch returns tensors only."""
+    settings = Settings(start, stop, ignore_index, smoothing, z_loss, max_bytes)
+    made = forward(hidden_states, weight, bias, labels, row_weight, mean, Needs(*needs), settings)
     for_hidden, for_weight, for_bias = made.gradients
     return made.total, made.losses, made.inverse, made.pending, for_hidden, for_weight, for_bias
 
@@ -108,8 +111,9 @@ def _rows(
     z_loss: float,
     max_bytes: int,
 ) -> Tensor:
-    settings = start, stop, ignore_index, smoothing, z_loss, max_bytes
-    return forward(hidden_states, weight, bias, labels, None, False, (False,) * 3, *settings).losses
+    """The losses alone [N]."""
+    settings = Settings(start, stop, ignore_index, smoothing, z_loss, max_bytes)
+    return forward(hidden_states, weight, bias, labels, None, False, Needs(False, False, False), settings).losses
 
 
 @_rows.register_fake
@@ -132,14 +136,14 @@ def _backward(
     z_loss: float,
     max_bytes: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients for d (total) / d (loss of a row) = factor [N]."""
-    settings = start, stop, ignore_index, smoothing, z_loss, max_bytes
-    wanted = needs[0], needs[1], needs[2]
-    made = forward(hidden_states, weight, bias, labels, factor, False, wanted, *settings)
+    """Finished gradients, where `factor` [N] is the derivative of the total by the loss of each row."""
+    settings = Settings(start, stop, ignore_index, smoothing, z_loss, max_bytes)
+    made = forward(hidden_states, weight, bias, labels, factor, False, Needs(*needs), settings)
     if hidden_states.dtype == torch.float16:
         for gradient in made.gradients:
             scale_in_place(gradient, made.pending)
-    return made.gradients[0], made.gradients[1], made.gradients[2]
+    for_hidden, for_weight, for_bias = made.gradients
+    return for_hidden, for_weight, for_bias
 
 
 @_backward.register_fake
@@ -147,11 +151,16 @@ def _(hidden_states, weight, bias, labels, factor, needs, start, stop, *_):
     return _fake_gradients(hidden_states, weight, needs, start, stop)
 
 
-# Saved tensors are unpacked once per backward pass: checkpointing forms them again and gives each out one time.
+# A backward pass reads ctx.saved_tensors once: under checkpointing they are computed again, and each is handed out
+# once.
 
 
 def _add_in_place(weight: Tensor, start: int, gradient: Tensor) -> bool:
-    """Adds to the rows of weight.grad from `start` on, if that is what autograd would do with a dense gradient."""
+    """Whether the gradient of the classes from `start` on has been added to those rows of weight.grad.
+
+    That is done only where autograd would do no more with a dense gradient than add it; then the dense one, zero
+    outside the range, need not be made.
+    """
     total = weight.grad if weight.is_leaf else None
     if total is None or type(total) is not Tensor or type(weight) not in (Tensor, torch.nn.Parameter):
         return False
@@ -169,15 +178,15 @@ def _add_in_place(weight: Tensor, start: int, gradient: Tensor) -> bool:
 
 
 def _spread(gradient: Tensor, like: Tensor, start: int) -> Tensor:
-    """Dense, zero outside the range."""
+    """The gradient of all rows of `like`: from `start` on the given one, zero elsewhere."""
     out = torch.zeros_like(like, memory_format=torch.contiguous_format)
     out[start : start + len(gradient)] = gradient
     return out
 
 
-def _finish(ctx, weight: Tensor, bias: Tensor, gradients: Sequence[Tensor]) -> list[Tensor | None]:
-    """As autograd wants them: dense over the vocabulary, None where nobody asked."""
-    start, stop = ctx.settings[:2]
+def _for_autograd(ctx, weight: Tensor, bias: Tensor, gradients: Sequence[Tensor]) -> list[Tensor | None]:
+    """The gradients as autograd wants them: those of weight and bias for the whole vocabulary, None where unneeded."""
+    start, stop = ctx.settings.start, ctx.settings.stop
     out: list[Tensor | None] = list(gradients)
     if ctx.needs[1] and stop - start < len(weight):
         added = _add_in_place(weight, start, gradients[1])
@@ -196,7 +205,7 @@ def _loss_setup(ctx, inputs, output):
     ctx.mark_non_differentiable(losses, inverse, pending, *gradients)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(hidden_states, weight, bias, labels, row_weight, loss, losses, inverse, pending)
-    ctx.needs, ctx.settings = needs, settings
+    ctx.needs, ctx.settings = needs, Settings(*settings)
     # Not among the saved tensors: those must not be written to. Detached: an output in ctx would keep itself alive.
     ctx.gradients = [x.detach() for x in gradients]
 
@@ -223,9 +232,9 @@ def _loss_vjp(ctx, upstream, *_):
     for_row_weight = None
     if ctx.needs_input_grad[4]:
         kept = losses - loss if ctx.mean else losses
-        ignored = labels.to(losses.device, non_blocking=True) == ctx.settings[2]
+        ignored = labels.to(losses.device, non_blocking=True) == ctx.settings.ignore_index
         for_row_weight = (torch.where(ignored, 0, kept) * (inverse * upstream)).to(row_weight.dtype)
-    for_hidden, for_weight, for_bias = _finish(ctx, weight, bias, gradients)
+    for_hidden, for_weight, for_bias = _for_autograd(ctx, weight, bias, gradients)
     return for_hidden, for_weight, for_bias, None, for_row_weight, *(None,) * 8
 
 
@@ -233,7 +242,8 @@ _loss.register_autograd(_loss_vjp, setup_context=_loss_setup)
 
 
 def _rows_setup(ctx, inputs, output):
-    hidden_states, weight, bias, labels, *ctx.settings = inputs
+    hidden_states, weight, bias, labels, *settings = inputs
+    ctx.settings = Settings(*settings)
     ctx.save_for_backward(hidden_states, weight, bias, labels)
 
 
@@ -243,7 +253,7 @@ def _rows_vjp(ctx, upstream):
     ctx.needs = list(ctx.needs_input_grad[:3])
     hidden_states, weight, bias, labels = ctx.saved_tensors
     gradients = _backward(hidden_states, weight, bias, labels, upstream, ctx.needs, *ctx.settings)
-    return *_finish(ctx, weight, bias, gradients), *(None,) * 7
+    return *_for_autograd(ctx, weight, bias, gradients), *(None,) * 7
 
 
 _rows.register_autograd(_rows_vjp, setup_context=_rows_setup)
@@ -312,7 +322,7 @@ def fused_linear_cross_entropy(
         same = weight.dtype == hidden_states.dtype
         expect(same, "weight", f"{hidden_states.dtype} like hidden_states", weight.dtype)
     row_weight = None if row_weight is None else row_weight.to(wide_dtype(hidden_states.dtype))
-    settings = start, stop, ignore_index, float(label_smoothing), float(z_loss), int(max_logits_bytes)
+    settings = Settings(start, stop, ignore_index, float(label_smoothing), float(z_loss), int(max_logits_bytes))
     if reduction == "none":
         losses = _rows(hidden_states, weight, bias, labels, *settings)
         if row_weight is None:

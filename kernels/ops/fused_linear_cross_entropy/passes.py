@@ -1,9 +1,7 @@
-"""The passes of fused_linear_cross_entropy over chunks of rows: reference of the row kernel, products, which rows.
+"""One pass over all rows of the loss: which rows count, their logits chunk by chunk, losses and gradients.
 
-What is computed is told in fused_linear_cross_entropy.py.
+contract.py says what is computed.
 """
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,30 +11,22 @@ from ..common.reductions import one_over
 from ..common.transfer import to_device
 from .ragged_matmul import ragged_losses_and_gradients
 from .row_kernels import launch_cross_entropy_rows
+from .settings import Gradients, Needs, Result, Settings
 
-BLOCK = 2048  # rows of the gradient for hidden states that are formed at once
-
-Needs = tuple[bool, bool, bool]
-"""Which gradients to form: hidden_states, weight, bias."""
+BLOCK = 2048
+"""Rows of the hidden states' gradient that are computed at once."""
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of losses and sums: fp32, or fp64 for fp64."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def weight_gradient_dtype(hidden_states: Tensor, weight: Tensor) -> torch.dtype:
-    """The weight's own, under autocast often wider than the products'; fp32 where either is fp16: see `forward`."""
+    """Of the weight's gradient: that of the weight, which under autocast is often wider than that of the products; fp32
+    where either is fp16 (see `forward`).
+    """
     return torch.float32 if torch.float16 in (hidden_states.dtype, weight.dtype) else weight.dtype
-
-
-class Passes(NamedTuple):
-    """What `forward` makes."""
-
-    total: Tensor  # [] weighted sum of the losses, times `inverse`
-    losses: Tensor  # [N] without weights, 0 for ignored rows
-    inverse: Tensor  # [] 1 / (sum of weights), or 1
-    pending: Tensor  # [] what fp16 gradients have yet to be multiplied by; others are finished: [0]
-    gradients: list[Tensor]  # of hidden states, of the range of weight and of bias
 
 
 def reference_cross_entropy_rows(
@@ -45,15 +35,14 @@ def reference_cross_entropy_rows(
     bias: Tensor | None,
     labels: Tensor,
     scale: Tensor | None,
-    start: int,
-    smoothing: float,
-    z_loss: float,
+    settings: Settings,
 ) -> Tensor:
-    """Losses of the logits in `buffer` [rows, width >= classes]; with `scale` it becomes their gradient."""
+    """As `launch_cross_entropy_rows`, in plain torch."""
+    smoothing, z_loss = settings.label_smoothing, settings.z_loss
     logits = buffer[:, :classes].to(wide_dtype(buffer.dtype))
     if bias is not None:
         logits = logits + bias[:classes]
-    target = labels - start
+    target = labels - settings.start
     inside = (target >= 0) & (target < classes)
     target = torch.where(inside, target, 0)[:, None]
     # Differences first: logsumexp alone would be rounded to the magnitude of the logits.
@@ -74,14 +63,14 @@ def reference_cross_entropy_rows(
 
 
 def _chunk(rows: int, row_bytes: int, max_bytes: int) -> int:
-    """Rows per chunk: as equal as possible, of whole tiles where that fits."""
+    """Rows of a chunk: chunks are as equal as possible, and multiples of 128 rows where that fits into `max_bytes`."""
     most = max(1, max_bytes // row_bytes)
     size = -(-rows // -(-rows // most))
     return min(most, -(-size // 128) * 128) if size < rows else size
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b in total's wider dtype."""
+    """total += a @ b, summed in the dtype of total, which may be wider than that of a and b."""
     if total.dtype == a.dtype:
         total.addmm_(a, b)
     elif a.is_cuda:
@@ -93,8 +82,8 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _even(classes: int) -> int:
-    """The classes that a 16-bit product takes at full speed: cuBLAS wants a multiple of 8 along every side. Show-o's
-    58498 in one product took 2.8 times as long on an H200 as 58496 and the last two by themselves.
+    """How many of the classes a 16-bit product takes at full speed: a multiple of 8, which cuBLAS wants of every side.
+    On an H200, Show-o's 58498 classes in one product took 2.8 times as long as 58496 and the last two by themselves.
     """
     return classes // 8 * 8
 
@@ -125,29 +114,32 @@ def losses_and_gradients(
     scale: Tensor,
     needs: Needs,
     weight_dtype: torch.dtype,
-    start: int,
-    smoothing: float,
-    z_loss: float,
-    max_bytes: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Library products around the row pass. weight and bias are those of the range.
+    settings: Settings,
+) -> tuple[Tensor, Gradients]:
+    """Losses [n] and gradients of the n rows that count, with products of a library.
 
-    rows: [n], ascending ids of the rows that count, or None for all; labels, scale: [n].
-    Returns losses [n] and the gradients [N, D], [classes, D], [classes]; of size 0 where not needed.
+    Args:
+        weight, bias: of the classes in range, [classes, D] and [classes].
+        labels, scale: [n], of the rows that count; see `launch_cross_entropy_rows`.
+        rows: [n] ascending ids of the rows that count, or None where all do.
+        weight_dtype: of the weight's gradient.
     """
-    run = launch_cross_entropy_rows if implementation(hidden_states) == "triton" else reference_cross_entropy_rows
+    row_losses = (
+        launch_cross_entropy_rows if implementation(hidden_states) == "triton" else reference_cross_entropy_rows
+    )
     (total, dim), classes, count = hidden_states.shape, len(weight), len(labels)
     width = -(-classes // 64) * 64
     empty, wide = hidden_states.new_empty, wide_dtype(hidden_states.dtype)
-    chunk = _chunk(count, width * hidden_states.element_size(), max_bytes) if count else 0
-    for_hidden = empty(total if needs[0] else 0, dim)
+    row_bytes = width * hidden_states.element_size()
+    chunk = _chunk(count, row_bytes, settings.max_logits_bytes) if count else 0
+    for_hidden = empty(total if needs.hidden_states else 0, dim)
     # Several chunks add up in a wide dtype, and so does one whose sum leaves in a wider dtype than the products'.
     add_up = chunk < count or weight_dtype != weight.dtype
-    for_weight = empty(classes if needs[1] else 0, dim, dtype=wide if add_up else weight_dtype)
-    for_bias = hidden_states.new_zeros(classes if needs[2] else 0, dtype=wide)
+    for_weight = empty(classes if needs.weight else 0, dim, dtype=wide if add_up else weight_dtype)
+    for_bias = hidden_states.new_zeros(classes if needs.bias else 0, dtype=wide)
     losses = empty(count, dtype=wide)
     if not count:
-        return losses, for_hidden.zero_(), for_weight.zero_().to(weight_dtype), for_bias
+        return losses, Gradients(for_hidden.zero_(), for_weight.zero_().to(weight_dtype), for_bias)
     padded = None
     if bias is not None:
         padded = bias.new_zeros(width, dtype=wide)
@@ -156,40 +148,40 @@ def losses_and_gradients(
     if not buffer.is_cuda:
         # torch's 16-bit products on a CPU read beyond a row's classes, times 0: a stray NaN would stay.
         buffer[:, classes:] = 0
-    # From the last chunk to the first: row i of the compact ones comes from row rows[i] >= i, so that gradients written
-    # there never meet the gathered hidden states of chunks still to come.
+    # Gathered hidden states lie where the gradient will be: the i-th row that counts in row i. Its gradient is written
+    # to row rows[i] >= i. From the last chunk to the first, none is written over rows that a later chunk still reads.
     for first in reversed(range(0, count, chunk)):
         here = slice(first, min(first + chunk, count))
         size = here.stop - here.start
         if rows is None:
             x = hidden_states[here]
-        elif needs[0]:
+        elif needs.hidden_states:
             x = torch.index_select(hidden_states, 0, rows[here], out=for_hidden[here])
         else:
             x = hidden_states.index_select(0, rows[here])
         logits = buffer[:size, :classes]
         _multiply_into(logits, x, weight)
-        losses[here] = run(
-            buffer[:size], classes, padded, labels[here], scale[here] if any(needs) else None, start, smoothing, z_loss
+        losses[here] = row_losses(
+            buffer[:size], classes, padded, labels[here], scale[here] if any(needs) else None, settings
         )
-        if needs[2]:
+        if needs.bias:
             for_bias += logits.sum(0, dtype=wide)
-        if needs[1] and here.stop == count:
+        if needs.weight and here.stop == count:
             if for_weight.dtype != x.dtype:
                 _add_product(for_weight.zero_(), logits.t(), x)
             else:
                 torch.mm(logits.t(), x, out=for_weight)
-        elif needs[1]:
+        elif needs.weight:
             _add_product(for_weight, logits.t(), x)
-        if needs[0] and rows is None:
+        if needs.hidden_states and rows is None:
             _multiply_back(logits, weight, for_hidden[here])
-        elif needs[0] and rows is not None:
+        elif needs.hidden_states and rows is not None:
             for block in range(0, size, BLOCK):
                 part = slice(block, min(block + BLOCK, size))
                 formed = _multiply_back(logits[part], weight, empty(part.stop - part.start, dim))
                 for_hidden.index_copy_(0, rows[here][part], formed)
     del buffer, logits  # before the weight gradient is cast
-    return losses, for_hidden, for_weight.to(weight_dtype), for_bias
+    return losses, Gradients(for_hidden, for_weight.to(weight_dtype), for_bias)
 
 
 def forward(
@@ -200,19 +192,25 @@ def forward(
     factor: Tensor | None,
     mean: bool,
     needs: Needs,
-    start: int,
-    stop: int,
-    ignore_index: int,
-    smoothing: float,
-    z_loss: float,
-    max_bytes: int,
-) -> Passes:
-    """Losses, and gradients scaled by `factor` [N] and, for a mean, by one over its sum.
+    settings: Settings,
+) -> Result:
+    """Losses, their total, and the gradients of the total.
 
-    In fp16 that would lose them before a loss scale arrives (divided by thousands of rows) or overflow (a sum over
-    rows, large weights): rows are scaled by their share of the largest weight instead (rows of less than some
-    1e-7 of it are lost), the weight's gradient stays in fp32, and the rest of the factor is `pending`.
+    In fp16 finished gradients could vanish (divided by thousands of rows before a loss scale arrives) or overflow
+    (summed over rows with large weights). So rows are scaled by their share of the largest weight only, the weight's
+    gradient stays in fp32, and the rest of the factor is left `pending`. Rows of less than some 1e-7 of the largest
+    weight are lost.
+
+    Args:
+        weight, bias: of the whole vocabulary, [V, D] and [V].
+        labels: [N] int64, on the CPU or beside hidden_states.
+        factor: [N], the weight of each row; None for ones.
+        mean: whether the total is divided by the sum of the weights.
+
+    Raises:
+        ValueError: a label on the CPU that is neither in range nor ignored.
     """
+    start, stop, ignore_index = settings[:3]
     device, wide, total = hidden_states.device, wide_dtype(hidden_states.dtype), len(labels)
     valid = labels != ignore_index
     on_host = labels.device.type == "cpu"
@@ -243,24 +241,25 @@ def forward(
     else:
         top = weights.abs().amax() if len(weights) else torch.zeros_like(inverse)
         scale, pending = weights * one_over(top), top * inverse
-    weight_dtype, settings = weight_gradient_dtype(hidden_states, weight), (start, smoothing, z_loss, max_bytes)
+    weight_dtype = weight_gradient_dtype(hidden_states, weight)
     # Sliced before it is cast: under autocast, a range must not cost a copy of the whole weight.
     weight, bias = weight[start:stop].to(hidden_states.dtype), None if bias is None else bias[start:stop]
     with torch.autocast(device.type, enabled=False):
         if labels.is_cuda and total and implementation(hidden_states) == "triton":
-            chunk = _chunk(total, -(-len(weight) // 64) * 64 * hidden_states.element_size(), max_bytes)
-            losses, *gradients = ragged_losses_and_gradients(
-                hidden_states, weight, bias, given, valid, scale, needs, weight_dtype, start, smoothing, z_loss, chunk
+            row_bytes = -(-len(weight) // 64) * 64 * hidden_states.element_size()
+            chunk = _chunk(total, row_bytes, settings.max_logits_bytes)
+            losses, gradients = ragged_losses_and_gradients(
+                hidden_states, weight, bias, given, valid, scale, needs, weight_dtype, settings, chunk
             )
         else:
-            losses, *gradients = losses_and_gradients(
-                hidden_states, weight, bias, given, rows, scale, needs, weight_dtype, *settings
+            losses, gradients = losses_and_gradients(
+                hidden_states, weight, bias, given, rows, scale, needs, weight_dtype, settings
             )
             if not on_host:
                 losses = torch.where(valid, losses, 0)
     result = (losses if factor is None else losses * weights).sum() * inverse
     if rows is not None:
         losses = losses.new_zeros(total).index_copy_(0, rows, losses)
-        if needs[0] and len(rows):
-            gradients[0].index_fill_(0, skipped, 0)
-    return Passes(result, losses, inverse, pending, gradients)
+        if needs.hidden_states and len(rows):
+            gradients.hidden_states.index_fill_(0, skipped, 0)
+    return Result(result, losses, inverse, pending, gradients)

@@ -1,20 +1,34 @@
-"""Matrix products over rows whose number only the device knows, for `fused_linear_cross_entropy` with labels on a GPU.
+"""Matrix products over the rows that are not ignored, when only the device knows how many they are: labels on a GPU.
 
-order: [N] int64, the rows that count first; count: 0-d int64, how many there are; both on the device. A chunk is rows
-first .. first + size of that order. Programs whose tile lies beyond the count return at once, so that rows which do not
-count cost nothing although the grid is that of all rows. fp32 accumulation, no atomics: one program owns one tile of
-the result. Where the host knows the number of rows a library product is the better choice.
+The grid is that of all rows. A program whose tile begins beyond the rows that count returns at once, so ignored rows
+cost nothing. Sums are fp32, and one program computes a whole tile of the result, so no atomic additions are needed.
+Where the host knows the number of rows, a library's product is the better choice (passes.py).
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..common.optional_triton import LAUNCH, tl, triton
 from .row_kernels import launch_cross_entropy_rows
+from .settings import Gradients, Needs, Settings
+
+
+class Counted(NamedTuple):
+    """Rows sorted so that those that count come first, and where in that order a chunk of them begins."""
+
+    order: Tensor
+    """[N] int64 on the device: row ids."""
+    number: Tensor
+    """[] int64 on the device: how many rows count."""
+    first: int
 
 
 def _tile(dtype: torch.dtype) -> dict[str, int]:
-    """The largest that compile without spills on sm_80 to sm_100; without tensor cores operands take registers too."""
+    """The largest tile that sm_80 to sm_100 compile without spills. fp32 has no tensor cores here, so its operands take
+    registers too, and the tile is smaller.
+    """
     if dtype.itemsize == 2:
         return {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
     return {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 16, "num_warps": 8, "num_stages": 2}
@@ -41,13 +55,13 @@ def gathered_matmul_kernel(
     b_stride_n,
     b_stride_k,
     out_stride,
-    GATHER: tl.constexpr,  # rows of `a` by order, results one after another; else the other way round
+    GATHER: tl.constexpr,  # rows of `a` are taken by `order` and results are stored one after another; else reversed
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """out = a @ b, b read as [b_depth, columns] and as zeros beyond. Bounds of the contiguous axes, depth and
-    out_columns, are those of padded rows: multiples of 16, so that accesses stay 128 bits wide.
+    """out = a @ b, where b is [b_depth, columns] and is taken to be zero beyond. depth and out_columns bound the
+    contiguous axes. They are those of padded rows, multiples of 16, so that accesses stay 128 bits wide.
     """
     live = tl.minimum(tl.load(count_ptr) - first, size)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -94,7 +108,7 @@ def gathered_outer_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """total (+)= g^T @ x[order], the rows that count only."""
+    """total = g^T @ x[order] over the rows that count; with ADD it is added to what stands in `total`."""
     live = tl.minimum(tl.load(count_ptr) - first, size)
     if ADD:  # noqa: SIM102
         if live <= 0:
@@ -121,16 +135,14 @@ def gathered_outer_kernel(
     tl.store(out_ptrs, total.to(total_ptr.dtype.element_ty), mask=mask)
 
 
-def launch_gathered_logits(x: Tensor, weight: Tensor, out: Tensor, order: Tensor, count: Tensor, first: int) -> None:
-    """out [size, width] = x[order[first:]] @ weight^T, padded with zeros."""
+def launch_gathered_logits(x: Tensor, weight: Tensor, out: Tensor, rows: Counted) -> None:
+    """out [size, width] = the chunk's rows of x @ weight^T, padded with zeros."""
     size, tile = len(out), _tile(out.dtype)
     gathered_matmul_kernel[_grid(size, len(weight), tile)](
         x,
         weight,
         out,
-        order,
-        count,
-        first,
+        *rows,
         size,
         len(weight),
         out.shape[1],
@@ -146,18 +158,17 @@ def launch_gathered_logits(x: Tensor, weight: Tensor, out: Tensor, order: Tensor
     )
 
 
-def launch_scattered_product(
-    gradient: Tensor, weight: Tensor, out: Tensor, order: Tensor, count: Tensor, first: int
-) -> None:
-    """out[order[first:]] = gradient [size, width, zero beyond the classes] @ weight; other rows of out stay."""
+def launch_scattered_product(gradient: Tensor, weight: Tensor, out: Tensor, rows: Counted) -> None:
+    """The chunk's rows of out = gradient @ weight; the other rows of out stay as they are.
+
+    gradient: [size, width], zero beyond the classes of the weight.
+    """
     size, dim, tile = len(gradient), weight.shape[1], _tile(out.dtype)
     gathered_matmul_kernel[_grid(size, dim, tile)](
         gradient,
         weight,
         out,
-        order,
-        count,
-        first,
+        *rows,
         size,
         dim,
         dim,
@@ -173,18 +184,14 @@ def launch_scattered_product(
     )
 
 
-def launch_gathered_outer(
-    gradient: Tensor, x: Tensor, total: Tensor, order: Tensor, count: Tensor, first: int, add: bool
-) -> None:
-    """total [classes, D] = or += gradient^T @ x[order[first:]]."""
+def launch_gathered_outer(gradient: Tensor, x: Tensor, total: Tensor, rows: Counted, add: bool) -> None:
+    """total [classes, D] = gradient^T @ the chunk's rows of x; with `add`, += ."""
     (classes, dim), tile = total.shape, _tile(gradient.dtype)
     gathered_outer_kernel[_grid(classes, dim, tile)](
         gradient,
         x,
         total,
-        order,
-        count,
-        first,
+        *rows,
         len(gradient),
         classes,
         gradient.shape[1],
@@ -199,7 +206,7 @@ def launch_gathered_outer(
 
 
 def valid_first(valid: Tensor) -> tuple[Tensor, Tensor]:
-    """order [N] and count (0-d) of a boolean mask on the device, without the host waiting for either."""
+    """`order` and `number` of `Counted` for a boolean mask [N] on the device, without the host waiting for either."""
     before = valid.cumsum(0)
     after = before[-1:] + (~valid).cumsum(0)
     place = torch.where(valid, before, after) - 1
@@ -214,23 +221,21 @@ def ragged_losses_and_gradients(
     labels: Tensor,
     valid: Tensor,
     scale: Tensor,
-    needs: tuple[bool, bool, bool],
+    needs: Needs,
     weight_dtype: torch.dtype,
-    start: int,
-    smoothing: float,
-    z_loss: float,
+    settings: Settings,
     chunk: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `losses_and_gradients`, for all rows: valid, labels, scale and losses are [N]."""
+) -> tuple[Tensor, Gradients]:
+    """As `passes.losses_and_gradients`, in chunks of `chunk` rows; valid, labels, scale and losses are [N]."""
     (rows, dim), classes = hidden_states.shape, len(weight)
     new, width = hidden_states.new_empty, -(-classes // 64) * 64
     x = hidden_states if hidden_states.stride(1) == 1 else hidden_states.contiguous()
     weight = weight if weight.stride(1) == 1 else weight.contiguous()
     order, count = valid_first(valid)
     labels, scale = labels[order], scale[order]
-    for_hidden = new(rows if needs[0] else 0, dim).zero_()
-    for_weight = new(classes if needs[1] else 0, dim, dtype=torch.float32 if chunk < rows else weight_dtype)
-    for_bias = new(classes if needs[2] else 0, dtype=torch.float32).zero_()
+    for_hidden = new(rows if needs.hidden_states else 0, dim).zero_()
+    for_weight = new(classes if needs.weight else 0, dim, dtype=torch.float32 if chunk < rows else weight_dtype)
+    for_bias = new(classes if needs.bias else 0, dtype=torch.float32).zero_()
     losses = new(rows, dtype=torch.float32)
     padded = None
     if bias is not None:
@@ -240,27 +245,26 @@ def ragged_losses_and_gradients(
     for first in range(0, rows, chunk):
         here = slice(first, min(first + chunk, rows))
         logits = buffer[: here.stop - first]
-        if needs[2]:
-            logits.zero_()  # rows beyond the count add nothing to the sum
-        launch_gathered_logits(x, weight, logits, order, count, first)
+        counted = Counted(order, count, first)
+        if needs.bias:
+            logits.zero_()  # or rows that do not count would be in the sum
+        launch_gathered_logits(x, weight, logits, counted)
         losses[here] = launch_cross_entropy_rows(
             logits,
             classes,
             padded,
             labels[here],
             scale[here] if any(needs) else None,
-            start,
-            smoothing,
-            z_loss,
+            settings,
             count,
             first,
         )
-        if needs[2]:
+        if needs.bias:
             for_bias += logits[:, :classes].sum(0, dtype=torch.float32)
-        if needs[1]:
-            launch_gathered_outer(logits, x, for_weight, order, count, first, first > 0)
-        if needs[0]:
-            launch_scattered_product(logits, weight, for_hidden, order, count, first)
+        if needs.weight:
+            launch_gathered_outer(logits, x, for_weight, counted, add=first > 0)
+        if needs.hidden_states:
+            launch_scattered_product(logits, weight, for_hidden, counted)
     del buffer, logits  # before the weight gradient is cast
     losses = torch.empty_like(losses).scatter_(0, order, losses)
-    return torch.where(valid, losses, 0), for_hidden, for_weight.to(weight_dtype), for_bias
+    return torch.where(valid, losses, 0), Gradients(for_hidden, for_weight.to(weight_dtype), for_bias)

@@ -1,17 +1,21 @@
-"""The row pass of `fused_linear_cross_entropy`: loss of a row of logits, and its gradient written over the logits.
+"""Triton kernel for the loss of each row of logits, with the gradient written over the logits, and its launch.
 
-One program per row. A row of up to 8192 classes is held in registers: one read, one write. A longer one is read
-twice, in blocks, and written once. The rows of the buffer are padded to `width`, a multiple of 64 classes:
-masks compare with that, so every access is 128 bits wide although the vocabulary may be odd; what stands in the
-padding is replaced by -inf after it was loaded, and zeros are written there.
+A program takes one row. A row of up to 8192 classes is held in registers, so it is read once and written once. A longer
+one is read twice, in blocks, and written once.
+
+Rows of the buffer are padded to `width`, a multiple of 64 classes. Masks compare with that width, so every access is
+128 bits wide even where the vocabulary is odd. What stands in the padding is replaced by -inf once it is loaded, and
+zeros are written there.
 """
 
 import torch
 from torch import Tensor
 
 from ..common.optional_triton import LAUNCH, tl, triton
+from .settings import Settings
 
-ON_CHIP = 8192  # classes that one program keeps in registers
+ON_CHIP = 8192
+"""The most classes that a program keeps in registers."""
 
 
 @triton.jit
@@ -24,7 +28,7 @@ def _logits(logits_ptr, bias_ptr, columns, width, classes):
 
 @triton.jit
 def _gradient(x, columns, width, classes, top, log_total, target, scale, per_probability, on_target, on_each):
-    """scale * d loss / d logits; zero in the padding, whose x is -inf."""
+    """scale times the derivative of the loss by the logits x; zero in the padding, where x is -inf."""
     gradient = tl.exp((x - top) - log_total) * per_probability - on_each
     gradient = tl.where(columns == target, gradient - on_target, gradient)
     return tl.where(columns < classes, gradient * scale, 0.0)
@@ -35,8 +39,8 @@ def cross_entropy_rows_kernel(
     logits_ptr,
     bias_ptr,  # [width] fp32, or None
     labels_ptr,  # [rows] int64, ids of the whole vocabulary
-    scale_ptr,  # [rows], d (total loss) / d (loss of the row); None where no gradient is wanted
-    count_ptr,  # number of rows, on the device; or None: as many as programs
+    scale_ptr,  # [rows], derivative of the total by the loss of the row; None where no gradient is wanted
+    count_ptr,  # int64: programs of rows from this one on return at once; None: there are none
     losses_ptr,  # [rows] fp32
     first_row,
     start,  # first class
@@ -114,16 +118,18 @@ def launch_cross_entropy_rows(
     bias: Tensor | None,
     labels: Tensor,
     scale: Tensor | None,
-    start: int,
-    smoothing: float,
-    z_loss: float,
+    settings: Settings,
     count: Tensor | None = None,
     first_row: int = 0,
 ) -> Tensor:
-    """Losses [rows] of the logits in `buffer` [rows, width]; with `scale` [rows] the buffer becomes their gradient.
+    """Losses of rows of logits, fp32 [rows]; where `scale` is given the logits are replaced by their gradient.
 
-    `bias` is [width] in fp32. With `count`, a number on the device, only rows before it (counted from `first_row`)
-    are touched.
+    Args:
+        buffer: [rows, width], logits in the first `classes` columns.
+        bias: fp32 [width], added to the logits; or None.
+        labels: [rows] int64, ids of the whole vocabulary.
+        scale: [rows], derivative of the total by the loss of each row; or None.
+        count: [] int64 on the device. Row i of the buffer is left alone unless first_row + i < count. None: no row is.
     """
     rows, width = buffer.shape
     losses = buffer.new_empty(rows, dtype=torch.float32)
@@ -137,14 +143,14 @@ def launch_cross_entropy_rows(
         count,
         losses,
         first_row,
-        start,
+        settings.start,
         classes,
         width,
         buffer.stride(0),
         0 if scale is None else scale.stride(0),
-        smoothing,
-        z_loss,
-        SMOOTHING=smoothing > 0,
+        settings.label_smoothing,
+        settings.z_loss,
+        SMOOTHING=settings.label_smoothing > 0,
         ON_CHIP=on_chip,
         BLOCK=block,
         num_warps=16 if block >= 4096 else 8 if block >= 2048 else 4,
