@@ -41,7 +41,7 @@ DECODER_NAMES = NameTable(
     ignored=frozenset(TABLES),
 )
 """The decoder with all that belongs to it, but not the vision tower."""
-VIT_NAMES = SIGLIP_NAMES.within(file="vit_model.")
+VIT_NAMES = replace(SIGLIP_NAMES.within(file="vit_model."), under="vit_model.")
 """The vision tower."""
 NAMES = replace(DECODER_NAMES, rules=DECODER_NAMES.rules + VIT_NAMES.within(module="vit.").rules, others=())
 """The whole module, in which the vision tower is `vit`."""

@@ -1,4 +1,4 @@
-"""The tiny checkpoint folder: exactly the public keys, the same bytes from the same seed, a tokenizer that loads."""
+"""The tiny checkpoint folder: exactly the public keys, the same bytes from the same seed, a tokenizer that opens."""
 
 import json
 import re

@@ -87,14 +87,6 @@ def test_a_zip_that_torch_did_not_write(tmp_path) -> None:
         open_weights(tmp_path / "photos.pt")
 
 
-def test_missing_file_and_folder(tmp_path) -> None:
-    with pytest.raises(UserError, match=r"gone\.pth is missing"):
-        open_weights(tmp_path / "gone.pth")
-    (tmp_path / "folder.pth").mkdir()
-    with pytest.raises(UserError, match=r"folder\.pth is no file of weights"):
-        open_weights(tmp_path / "folder.pth")
-
-
 @pytest.mark.parametrize(
     ("saved", "message"),
     [
