@@ -29,6 +29,13 @@ CASES = [
 ]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever trains, in this process or in others, is slow; `make test-fast` leaves it out."""
+    for item in items:
+        if isinstance(item, pytest.Function) and {"launch", "begun"} & set(item.fixturenames):
+            item.add_marker("slow")
+
+
 @pytest.fixture(params=CASES, ids=lambda folder: folder.name)
 def case_folder(request: pytest.FixtureRequest) -> Path:
     """Every parity case of BAGEL, one after another; not to be written to."""

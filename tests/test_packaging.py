@@ -19,6 +19,8 @@ from packaging.version import Version
 
 from tests.places import ROOT
 
+pytestmark = pytest.mark.slow
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 VERSIONS = runpy.run_path(str(ROOT / "tests" / "versions.py"))

@@ -80,6 +80,7 @@ def test_no_catch_all(path: Path) -> None:
             assert raises_again or reports or not caught & {"Exception", "BaseException"}, f"{path}:{node.lineno}"
 
 
+@pytest.mark.slow
 def test_every_module_imports() -> None:
     names = [module.name for module in pkgutil.walk_packages(reca_fast.__path__, "reca_fast.")]
     for name in names:
@@ -113,6 +114,7 @@ assert not ours, ours
 """
 
 
+@pytest.mark.slow
 def test_transformers_does_not_find_our_folder() -> None:
     """In a fresh interpreter in the checkout, which `python -c` puts first on sys.path."""
     subprocess.run([sys.executable, "-c", PROBE, str(ROOT)], cwd=ROOT, check=True)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.places import ROOT
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 def process(*command: str, **options) -> subprocess.CompletedProcess:

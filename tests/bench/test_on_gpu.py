@@ -22,6 +22,8 @@ from bench.gpu_stages import NAMES, STAGES, Stage, machine
 from bench.gpu_stages.bagel import predicted_memory
 from bench.gpu_stages.report import Report
 
+pytestmark = pytest.mark.slow
+
 KEYS = ["stage", "name", "value", "unit", "expected", "ok", "seconds", "error"]
 SCRIPT = str(ROOT / "bench" / "on_gpu.py")
 

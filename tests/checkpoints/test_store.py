@@ -1,6 +1,5 @@
 """Checkpoints on disk: whole or named as damaged, readable by any number of processes, and nothing in them can run."""
 
-import ast
 import json
 import os
 import pickle
@@ -13,15 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from reca_fast.checkpoints import CheckpointStore, SavedWeights, fault
 from reca_fast.checkpoints.checksums import CHECKSUMS_FILE, checksum
 from reca_fast.checkpoints.shards import Damaged, Misfit, ShardFiles, write_shards
-from reca_fast.cli import recipe
 from reca_fast.errors import UserError
-from tests.places import ROOT
 
 SHARD = "shard-00000.safetensors"
 
@@ -290,6 +286,7 @@ print("export", anonymous() - before)
 """
 
 
+@pytest.mark.slow
 def test_saving_and_loading_make_no_copy_of_it_all(tmp_path):
     """MB beyond the 384 MB of the tensors themselves: buffers, and one tensor at a time when exporting."""
     run = subprocess.run([sys.executable, "-c", PEAK, tmp_path / "run"], capture_output=True, text=True, timeout=100)
@@ -338,56 +335,3 @@ def whole_run(train, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
     train(out, "--steps", "2")
     return out
-
-
-EXECUTES = {
-    *("pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"),  # modules
-    *("eval", "exec", "read_pickle", "allow_pickle", "unsafe_load", "full_load", "load_module"),
-}
-KNOWN = {
-    "reca_fast/train/distributed.py": {"all_gather_object"},  # pickled from one of our processes to another, no file
-    "reca_fast/cli/recipe.py": {"yaml.load"},  # with a loader that makes plain values only
-}
-OBJECT_COLLECTIVES = {"all_gather_object", "gather_object", "broadcast_object_list", "scatter_object_list"}
-
-
-def calls_that_execute(path: Path) -> set[str]:
-    """Names in a source file that unpickle, evaluate or load objects, wherever they are used."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [part for alias in node.names for part in alias.name.split(".")]
-        elif isinstance(node, ast.ImportFrom):
-            names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
-        elif isinstance(node, ast.Name):
-            names = [node.id]
-        elif isinstance(node, ast.keyword):
-            names = [node.arg or ""]
-        elif isinstance(node, ast.Attribute):
-            owner = ast.unparse(node.value)
-            is_method = node.attr in ("eval", "exec")  # module.eval(): no evaluation
-            names = [] if is_method else [node.attr]
-            if (owner, node.attr) in (("torch", "load"), ("yaml", "load"), ("torch.package", "PackageImporter")):
-                found.add(f"{owner}.{node.attr}")
-            if "checkpoint" in owner and owner.startswith(("torch", "dcp")):
-                found.add(owner)
-        found |= (EXECUTES | OBJECT_COLLECTIVES) & set(names)
-    return found
-
-
-def test_nothing_is_unpickled_or_evaluated():
-    """In the package, and in what is run beside it."""
-    paths = [path for room in ("reca_fast", "kernels", "bench") for path in ROOT.glob(f"{room}/**/*.py")]
-    assert len(paths) > 100
-    found = {str(path.relative_to(ROOT)): names for path in paths if (names := calls_that_execute(path))}
-    assert found == KNOWN
-    assert issubclass(recipe._Loader, yaml.SafeLoader)
-
-
-def test_the_search_finds_what_it_looks_for(tmp_path):
-    (tmp_path / "bad.py").write_text(
-        "import pickle, numpy\nfrom torch.distributed.checkpoint import x\ntorch.load('x')\nyaml.load(x)\n"
-        "numpy.load(x, allow_pickle=True)\neval('1')\nmodel.eval()\n"
-    )
-    assert calls_that_execute(tmp_path / "bad.py") == {"pickle", "torch.load", "yaml.load", "allow_pickle", "eval"}

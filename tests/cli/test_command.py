@@ -94,6 +94,7 @@ def test_every_verb_has_help(verb, capsys) -> None:
 # The allocator of a GPU
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "expected"),
     [

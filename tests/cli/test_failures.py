@@ -62,6 +62,7 @@ def test_interrupted_anywhere(failing) -> None:
     assert failing(KeyboardInterrupt()) == (130, "", "reca-fast: interrupted.\n")
 
 
+@pytest.mark.slow
 def test_output_that_nobody_takes() -> None:
     command = [sys.executable, "-m", "reca_fast", "--help"]
     reader, writer = os.pipe()
@@ -74,6 +75,7 @@ def test_output_that_nobody_takes() -> None:
     assert (full_disk.returncode, full_disk.stderr) == (2, said)
 
 
+@pytest.mark.slow
 def test_output_that_was_closed_or_goes_away_while_training(arguments, tmp_path) -> None:
     """Nothing takes the place of a closed stdout; a reader that is gone ends the run with the exit code of the rest."""
     command = [sys.executable, "-m", "reca_fast", "train", *map(str, arguments(tmp_path / "run"))]
@@ -86,6 +88,7 @@ def test_output_that_was_closed_or_goes_away_while_training(arguments, tmp_path)
     assert (broken.returncode, broken.stderr) == (141, "")
 
 
+@pytest.mark.slow
 def test_a_refusal_that_nobody_can_be_told() -> None:
     with open("/dev/full", "w") as full:
         assert subprocess.run([sys.executable, "-m", "reca_fast", "nothing"], stderr=full).returncode == 2

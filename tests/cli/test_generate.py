@@ -39,6 +39,7 @@ PROMPTS_THAT_ARE_NONE = {
 }
 
 
+@pytest.mark.slow
 def test_impossible_drawings(tiny_folder, reca_fast, tmp_path) -> None:
     def generate(*options) -> str:
         where = ["--model.path", tiny_folder, "--out", tmp_path / "out", "--device", "cpu", "--sampling.steps", 2]

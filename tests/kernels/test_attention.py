@@ -93,6 +93,7 @@ def test_rows_that_see_no_key(backend, lengths, dtype, causal, within_budget) ->
         assert not three[0][rows].any(), f"{name}: exactly zero"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 def test_rows_that_see_no_key_compiled(causal) -> None:
     lengths = ([2, 3, 5], [0, 2, 2])
@@ -156,6 +157,7 @@ def test_custom_op_obeys_torch_library(causal) -> None:
     torch.library.opcheck(torch.ops.reca_fast.varlen_attention_cpu.default, arguments)
 
 
+@pytest.mark.slow
 def test_compiles_whole_and_never_again_for_new_lengths() -> None:
     def block(q, k, v, segments):
         return varlen_attention(q * 2, k, v, segments, backend="sdpa").sin()

@@ -72,6 +72,7 @@ print(k.qk_norm_rope(q, q, torch.ones(8), torch.ones(8), angles + 1, angles)[0].
 """
 
 
+@pytest.mark.slow
 def test_everything_imports_without_triton() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT_TRITON], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -90,6 +91,7 @@ print(out.flatten().tolist() + q.grad.flatten().tolist())
 """
 
 
+@pytest.mark.slow
 def test_environment_variables_run_the_kernels_on_a_cpu() -> None:
     """As a user types it: TRITON_INTERPRET=1 RECA_FAST_KERNELS=triton python ..."""
     pytest.importorskip("triton", reason="Triton is not installed")

@@ -52,6 +52,7 @@ def results(run, images, moving, ids, **options) -> list[Tensor]:
     return [out.detach(), *torch.autograd.grad(out, moving, upstream)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("patch_size", "width", "sizes"), SHAPES.values(), ids=SHAPES)
 def test_kernel_and_reference(patch_size, width, sizes, dtype, within_budget) -> None:

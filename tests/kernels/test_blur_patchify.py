@@ -128,6 +128,7 @@ PATCHES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma", [0.0, 0.8])
 @pytest.mark.parametrize(("patch_size", "sizes"), PATCHES.values(), ids=PATCHES)
 def test_kernel_has_the_references_bits(patch_size, sizes, sigma, triton_patchify) -> None:
@@ -165,6 +166,7 @@ def test_views_of_larger_pictures(triton_patchify) -> None:
     assert torch.equal(blur_patchify(views, **options), expected)
 
 
+@pytest.mark.slow
 def test_one_launch_that_touches_every_byte_once() -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
     from bench.traffic import counting

@@ -17,6 +17,8 @@ from bench.compile_table import VERSIONS, read_table
 from bench.ops import WITH_KERNELS, case_of
 from bench.ops.case import Case
 
+pytestmark = pytest.mark.slow
+
 
 def hold(case: Case, kernels: Sequence[Compiled], version: str) -> None:
     gates = case.gates_of(version)

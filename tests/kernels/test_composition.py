@@ -100,6 +100,7 @@ CASES: list[tuple[Callable[..., Tensor], Callable[[int], tuple[Tensor, ...]]]] =
 STEPS = pytest.mark.parametrize(("step", "inputs"), CASES, ids=[step.__name__ for step, _ in CASES])
 
 
+@pytest.mark.slow
 @STEPS
 def test_compile_traces_it_whole_and_twice_at_most(step, inputs) -> None:
     """Once for the first number of rows and once for any."""

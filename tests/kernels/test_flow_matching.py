@@ -250,6 +250,7 @@ def test_autocast_decides_where_it_is_on() -> None:
     assert full.dtype == torch.float32
 
 
+@pytest.mark.slow
 @REDUCTIONS
 def test_compiles_whole(reduction) -> None:
     torch._dynamo.reset()
@@ -268,6 +269,7 @@ def test_compiles_whole(reduction) -> None:
         torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.slow
 def test_registered_as_torch_wants_it() -> None:
     ops, t, weight = torch.ops.reca_fast, torch.rand(5), torch.rand(5)
     prediction, latents, noise = (numbers(5, 6, seed=place).requires_grad_() for place in range(3))

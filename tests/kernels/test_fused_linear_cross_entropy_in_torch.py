@@ -75,6 +75,7 @@ def test_a_range_never_makes_anything_of_the_weights_size(autocast) -> None:
     assert weight.grad[7:27].any() and not weight.grad[27:].any() and not weight.grad[:7].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("classes", [None, (2, 9)], ids=["everything", "a range"])
 def test_compiles_under_autocast_and_in_fp16(dtype, classes) -> None:
@@ -100,6 +101,7 @@ def test_compiles_under_autocast_and_in_fp16(dtype, classes) -> None:
         torch.library.opcheck(_loss, given, test_utils=("test_schema", "test_faketensor"))
 
 
+@pytest.mark.slow
 @REDUCTIONS
 def test_compiles_without_a_break(reduction) -> None:
     tensors, labels, settings, chunk = make("everything, in chunks", torch.float32)

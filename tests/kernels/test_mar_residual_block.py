@@ -88,6 +88,7 @@ def triton_results():
     return run
 
 
+@pytest.mark.slow
 @operations
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [(35, 48), (1, 1536), (70, 8)], ids=["ragged", "one row", "narrow"])

@@ -7,6 +7,7 @@ from reca_fast.kernels import kernels
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.mark.slow
 def test_agrees_with_the_authors(written_case, reca_fast) -> None:
     interpreter = pytest.importorskip("reca_fast.kernels.common.interpreter", reason="Triton is not installed")
     with interpreter.interpreting(), kernels("triton"):

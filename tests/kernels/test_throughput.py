@@ -22,7 +22,7 @@ from bench.timing import interleaved
 from reca_fast.kernels import varlen_attention
 from reca_fast.kernels.common.interpreter import interpreting
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 QK = case_of("qk_norm_rope")
 
 

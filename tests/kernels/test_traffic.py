@@ -10,7 +10,7 @@ from bench.traffic import counting
 from reca_fast.kernels.common.implementation import kernels
 from reca_fast.kernels.common.optional_triton import tl, triton
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 @triton.jit

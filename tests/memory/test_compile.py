@@ -10,7 +10,7 @@ from reca_fast.models import open_adapter
 from reca_fast.randomness import draw_of_pack
 from reca_fast.sample import I2T, RECA, Sample, Text
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 def step(folder, *, compiled: bool, **options) -> tuple[Tensor, dict[str, Tensor]]:

@@ -58,6 +58,7 @@ def test_bf16_stays_within_its_rounding(written_case, reca_fast) -> None:
     assert reca_fast("verify", written_case, "--dtype", "bf16").code == 0
 
 
+@pytest.mark.slow
 def test_the_command_in_a_process_of_its_own(written_case) -> None:
     command = [sys.executable, "-m", "reca_fast", "verify", str(written_case)]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -10,6 +10,8 @@ from reca_fast.config import LossWeights
 from reca_fast.models.bagel.batch import BagelBatch
 from reca_fast.objectives import weighted_loss
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def batch() -> BagelBatch:
