@@ -215,13 +215,19 @@ class OptimConfig:
     eps: Annotated[float, Range(above=0, at_most=1e9)] = fixed(1e-15)
     """Added to the root of the second moment."""
     weight_decay: Magnitude = fixed(0.0)
-    """Decoupled weight decay."""
+    """Decoupled weight decay, of matrices only: biases, norms and embeddings have none."""
     warmup_steps: StepsOrNone = free(1000)
     """Linear warm-up; the first update has learning rate 0, as the authors' schedule does."""
     schedule: Literal["constant", "cosine"] = free("constant")
-    """What follows the warm-up; cosine falls to a tenth of the peak at the last step."""
+    """What follows the warm-up; cosine falls to min_lr_ratio of the peak in the last step."""
+    min_lr_ratio: Fraction = free(0.1)
+    """Where the cosine ends, as a share of the peak learning rate; a constant schedule does not use it."""
     max_grad_norm: Magnitude = free(1.0)
     """Global gradient norm above which gradients are scaled down; 0 switches clipping off."""
+    max_skipped_steps: StepsOrNone = neutral(5)
+    """Steps one after another that may be skipped because a loss or the gradient norm is inf or NaN. A skipped step
+    changes nothing and is named in the next line of metrics; one more than this ends the run.
+    """
     ema_decay: Decay = fixed(0.0)
     """Exponential moving average of the trained weights; 0 is off (with 0.9999 and 1000 steps it keeps 90 % of the
     start).

@@ -23,9 +23,10 @@ from reca_fast.models.bagel.config import BagelConfig, LLMConfig
 from reca_fast.models.bagel.tokenizer import BagelTokenizer
 from reca_fast.models.parts.siglip_config import SiglipConfig
 from reca_fast.objectives import weighted_loss
-from reca_fast.optim import clip_gradients, make_optimizer
+from reca_fast.optim import AdamWUpdate
 from reca_fast.randomness import draw_of_pack
 from reca_fast.sample import RECA, Sample, Text
+from reca_fast.train.state import trained
 
 LAYERS = 28
 TOKENS_PER_PICTURE = 4379
@@ -79,11 +80,11 @@ def fill_randomly(model: BagelAdapter, device: torch.device) -> None:
 
 @dataclass
 class Training:
-    """A model, its optimizer and one batch; `phases` are to be called in their order."""
+    """A model, its update and one batch; `phases` are to be called in their order."""
 
     model: BagelAdapter
     batch: BagelBatch  # on the device
-    optimizer: torch.optim.Optimizer
+    adamw: AdamWUpdate
     flops: float
     loss: Tensor | None = None
 
@@ -96,9 +97,8 @@ class Training:
         self.loss.backward()
 
     def update(self) -> None:
-        clip_gradients(self.model.module.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        assert self.loss is not None, "forward() comes first"
+        self.adamw.finish(self.loss.detach().reshape(1))
 
     @property
     def phases(self) -> dict:
@@ -117,7 +117,9 @@ def training(
     levers = ModelConfig(recompute=recompute, compile=compile_layers)
     apply_levers(model.module, model.blocks(), levers, compiler="eager" if tiny else "inductor")
     fill_randomly(model, device)
-    yield Training(model, batch.to(device), make_optimizer(model.module, OptimConfig()), flops)
+    adamw = AdamWUpdate(trained(model.module), model.decays, OptimConfig(warmup_steps=0), total_steps=1)
+    adamw.begin(0)
+    yield Training(model, batch.to(device), adamw, flops)
 
 
 @dataclass(frozen=True)

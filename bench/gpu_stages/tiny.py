@@ -16,11 +16,13 @@ from reca_fast.kernels import use_kernels
 from reca_fast.memory import apply_levers
 from reca_fast.models.bagel.adapter import BagelAdapter
 from reca_fast.models.bagel.tiny import write_tiny_checkpoint
-from reca_fast.optim import make_optimizer
+from reca_fast.optim import AdamWUpdate, SkippedSteps
 from reca_fast.randomness import draw_of_pack
 from reca_fast.sample import I2T, RECA, Sample, Text
 from reca_fast.train.distributed import Processes
-from reca_fast.train.step import StepStats, train_step
+from reca_fast.train.state import Run, trained
+from reca_fast.train.stats import StepStats
+from reca_fast.train.step import train_step
 
 TARGETS, VIEWS = ((64, 64), (48, 64), (64, 40)), ((112, 112), (84, 112), (112, 70))
 
@@ -56,14 +58,11 @@ def pictures(joint: bool) -> list[Sample]:
 class Step:
     """A model ready to be trained, and what its next step is given."""
 
-    adapter: BagelAdapter
+    run: Run
     pack: Pack[Any]
-    config: RunConfig
-    optimizer: torch.optim.Optimizer
-    processes: Processes
 
     def __call__(self) -> StepStats:
-        return train_step(self.adapter, [self.pack], 1, self.config, self.optimizer, None, self.processes)
+        return train_step(self.run, [self.pack])
 
 
 def prepare(folder: Path, device: torch.device, compiler: str = "inductor", **options: Any) -> Step:
@@ -83,25 +82,26 @@ def prepare(folder: Path, device: torch.device, compiler: str = "inductor", **op
     batch = adapter.inputs(config.data).collate(samples := pictures(joint), draw_of_pack(config.seed, 0, 0))
     keys = tuple(sample.key for sample in samples)
     pack = Pack(lane=0, number=0, batch=batch, keys=keys, num_tokens=batch.num_tokens)
-    return Step(adapter, pack, config, make_optimizer(adapter.module, config.optim), processes)
+    update = AdamWUpdate(trained(adapter.module), adapter.decays, config.optim, config.steps)
+    return Step(Run(config, processes, adapter, update, average=None, skipped=SkippedSteps(limit=0)), pack)
 
 
 def gradients_of(step: Step) -> tuple[dict[str, Tensor], dict[str, float], float]:
     """Run a step: every trained weight's gradient before clipping (fp32 on the CPU), losses, share of weights moved."""
-    trained = {name: p for name, p in step.adapter.module.named_parameters() if p.requires_grad}
-    before = {name: p.detach().clone() for name, p in trained.items()}
+    parameters = trained(step.run.adapter.module)
+    before = {name: p.detach().clone() for name, p in parameters.items()}
     found: dict[str, Tensor] = {}
 
     def keep(name: str):
         return lambda parameter: found.__setitem__(name, parameter.grad.detach().clone())
 
-    hooks = [p.register_post_accumulate_grad_hook(keep(name)) for name, p in trained.items()]
+    hooks = [p.register_post_accumulate_grad_hook(keep(name)) for name, p in parameters.items()]
     try:
         stats = step()
     finally:
         for hook in hooks:
             hook.remove()
         use_kernels("auto")
-    losses = {task: total.item() / max(1, stats.counts[task]) for task, total in stats.sums.items()}
-    moved = sum(not torch.equal(p, before[name]) for name, p in trained.items()) / len(trained)
+    losses = {term: total / stats.counts[term] for term, total in zip(stats.terms, stats.sums.tolist(), strict=True)}
+    moved = sum(not torch.equal(p, before[name]) for name, p in parameters.items()) / len(parameters)
     return {name: grad.float().cpu() for name, grad in found.items()}, losses, moved

@@ -16,7 +16,7 @@ def run(args: Sequence[str]) -> int:
         if os.environ.get("RANK", "0") != "0":
             return 2  # of the processes that torchrun started, the first one says it
         raise
-    from reca_fast.train import run as run_training
+    from reca_fast.train import train
 
-    run_training(config)
+    train(config)
     return 0

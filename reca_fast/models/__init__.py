@@ -35,6 +35,9 @@ class Adapter(Protocol):
     def blocks(self) -> Sequence[nn.Module]:
         """The repeated blocks: sharded and compiled one by one."""
 
+    def decays(self, name: str) -> bool:
+        """Whether weight decay acts on the parameter of that name: on matrices, not on biases, norms and embeddings."""
+
     def load(self, device: torch.device) -> None:
         """Fill the module (on the meta device, possibly sharded by now) from the checkpoint folder."""
 

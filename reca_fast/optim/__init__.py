@@ -1,7 +1,19 @@
-"""From a loss's gradients to changed weights."""
+"""From the gradients of a step to changed weights."""
 
 from .average import MovingAverage
+from .groups import parameter_groups
 from .schedule import learning_rate
-from .update import clip_gradients, make_optimizer
+from .skipped import SkippedStep, SkippedSteps
+from .update import AdamWUpdate, Finished, Update, clip_gradients
 
-__all__ = ["MovingAverage", "clip_gradients", "learning_rate", "make_optimizer"]
+__all__ = [
+    "AdamWUpdate",
+    "Finished",
+    "MovingAverage",
+    "SkippedStep",
+    "SkippedSteps",
+    "Update",
+    "clip_gradients",
+    "learning_rate",
+    "parameter_groups",
+]

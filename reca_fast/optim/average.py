@@ -1,17 +1,30 @@
 """A moving average of the trained weights, beside them."""
 
-from torch import nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
 
 
 class MovingAverage:
-    """Exponential moving average of the trained weights, fp32, sharded like them."""
+    """Exponential moving average (EMA) of the trained weights, in their dtype and sharded like them.
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.live = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self.average = {name: p.detach().clone() for name, p in self.live.items()}
-        self._blend = get_ema_multi_avg_fn(decay)
+    Args:
+        trained: the trained parameters by their names in the model; the average begins as a copy of them.
+        decay: how much of the average an update keeps.
+    """
 
-    def update(self) -> None:
-        """Call after every optimizer step."""
-        self._blend(list(self.average.values()), list(self.live.values()), None)
+    def __init__(self, trained: Mapping[str, nn.Parameter], decay: float) -> None:
+        self.trained, self.decay = dict(trained), decay
+        self.average = {name: parameter.detach().clone() for name, parameter in trained.items()}
+
+    @torch.no_grad()
+    def update(self, applied: Tensor) -> None:
+        """Blend the weights in after an update.
+
+        Args:
+            applied: 0-d bool on the device: whether the update was made. If not, the average stays as it is.
+        """
+        weight = torch.where(applied, 1 - self.decay, 0.0)  # the host does not know it
+        for name, average in self.average.items():
+            average.lerp_(self.trained[name].detach(), weight)

@@ -1,5 +1,5 @@
 """The only room that knows all rooms: it assembles a run and drives it."""
 
-from .run import run
+from .run import train
 
-__all__ = ["run"]
+__all__ = ["train"]

@@ -1,45 +1,54 @@
 """The loop, on one screen."""
 
+from typing import Any
+
+from reca_fast.checkpoints import CheckpointStore
+from reca_fast.data.loader import PackLoader
 from reca_fast.data.outcomes import describe
+from reca_fast.evaluation.grids import GridWriter
 from reca_fast.memory import whole_root
 
-from .saved import Saved
 from .signals import StopRequest
-from .state import Run, load_run, save_run
+from .state import Run, save_run
 from .step import train_step
+from .telemetry import Telemetry
 
 
-def train(run: Run, saved: Saved | None = None) -> None:
-    """Go on from `saved`, or begin; train until `config.steps`, or until a signal asks to stop. The newest state is
-    saved either way.
+def loop(
+    run: Run,
+    loader: PackLoader[Any],
+    store: CheckpointStore,
+    telemetry: Telemetry,
+    grids: GridWriter,
+) -> None:
+    """Take steps until `config.steps`, or until a signal asks to stop. The newest state is saved either way.
 
     Raises:
+        UserError: too many steps one after another were skipped (`optim.max_skipped_steps`).
         KeyboardInterrupt: after the save, when it was Ctrl-C that asked and steps are left.
     """
     config = run.config
-    if saved is not None:
-        load_run(run, saved)
-    run.telemetry.start(run.step, config.steps)
-    with StopRequest() as stop, run.telemetry.profiler() as profiler:
+    telemetry.start(run.step, config.steps)
+    with StopRequest() as stop, telemetry.profiler() as profiler:
         while run.step < config.steps:
-            packs = next(run.loader)
-            stats = train_step(run.adapter, packs, run.step, config, run.optimizer, run.average, run.processes)
-            run.step += 1
+            packs = next(loader)
+            stats = train_step(run, packs)
             stopping = run.processes.any(stop.requested)
             saving = stopping or run.step == config.steps or _due(run.step, config.save_every)
             if saving or _due(run.step, config.log_every):
-                run.telemetry.log(run.step, stats)  # also refuses a loss that is not finite, before it is saved
+                telemetry.log(run.step, stats, run.skipped.read())
+                run.skipped.check(store.advice)
             if _due(run.step, config.sample_every):
-                with run.telemetry.clock_stopped(), whole_root(run.adapter.module):
-                    run.grids.write(run.step)
+                with telemetry.clock_stopped(), whole_root(run.adapter.module):
+                    grids.write(run.step)
             if saving:
-                with run.telemetry.clock_stopped():
-                    save_run(run)
+                with telemetry.clock_stopped():
+                    save_run(run, loader, store)
             if profiler is not None:
                 profiler.step()
             if stopping:
                 break
-    run.telemetry.finish(run.step, describe(run.processes.gather(run.loader.report())))
+    telemetry.conclude(run.step, run.skipped.total, describe(run.processes.gather(loader.report())))
     if stop.interrupted and run.step < config.steps:
         raise KeyboardInterrupt
 

@@ -18,16 +18,16 @@ from reca_fast.evaluation.grids import GridWriter, pick_samples
 from reca_fast.memory import apply_levers
 from reca_fast.models import open_adapter
 from reca_fast.models.files.identity import identity_of_files
-from reca_fast.optim import MovingAverage, make_optimizer
+from reca_fast.optim import AdamWUpdate, MovingAverage, SkippedSteps
 from reca_fast.sample import TASKS
 from reca_fast.schema import check_ranges
 
 from .determinism import make_deterministic
 from .distributed import Processes
 from .folder import RunFolder
-from .loop import train
+from .loop import loop
 from .saved import check_content, find_saved
-from .state import Run
+from .state import Run, load_run, trained
 from .telemetry import Telemetry
 
 UNWRITABLE = {
@@ -60,7 +60,7 @@ def check_config(config: RunConfig, world: int) -> None:
         config.sampling.check()
 
 
-def run(config: RunConfig) -> None:
+def train(config: RunConfig) -> None:
     """Train as configured. Returns when done or asked to stop.
 
     Raises:
@@ -84,7 +84,7 @@ def run(config: RunConfig) -> None:
         with (
             RunFolder(Path(config.out)) as folder,
             PackLoader(source, builder, config.data, inputs.collate, lanes, config.seed) as loader,
-            closing(Telemetry(config, processes, store.advice)) as telemetry,
+            closing(Telemetry(config, processes)) as telemetry,
         ):
             if refusal := processes.agree(folder.take() if processes.is_main else ""):
                 raise UserError(refusal)
@@ -98,22 +98,21 @@ def run(config: RunConfig) -> None:
                 check_content(saved.state.content, content, config)
             telemetry.console.print(adapter.says_weights())
             adapter.load(processes.device)
-            wanted = config.sample_count if config.sample_every else 0
-            train(
-                Run(
-                    config=config,
-                    processes=processes,
-                    adapter=adapter,
-                    optimizer=make_optimizer(adapter.module, config.optim),
-                    average=MovingAverage(adapter.module, config.optim.ema_decay) if config.optim.ema_decay else None,
-                    loader=loader,
-                    store=store,
-                    telemetry=telemetry,
-                    grids=GridWriter(adapter, config, pick_samples(source, builder, wanted), processes.is_main),
-                    content=content,
-                ),
-                saved,
+            parameters = trained(adapter.module)
+            run = Run(
+                config,
+                processes,
+                adapter,
+                update=AdamWUpdate(parameters, adapter.decays, config.optim, config.steps),
+                average=MovingAverage(parameters, config.optim.ema_decay) if config.optim.ema_decay else None,
+                skipped=SkippedSteps(config.optim.max_skipped_steps),
+                content=content,
             )
+            if saved is not None:
+                load_run(run, loader, store, saved)
+            wanted = config.sample_count if config.sample_every else 0
+            grids = GridWriter(adapter, config, pick_samples(source, builder, wanted), processes.is_main)
+            loop(run, loader, store, telemetry, grids)
 
 
 @contextmanager

@@ -42,6 +42,7 @@ class SavedState:
     config: dict[str, Any]
     lanes: dict[str, LaneState]
     generators: list[Generators]
+    skipped_in_a_row: Count = 0
 
     def __post_init__(self) -> None:
         if self.step and not self.lanes:

@@ -2,84 +2,83 @@
 
 import base64
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from reca_fast import __version__
 from reca_fast.checkpoints import CheckpointStore
 from reca_fast.config import RunConfig
 from reca_fast.data.loader import PackLoader
 from reca_fast.errors import UserError
-from reca_fast.evaluation.grids import GridWriter
 from reca_fast.models import Adapter
-from reca_fast.optim import MovingAverage
+from reca_fast.optim import MovingAverage, SkippedSteps, Update
 
 from .distributed import Processes
 from .saved import Content, Generators, Saved, SavedState, as_json
-from .telemetry import Telemetry
-
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-"""Of AdamW, per trained tensor."""
 
 
 @dataclass
 class Run:
-    """Everything that a run holds; `step` counts the updates made."""
+    """What is trained, and how far it is: all that a step reads or changes."""
 
     config: RunConfig
     processes: Processes
     adapter: Adapter
-    optimizer: torch.optim.Optimizer
+    update: Update
     average: MovingAverage | None
-    loader: PackLoader[Any]
-    store: CheckpointStore
-    telemetry: Telemetry
-    grids: GridWriter
-    content: Content
+    skipped: SkippedSteps
+    content: Content = field(default_factory=dict)
+    """Checksums of the base and of the data, which every checkpoint holds."""
     step: int = 0
+    """Steps taken, skipped ones included."""
 
 
-def save_run(run: Run) -> None:
-    """Write a checkpoint after `run.step` updates; all processes call it."""
-    parts = run.processes.gather(run.loader.state_dict())
+def save_run(run: Run, loader: PackLoader[Any], store: CheckpointStore) -> None:
+    """Write a checkpoint after `run.step` steps, all of them read from `run.skipped`; all processes call it."""
+    parts = run.processes.gather(loader.state_dict())
     state = SavedState(
         version=__version__,
         step=run.step,
+        skipped_in_a_row=run.skipped.in_a_row,
         base=str(run.config.model.path),
         content=run.content,
         config=as_json(run.config),
         lanes={lane: state for part in parts for lane, state in part.items()},
         generators=run.processes.gather(_generators()),
     )
-    run.store.save(run.step, _tensors(run), asdict(state))
+    store.save(run.step, _tensors(run), asdict(state))
 
 
-def load_run(run: Run, saved: Saved) -> None:
+def load_run(run: Run, loader: PackLoader[Any], store: CheckpointStore, saved: Saved) -> None:
     """Go on from a checkpoint.
 
     Raises:
         UserError: it is of another model, or damaged.
     """
     state = saved.state
-    run.store.load(saved.path, _tensors(run))
-    run.loader.load_state_dict(state.lanes)
+    store.load(saved.path, _tensors(run))
+    loader.load_state_dict(state.lanes)
     if run.processes.rank < len(state.generators):
         try:
             _restore_generators(state.generators[run.processes.rank])
         except (ValueError, RuntimeError, TypeError, IndexError) as error:
             raise UserError(f"{saved.path} is damaged: {error}.") from None
-    run.step = state.step
+    run.step, run.skipped.in_a_row = state.step, state.skipped_in_a_row
 
 
 def _tensors(run: Run) -> dict[str, dict[str, torch.Tensor]]:
     """Everything that training changes, by kind and name: the run's own tensors, to be read or filled in place."""
-    trained = {name: p for name, p in run.adapter.module.named_parameters() if p.requires_grad}
-    state = run.optimizer.state
-    sections = {"model": trained, **{kind: {name: state[p][kind] for name, p in trained.items()} for kind in MOMENTS}}
+    sections: dict[str, dict[str, torch.Tensor]] = {"model": {**trained(run.adapter.module)}, **run.update.state()}
     return sections | ({"average": run.average.average} if run.average is not None else {})
+
+
+def trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 def _generators() -> Generators:

@@ -3,11 +3,10 @@ logging steps only.
 """
 
 import json
-import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,11 @@ from reca_fast.config import RunConfig
 from reca_fast.errors import UserError
 from reca_fast.hardware import peak_flops
 from reca_fast.memory import compiled_graphs
+from reca_fast.optim import SkippedStep
 
 from .distributed import Processes
-from .step import StepStats
+from .metrics import cut_after, draw_curve
+from .stats import StepStats
 
 QUIET_SECONDS = 5.0
 """Where the output is no terminal, at most one line in this time."""
@@ -41,9 +42,8 @@ class _Console(Console):
 class Telemetry:
     """Owned by every process (reductions are collective); only the main one writes."""
 
-    def __init__(self, config: RunConfig, processes: Processes, advice: Callable[[], str]) -> None:
-        """`advice` says what to do when training has diverged; all processes call it."""
-        self.config, self.processes, self.advice = config, processes, advice
+    def __init__(self, config: RunConfig, processes: Processes) -> None:
+        self.config, self.processes = config, processes
         self.folder = Path(config.out)
         self.console = _Console(quiet=not processes.is_main, soft_wrap=True)
         self.progress: Progress | None = None
@@ -84,42 +84,40 @@ class Telemetry:
                 self.progress.start()
         self._mark = (time.perf_counter(), step)
 
-    def log(self, step: int, stats: StepStats) -> None:
-        """Reduce and write one line of metrics; the only place where the loop waits for the device.
+    def log(self, step: int, stats: StepStats, skipped: Sequence[SkippedStep]) -> None:
+        """Write one line of metrics. Loss and gradient norm of a step that was skipped are null: JSON has no NaN.
 
-        Raises:
-            UserError: the loss or the gradient norm is not finite.
+        Args:
+            step: steps taken; `stats` are those of the last one.
+            skipped: what was skipped since the last line.
         """
-        tasks = sorted(stats.sums) if self.processes.world == 1 else sorted(stats.counts)
-        zero = torch.zeros((), device=self.processes.device)
-        totals = self.processes.sum_tensor(torch.stack([stats.sums.get(t, zero).float() for t in tasks])).tolist()
-        losses = {t: total / stats.counts[t] for t, total in zip(tasks, totals, strict=True) if stats.counts[t]}
+        if skipped and skipped[-1].step == step:
+            losses, grad_norm, loss = dict.fromkeys(stats.terms), None, None
+        else:
+            totals = dict(zip(stats.terms, stats.sums.tolist(), strict=True))
+            losses = {term: total / stats.counts[term] for term, total in totals.items()}
+            loss = sum(getattr(self.config.loss, term) * value for term, value in losses.items())
+            grad_norm = stats.grad_norm.item()
         metrics: dict[str, Any] = {
             "step": step,
-            "loss": sum(getattr(self.config.loss, task) * loss for task, loss in losses.items()),
-            **{f"loss_{task}": loss for task, loss in losses.items()},
-            "grad_norm": float(stats.grad_norm),
+            "loss": loss,
+            **{f"loss_{term}": value for term, value in losses.items()},
+            "grad_norm": grad_norm,
             "lr": stats.lr,
             "images": stats.images,
             "tokens": stats.tokens,
+            "skipped": [each._asdict() for each in skipped],
         }
-        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
-            if step == 1:
-                advice = "no update was made yet, so look at the weights in model.path and at the pictures"
-            else:
-                advice = self.advice()
-            raise UserError(
-                f"Step {step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}. Nothing of it was saved; "
-                f"{advice}."
-            )
         metrics |= self._rates(step, stats)
         if self.processes.is_main:
             self._check_still_there()
             self._metrics.write(json.dumps(metrics) + "\n")
             self._metrics.flush()
-            for name, value in metrics.items():
+            for name, value in (metrics | {"skipped": len(skipped)}).items():
                 if name != "step" and value is not None:
                     self.writer.add_scalar(name, value, step)
+            for each in skipped:
+                self.console.print(f"Step {each.step} skipped: inf or NaN in {' and '.join(each.not_finite)}.")
             self._show(step, metrics)
 
     def _check_still_there(self) -> None:
@@ -168,8 +166,9 @@ class Telemetry:
 
     def _show(self, step: int, metrics: dict[str, Any]) -> None:
         mfu = f"{metrics['mfu']:.1%}" if metrics["mfu"] is not None else "n/a"
+        loss = f"{metrics['loss']:.4f}" if metrics["loss"] is not None else "n/a"
         line = (
-            f"loss {metrics['loss']:.4f}  {metrics['images_per_s']:.2f} images/s  "
+            f"loss {loss}  {metrics['images_per_s']:.2f} images/s  "
             f"{metrics['tokens_per_s']:.0f} tokens/s  {metrics['memory_gb']:.2f} GB  MFU {mfu}"
         )
         if self.progress is not None:
@@ -200,8 +199,14 @@ class Telemetry:
         with torch.profiler.profile(activities=activities, schedule=schedule, on_trace_ready=ready) as profiler:
             yield profiler
 
-    def finish(self, step: int, data_summary: str) -> None:
-        """Close the files, draw the curve, say where things are."""
+    def conclude(self, step: int, skipped: int, data_summary: str) -> None:
+        """Close the files, draw the curve, say where things are.
+
+        Args:
+            step: steps taken.
+            skipped: how many of those that this process took were skipped.
+            data_summary: what became of the data, a sentence without its full stop.
+        """
         self.close()
         if not self.processes.is_main:
             return
@@ -217,6 +222,8 @@ class Telemetry:
             done = f"Step {step}: finished"
         else:
             done = f"Step {step}: stopped, the same command goes on from here"
+        if skipped:
+            done += f" ({skipped} skipped because of inf or NaN)"
         self.console.print(f"{done}. {data_summary}. See {self.folder}/{files}.")
 
     def close(self) -> None:
@@ -227,54 +234,3 @@ class Telemetry:
             self.writer.close()
         if self._metrics is not None:
             self._metrics.close()
-
-
-def cut_after(path: Path, step: int) -> list[int]:
-    """Leave in a file of metrics the good lines up to `step`: later ones belong to lost work.
-
-    Returns:
-        The numbers, from 1, of the lines that were none: cut short, or garbage.
-    """
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    rows = [
-        _row(line) for line in lines
-    ]  # one that was cut short lacks its bracket; the end of its line may be missing
-    good = [
-        line.rstrip() + b"\n" for line, row in zip(lines, rows, strict=True) if row is not None and row["step"] <= step
-    ]
-    if good != lines:
-        partial = path.with_name(f".{path.name}.partial")  # replaced in one go: a kill in between loses nothing
-        partial.write_bytes(b"".join(good))
-        os.replace(partial, path)
-    return [number for number, row in enumerate(rows, 1) if row is None]
-
-
-def _row(line: bytes | str) -> dict[str, Any] | None:
-    """A line of metrics, or None when it is something else."""
-    try:
-        row = json.loads(line)
-        return row if type(row["step"]) is int and math.isfinite(row["step"] + row["loss"]) else None
-    except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
-        return None
-
-
-def draw_curve(metrics: Path, path: Path) -> None:
-    """Loss over steps, raw and smoothed, as a PNG."""
-    from matplotlib.figure import Figure
-
-    rows = [row for line in metrics.read_bytes().splitlines() if (row := _row(line))]
-    if not rows:
-        return
-    steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
-    smooth, value = [], losses[0]
-    for number, loss in enumerate(losses):
-        value += (loss - value) / min(number + 1, 20)
-        smooth.append(value)
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(steps, losses, color="#9bb7d4", linewidth=0.8, label="per step")
-    axes.plot(steps, smooth, color="#1f4e79", linewidth=1.8, label="mean of about 20 steps")
-    axes.set(xlabel="step", ylabel="loss", title="RECA training loss")
-    axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)

@@ -64,7 +64,7 @@ def begun(configured, tmp_path_factory) -> Callable[[bool], tuple[Path, Course]]
     @functools.cache
     def make(joint: bool) -> tuple[Path, Course]:
         out = tmp_path_factory.mktemp("begun") / "run"
-        running.run(configured(out, joint))
+        running.train(configured(out, joint))
         whole = course(out)
         for step in (2, 3):
             shutil.rmtree(out / "checkpoints" / f"step-000000{step}")

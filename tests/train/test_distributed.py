@@ -89,8 +89,8 @@ def test_bf16_joint_training(joint_alone, train, tmp_path):
 
 KEEP_GRADIENTS = """
 import os, torch
-from reca_fast.train import step
-clip = step.clip_gradients
+from reca_fast.optim import update
+clip = update.clip_gradients
 steps = []
 def kept(parameters, largest):
     trained = [p for p in parameters if p.grad is not None]
@@ -99,7 +99,7 @@ def kept(parameters, largest):
     if os.environ.get("RANK", "0") == "0":
         torch.save(steps, GRADIENTS)
     return clip(trained, largest)
-step.clip_gradients = kept
+update.clip_gradients = kept
 """
 
 

@@ -11,7 +11,7 @@ import torch
 
 from reca_fast.checkpoints import CheckpointStore, SavedWeights
 from reca_fast.checkpoints.checksums import checksum, read_checksums, write_checksums
-from reca_fast.train.telemetry import draw_curve
+from reca_fast.train.metrics import draw_curve
 
 FULL = ["--steps", "6", "--save_every", "2", "--optim.ema_decay", "0.5", "--optim.schedule", "cosine"]
 

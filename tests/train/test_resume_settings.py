@@ -104,14 +104,14 @@ def test_a_changed_setting_does_what_is_declared(name, begun, configured, base, 
 
     if setting.resume == "fixed":
         with pytest.raises(UserError, match=rf"{name}\b.* name another --out"):
-            running.run(config)
+            running.train(config)
         assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-0000001"]
         return
-    running.run(config)
+    running.train(config)
     resumed = course(out)
     if setting.resume == "free":
         fresh = put(configured(tmp_path / "fresh", name in JOINT), name, attrgetter(name)(config))
-        running.run(fresh)
+        running.train(fresh)
         assert resumed == course(tmp_path / "fresh")
         assert resumed != whole, "it has no effect"
     elif setting.resume == "neutral":
@@ -129,7 +129,7 @@ def test_a_folder_that_has_moved_is_the_same(name, begun, configured, base, pict
     before, whole = begun(False)
     shutil.copytree(before, tmp_path / "run")
     shutil.copytree(base if name == "model.path" else pictures, tmp_path / "moved")
-    running.run(put(configured(tmp_path / "run", False), name, str(tmp_path / "moved")))
+    running.train(put(configured(tmp_path / "run", False), name, str(tmp_path / "moved")))
     assert course(tmp_path / "run") == whole
 
 
@@ -148,19 +148,19 @@ def test_every_file_that_makes_the_base_counts(file, begun, configured, base, tm
     with pytest.raises(
         UserError, match=rf"model.path=.* is not what the saved run had there, it differs in {file}\. Set"
     ):
-        running.run(put(configured(tmp_path / "run", False), "model.path", str(tmp_path / "moved")))
+        running.train(put(configured(tmp_path / "run", False), "model.path", str(tmp_path / "moved")))
 
 
 def test_the_file_of_weights_is_part_of_the_base(begun, configured, base, tmp_path):
     """Named or found, it is the same file; another one is another base."""
     before, whole = begun(False)
     shutil.copytree(before, tmp_path / "same")
-    running.run(put(configured(tmp_path / "same", False), "model.weights", "ema.safetensors"))
+    running.train(put(configured(tmp_path / "same", False), "model.weights", "ema.safetensors"))
     assert course(tmp_path / "same") == whole
     shutil.copytree(before, tmp_path / "run")
     other = Path(other_contents("model.path", base, base, tmp_path / "new")) / "ema.safetensors"
     with pytest.raises(UserError, match=r"model\.path=.* it differs in ema\.safetensors\. Set it back"):
-        running.run(put(configured(tmp_path / "run", False), "model.weights", str(other)))
+        running.train(put(configured(tmp_path / "run", False), "model.weights", str(other)))
 
 
 def change_names(folder: Path) -> None:
@@ -194,7 +194,7 @@ def test_other_data_is_told_by_what_differs(change, told, begun, configured, pic
     with pytest.raises(
         UserError, match=rf"data.source=.* is not what the saved run had there, it differs in {told}\. Set"
     ):
-        running.run(put(configured(tmp_path / "run", False), "data.source", str(tmp_path / "moved")))
+        running.train(put(configured(tmp_path / "run", False), "data.source", str(tmp_path / "moved")))
 
 
 def test_the_number_of_replicas_may_change(train, tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from reca_fast.train.folder import LOCK_FILE, RunFolder
-from reca_fast.train.telemetry import cut_after
+from reca_fast.train.metrics import cut_after
 
 ENDLESS = ["--steps", "1000000", "--save_every", "1", "--log_every", "1"]
 

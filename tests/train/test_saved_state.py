@@ -79,7 +79,7 @@ def test_odd_values_in_a_saved_state_are_one_sentence(begun, configured, tmp_pat
         config = configured(out, False)
         config.steps, config.sample_every = 1, 0
         try:
-            running.run(config)
+            running.train(config)
             ends["went on"] += 1
         except UserError as error:
             assert "\n" not in str(error) and len(str(error)) < 1000
@@ -120,7 +120,7 @@ def test_a_broken_state_is_refused(fault, begun, configured, tmp_path):
     damage(state)
     CheckpointStore(tmp_path / "run" / "checkpoints").save(1, tensors, state)
     with pytest.raises(UserError, match=named):
-        running.run(configured(tmp_path / "run", False))
+        running.train(configured(tmp_path / "run", False))
 
 
 def test_a_state_without_its_checksum_is_damage(begun, configured, tmp_path):
@@ -134,4 +134,4 @@ def test_a_state_without_its_checksum_is_damage(begun, configured, tmp_path):
         config = configured(tmp_path / "run", False)
         config.verify_checkpoint = verify
         with pytest.raises(UserError, match="step-0000001 is damaged"):
-            running.run(config)
+            running.train(config)

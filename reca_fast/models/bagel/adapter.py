@@ -88,6 +88,10 @@ class BagelAdapter:
     def blocks(self) -> Sequence[nn.Module]:
         return list(self.module.layers)
 
+    def decays(self, name: str) -> bool:
+        """The authors train without weight decay; what has it otherwise are the matrices of the linear layers."""
+        return name.endswith(".weight") and "norm" not in name and not name.startswith("embed_tokens.")
+
     def load(self, device: torch.device) -> None:
         """Weights to `device`: trained ones in fp32, frozen ones in the precision of the run; then the VAE (fp32)."""
         try:
