@@ -24,7 +24,7 @@ def repeat(report: Report, deterministic: bool) -> None:
             phases = {"forward": work.forward, "backward": work.backward}
             rounds, times = [], {}
             for _ in range(3):  # the first compiles
-                work.model.zero_grad(set_to_none=True)
+                work.model.module.zero_grad(set_to_none=True)
                 times = run_phases(phases, report.device)
                 rounds.append([p.grad for p in work.model.module.parameters() if p.grad is not None])
     finally:
