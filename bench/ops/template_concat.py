@@ -9,6 +9,7 @@ from torch import Tensor
 from bench.ops.case import Case, Gate, Inputs, gradients
 from reca_fast.kernels import template_concat
 from reca_fast.kernels.template_concat.kernels import launch_backward, launch_forward
+from reca_fast.kernels.template_concat.sources import Places, Sources, Wanted
 
 
 def make_inputs(
@@ -80,20 +81,27 @@ def compile_all() -> None:
         return torch.zeros(count, dim, dtype=dtype)
 
     for table in (narrow, torch.float32):  # the model holds its position tables in fp32
-        launch_forward(
+        everything = Sources(
             *(ids(16), rows(16), ids(16)),
             *(rows(16), ids(16), ids(16), rows(16, table)),
             *(rows(32), ids(32), ids(32), rows(16, table), rows(2), ids(3)),
-            *(64, narrow),
         )
-    launch_backward(rows(64), ids(16), ids(32), ids(3), [16, 32, 64], [True] * 3, narrow, narrow, narrow)
-    dtypes, table = (narrow, narrow, narrow), rows(16, torch.float32)
-    launch_forward(ids(16), rows(16), ids(16), rows(16), ids(16), ids(16), table, *[None] * 6, 32, narrow)
-    launch_backward(rows(32), ids(16), None, None, [16, 32, 32], [True, False, False], *dtypes)
+        launch_forward(everything, 64, narrow)
+    launch_backward(rows(64), Places(ids(16), ids(32), ids(3), [16, 32, 64]), Wanted(narrow, narrow, narrow))
+    table = rows(16, torch.float32)
+    launch_forward(Sources(ids(16), rows(16), ids(16), rows(16), ids(16), ids(16), table), 32, narrow)
+    launch_backward(rows(32), Places(ids(16), None, None, [16, 32, 32]), Wanted(narrow, None, None))
     for width in (torch.int64, torch.int32):
         order, bounds = ids(16).to(width), ids(3).to(width)
-        launch_forward(*[None] * 7, rows(16), None, order, table, rows(2), bounds, 16, narrow)
-        launch_backward(rows(16), None, None, bounds, [0, 0, 16], [False, True, True], *dtypes)
+        latents = Sources(
+            latents=rows(16),
+            latent_position_ids=order,
+            latent_position_embedding=table,
+            timestep_embedding=rows(2),
+            latent_cu_seqlens=bounds,
+        )
+        launch_forward(latents, 16, narrow)
+        launch_backward(rows(16), Places(None, None, bounds, [0, 0, 16]), Wanted(None, narrow, narrow))
 
 
 CASE = Case(

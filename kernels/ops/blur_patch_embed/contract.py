@@ -65,7 +65,7 @@ def _blur_patch_embed(
 
 @_blur_patch_embed.register_fake
 def _(images, weight, bias, position_embedding, position_ids, *preparation):
-    return weight.new_empty((Preparation(*preparation).patches, weight.shape[0]))
+    return weight.new_empty((Preparation(*preparation).patches(), weight.shape[0]))
 
 
 @torch_op("blur_patch_embed_backward")
@@ -104,7 +104,7 @@ def _(
     grad, images, position_ids, positions, bias_dtype, position_dtype, needed, *preparation
 ) -> tuple[Tensor, Tensor, Tensor]:
     width = grad.shape[1]
-    shapes: list[Any] = [(width, Preparation(*preparation).features), (width,), (positions, width)]
+    shapes: list[Any] = [(width, Preparation(*preparation).features()), (width,), (positions, width)]
     made = [
         grad.new_empty(shape if need else 0, dtype=dtype if need else grad.dtype)
         for shape, need, dtype in zip(shapes, needed, (grad.dtype, bias_dtype, position_dtype), strict=True)
@@ -162,7 +162,7 @@ def blur_patch_embed(
     """
     preparation = checked(images, size, patch_size, blur_sigma, mean, std)
     expect_tensors(weight=weight, bias=bias, position_embedding=position_embedding, position_ids=position_ids)
-    tokens, features = preparation.patches, preparation.features
+    tokens, features = preparation.patches(), preparation.features()
     if weight.dim() != 2 or weight.shape[1] != features or not weight.is_floating_point():
         raise ValueError(f"weight: expected [D, {features}] of floats, got {weight.dtype} {list(weight.shape)}")
     width = weight.shape[0]

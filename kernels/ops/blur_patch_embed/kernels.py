@@ -94,9 +94,9 @@ def launch_blur_patch_embed(images: Sequence[Tensor], embedding: Embedding, prep
     images = [packed(x) for x in images]
     weight, patch_size = embedding.weight, preparation.patch_size
     todo = plan(images, preparation, lines=patch_size)
-    out = torch.empty((preparation.patches, weight.shape[0]), dtype=weight.dtype, device=weight.device)
+    out = torch.empty((preparation.patches(), weight.shape[0]), dtype=weight.dtype, device=weight.device)
     blur_patch_embed_forward[(len(todo.programs),)](
-        addresses(images, preparation.sizes),
+        addresses(images, preparation.sizes()),
         todo.images,
         todo.tables,
         todo.programs,

@@ -32,7 +32,7 @@ def reference_blur_patchify(images: Sequence[Tensor], preparation: Preparation, 
     """Patches [N, F] in `dtype`, in plain torch."""
     wide, patch_size = torch.promote_types(dtype, torch.float32), preparation.patch_size
     tokens = []
-    for image, (h, w) in zip(images, preparation.sizes, strict=True):
+    for image, (h, w) in zip(images, preparation.sizes(), strict=True):
         pixels = resized(image, (h, w), preparation.blur_sigma)
         rows = pixels.reshape(h // patch_size, patch_size, w // patch_size, patch_size * 3).transpose(1, 2)
         tokens.append(rows.reshape(-1, patch_size**2, 3))
@@ -61,7 +61,7 @@ def _blur_patchify(
 def _(images, *preparation_and_dtype):
     *preparation, dtype = preparation_and_dtype
     made = Preparation(*preparation)
-    return images[0].new_empty((made.patches, made.features), dtype=dtype)
+    return images[0].new_empty((made.patches(), made.features()), dtype=dtype)
 
 
 def blur_patchify(
@@ -96,5 +96,5 @@ def blur_patchify(
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype: expected a floating-point dtype, got {dtype}")
     if len(images) == 0:
-        return torch.empty((0, preparation.features), dtype=dtype)
+        return torch.empty((0, preparation.features()), dtype=dtype)
     return _blur_patchify(list(images), *preparation, dtype)

@@ -154,12 +154,12 @@ def blur_patchify_forward(
 def launch_blur_patchify(images: Sequence[Tensor], preparation: Preparation, dtype: torch.dtype) -> Tensor:
     """Patches [N, F] in `dtype` of uint8 pictures [H, W, 3], as `blur_patchify` defines them."""
     images = [packed(x) for x in images]
-    patch_size, features = preparation.patch_size, preparation.features
+    patch_size, features = preparation.patch_size, preparation.features()
     lines = math.ceil(patch_size / math.ceil(patch_size / ROWS))
     todo = plan(images, preparation, lines)
-    out = torch.empty((preparation.patches, features), dtype=dtype, device=images[0].device)
+    out = torch.empty((preparation.patches(), features), dtype=dtype, device=images[0].device)
     blur_patchify_forward[(len(todo.programs),)](
-        addresses(images, preparation.sizes),
+        addresses(images, preparation.sizes()),
         todo.images,
         todo.tables,
         todo.programs,

@@ -31,17 +31,14 @@ class Preparation(NamedTuple):
     std: list[float]
     """Of each channel, for pixels in [0, 1]."""
 
-    @property
     def sizes(self) -> list[Size]:
         """(height, width) of every picture after the resize."""
         return list(zip(self.sides[::2], self.sides[1::2], strict=True))
 
-    @property
     def patches(self) -> int:
         """Of all pictures."""
-        return sum((h // self.patch_size) * (w // self.patch_size) for h, w in self.sizes)
+        return sum((h // self.patch_size) * (w // self.patch_size) for h, w in self.sizes())
 
-    @property
     def features(self) -> int:
         """Numbers of a patch."""
         return self.patch_size**2 * 3
@@ -130,7 +127,7 @@ def plan(images: Sequence[Tensor], preparation: Preparation, lines: int) -> Plan
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     shapes = tuple((x.shape[0], x.shape[1]) for x in images)
     return _plan(
-        shapes, tuple(preparation.sizes), preparation.patch_size, lines, preparation.blur_sigma, device, stream
+        shapes, tuple(preparation.sizes()), preparation.patch_size, lines, preparation.blur_sigma, device, stream
     )
 
 

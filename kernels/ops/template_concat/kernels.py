@@ -1,17 +1,14 @@
 """Triton kernels of `template_concat`, and the functions that launch them.
 
-A program of the forward pass walks over the pictures at one place of their grids, so a position row that several
-pictures share is read once, and the time row of a picture once per block of rows.
+A program of the forward pass takes the same rows of one picture after another. So a position row that several pictures
+have at the same place is read once, and the timestep row of a picture is read once per block of rows.
 """
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..common.optional_triton import LAUNCH, tl, triton
-
-Maybe = Tensor | None
+from .sources import Places, Sources, Wanted
 
 
 @triton.jit
@@ -177,112 +174,80 @@ def template_concat_backward(
 
 
 COLUMNS = 512
-NUMBERS = 2048  # of a tile
+"""The most columns of a tile going forward."""
+BACKWARD_COLUMNS = 64
+"""Going backward: one cache line of bf16. The sums over a picture's rows are in order, so programs can only share out
+pictures and columns, and narrow tiles give more of them."""
+NUMBERS = 2048
+"""Of a tile."""
 WARPS = 8
-BACKWARD_COLUMNS = 64  # one cache line of bf16: pictures x columns is all the parallelism that ordered sums leave
 
 
 def _tile(dim: int, most: int) -> tuple[int, int]:
-    """Columns and rows of a tile: columns that divide `dim` need no masks."""
+    """Columns and rows of a tile. Columns that divide `dim` need no masks."""
     columns = next((c for c in (512, 256, 128, 64) if c <= most and dim % c == 0), 0)
     columns = columns or min(most, triton.next_power_of_2(dim))
     return columns, NUMBERS // columns
 
 
-def launch_forward(
-    token_ids: Maybe,
-    embedding: Maybe,
-    token_rows: Maybe,
-    visual: Maybe,
-    visual_rows: Maybe,
-    visual_position_ids: Maybe,
-    visual_position_embedding: Maybe,
-    latents: Maybe,
-    latent_rows: Maybe,
-    latent_position_ids: Maybe,
-    latent_position_embedding: Maybe,
-    timestep_embedding: Maybe,
-    latent_cu_seqlens: Maybe,
-    length: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    first = next(x for x in (embedding, visual, latents) if x is not None)
+def launch_forward(sources: Sources, length: int, dtype: torch.dtype) -> Tensor:
+    """The packed rows [length, D] in `dtype`."""
+    first = sources.first()
     dim = first.shape[1]
     packed = torch.empty(length, dim, dtype=dtype, device=first.device)
     if not length:
         return packed
     columns, rows = _tile(dim, COLUMNS)
-    counts = [0 if x is None else len(x) for x in (token_ids, visual, latents)]
-    pictures = 1 if latent_cu_seqlens is None else len(latent_cu_seqlens) - 1
+    counts, ends, table = sources.counts(), sources.latent_cu_seqlens, sources.latent_position_embedding
+    pictures = 1 if ends is None else len(ends) - 1
     blocks = [triton.cdiv(n, rows) for n in counts]
     blocks[2] = triton.cdiv(triton.cdiv(counts[2], max(1, pictures)), rows)  # of a picture of average size
-
-    wide_table = latent_position_embedding is not None and latent_position_embedding.element_size() > 2
-
-    def pointer(x: Maybe) -> Tensor:
-        return packed if x is None else x.contiguous()  # what is absent is never read
-
-    sources = (
-        *(token_ids, embedding, token_rows),
-        *(visual, visual_rows, visual_position_ids, visual_position_embedding),
-        *(latents, latent_rows, latent_position_ids, latent_position_embedding),
-        *(timestep_embedding, latent_cu_seqlens),
-    )
     # Rows vary fastest: all pictures pass one slab of columns while its part of the tables stays in the cache.
     template_concat_forward[(sum(blocks), triton.cdiv(dim, columns))](
         packed,
-        *(pointer(x) for x in sources),
+        *(packed if x is None else x.contiguous() for x in sources),  # what is absent is never read
         *(*counts, pictures, *blocks),
         DIM=dim,
         ROWS=rows,
         COLUMNS=columns,
         PICTURES=triton.next_power_of_2(max(1, pictures)),
-        HAS_ROWS=any(x is not None for x in (token_rows, visual_rows, latent_rows)),
-        VISUAL_POSITIONS=visual_position_embedding is not None,
-        LATENT_POSITIONS=latent_position_embedding is not None,
-        SEGMENTS=latent_cu_seqlens is not None,
-        TIMES=timestep_embedding is not None,
+        HAS_ROWS=any(x is not None for x in sources.rows().values()),
+        VISUAL_POSITIONS=sources.visual_position_embedding is not None,
+        LATENT_POSITIONS=table is not None,
+        SEGMENTS=ends is not None,
+        TIMES=sources.timestep_embedding is not None,
         num_warps=WARPS,
-        maxnreg=None if wide_table else 40,  # with room for more, ptxas takes more and gains nothing
+        # With room for more registers, ptxas takes more and gains nothing; tables of 32 bits do need more.
+        maxnreg=None if table is not None and table.element_size() > 2 else 40,
         **LAUNCH,
     )
     return packed
 
 
-def launch_backward(
-    grad: Tensor,
-    visual_rows: Maybe,
-    latent_rows: Maybe,
-    latent_cu_seqlens: Maybe,
-    starts: Sequence[int],
-    needs: Sequence[bool],
-    visual_dtype: torch.dtype,
-    latents_dtype: torch.dtype,
-    timestep_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
+def launch_backward(grad: Tensor, places: Places, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of visual, latents and timestep_embedding for that of the packed rows; of no rows where not wanted."""
     grad = grad.contiguous()
-    dim = grad.shape[1]
+    dim, starts, pictures = grad.shape[1], places.starts, places.pictures()
     num_visual, num_latents = starts[1] - starts[0], starts[2] - starts[1]
-    pictures = 1 if latent_cu_seqlens is None else len(latent_cu_seqlens) - 1
-    d_visual = grad.new_empty(num_visual if needs[0] else 0, dim, dtype=visual_dtype)
-    d_latents = grad.new_empty(num_latents if needs[1] else 0, dim, dtype=latents_dtype)
-    d_time = grad.new_empty(pictures if needs[2] else 0, dim, dtype=timestep_dtype)
+    d_visual, d_latents, d_time = (
+        grad.new_empty(0 if dtype is None else rows, dim, dtype=dtype or grad.dtype)
+        for rows, dtype in zip((num_visual, num_latents, pictures), wanted, strict=True)
+    )
     columns, rows = _tile(dim, BACKWARD_COLUMNS)
-    pictures = pictures if needs[2] or (needs[1] and num_latents) else 0
-    blocks = pictures + (triton.cdiv(num_visual, rows) if needs[0] else 0)
+    pictures = pictures if wanted.timesteps or (wanted.latents and num_latents) else 0
+    blocks = pictures + (triton.cdiv(num_visual, rows) if wanted.visual else 0)
     if blocks:
-        absent = grad
         template_concat_backward[(blocks, triton.cdiv(dim, columns))](
             *(grad, d_visual, d_latents, d_time),
-            *(absent if x is None else x.contiguous() for x in (visual_rows, latent_rows, latent_cu_seqlens)),
+            *(grad if x is None else x.contiguous() for x in places[:3]),  # what is absent is never read
             *(num_latents, num_visual, starts[0], starts[1], pictures),
             DIM=dim,
             ROWS=rows,
             COLUMNS=columns,
-            HAS_ROWS=visual_rows is not None or latent_rows is not None,
-            SEGMENTS=latent_cu_seqlens is not None,
-            LATENTS=needs[1],
-            TIMES=needs[2],
+            HAS_ROWS=places.visual_rows is not None or places.latent_rows is not None,
+            SEGMENTS=places.latent_cu_seqlens is not None,
+            LATENTS=wanted.latents is not None,
+            TIMES=wanted.timesteps is not None,
             num_warps=WARPS,
             **LAUNCH,
         )
