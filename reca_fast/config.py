@@ -246,8 +246,10 @@ class ParallelConfig:
 class SamplingConfig:
     """How pictures are drawn: Euler steps from noise to data with classifier-free guidance."""
 
-    steps: Annotated[int, Range(at_least=2, at_most=10_000)] = neutral(50)
-    """Points of the time grid, the authors' num_timesteps; the model runs once less."""
+    steps: Annotated[int, Range(at_least=1, at_most=10_000)] = neutral(49)
+    """How often the model is evaluated for a picture. The authors count the points of the time grid instead, which are
+    one more: 49 here is their num_timesteps of 50.
+    """
     timestep_shift: Annotated[float, Range(above=0, at_most=1000)] = neutral(3.0)
     """Shift of the time grid towards noise."""
     guidance: GuidanceScale = neutral(1.0)
@@ -287,7 +289,7 @@ class SamplingConfig:
 
 
 _AUTHORS: dict[str, Any] = {
-    "steps": 50,
+    "steps": 49,  # num_timesteps 50
     "timestep_shift": 3.0,
     "guidance": 4.0,
     "image_guidance": 1.0,

@@ -29,7 +29,9 @@ class GenerateOptions:
     height: Pixels = 1024
     """Height in pixels."""
     batch: Few = 4
-    """Pictures drawn at once. What is drawn does not depend on it: picture i has the noise of sampling.seed + i."""
+    """Pictures that are drawn before they are written and told. Only that depends on it: each picture goes through the
+    model alone, picture i from the noise of sampling.seed + i.
+    """
     device: str = "auto"
     """auto, cpu or cuda."""
     model: ModelConfig = field(default_factory=ModelConfig)

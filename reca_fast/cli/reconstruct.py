@@ -40,8 +40,8 @@ def run(args: Sequence[str]) -> int:
     from reca_fast.data.samples import SampleBuilder
     from reca_fast.data.sources import open_source
     from reca_fast.data.tally import Reasons, printable
-    from reca_fast.evaluation.grids import draw_grid, pick_samples
-    from reca_fast.evaluation.reconstruction import psnr, reconstruct_all
+    from reca_fast.evaluation.grids import draw_comparison
+    from reca_fast.evaluation.reconstruction import pick_samples, psnr, reconstruct
     from reca_fast.hardware import pick_device
     from reca_fast.models import open_adapter
 
@@ -54,9 +54,9 @@ def run(args: Sequence[str]) -> int:
         raise UserError(f"{options.images} holds no readable picture: {passed_over}.")
     print(adapter.says_weights())
     adapter.load(pick_device(options.device))
-    done = reconstruct_all(adapter, samples, options.sampling)
+    done = reconstruct(adapter, samples, options.sampling)
     with writing(Path(options.out)):
-        draw_grid([[r.original for r in done], [r.drawn for r in done]], Path(options.out))
+        draw_comparison(done, Path(options.out))
     for reconstruction in done:
         print(f"{printable(reconstruction.key)}: {psnr([reconstruction]):.1f} dB")
     for fate, reasons in (("passed over", passed_over), ("ignored", source.ignored)):

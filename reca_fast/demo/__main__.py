@@ -81,15 +81,14 @@ def measure(config, checkpoint: Path, pictures: Path):
     from reca_fast.config import DataConfig, ModelConfig
     from reca_fast.data.samples import SampleBuilder
     from reca_fast.data.sources import open_source
-    from reca_fast.evaluation.grids import pick_samples
-    from reca_fast.evaluation.reconstruction import reconstruct_all
+    from reca_fast.evaluation.reconstruction import pick_samples, reconstruct
     from reca_fast.models import open_adapter
 
     adapter = open_adapter(ModelConfig(**{**vars(config.model), "path": str(checkpoint)}))
     adapter.load(torch.device("cpu"))
     data = DataConfig(**{**vars(config.data), "source": str(pictures), "text_dropout": 0.0})
     samples = pick_samples(open_source(data), SampleBuilder(data, adapter.inputs(data)), HELD_OUT)
-    return reconstruct_all(adapter, samples, config.sampling, batch=HELD_OUT)
+    return reconstruct(adapter, samples, config.sampling)
 
 
 if __name__ == "__main__":

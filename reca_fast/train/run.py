@@ -14,7 +14,8 @@ from reca_fast.data.loader import PackLoader
 from reca_fast.data.samples import SampleBuilder
 from reca_fast.data.sources import open_source
 from reca_fast.errors import UserError
-from reca_fast.evaluation.grids import GridWriter, pick_samples
+from reca_fast.evaluation.grids import GridWriter
+from reca_fast.evaluation.reconstruction import pick_samples
 from reca_fast.memory import apply_levers
 from reca_fast.models import open_adapter
 from reca_fast.models.files.identity import identity_of_files

@@ -58,7 +58,7 @@ def test_impossible_drawings(tiny_folder, reca_fast, tmp_path) -> None:
     assert "bad.jsonl, line 1: no 'prompt'" in generate("--prompts", bad)
     assert "batch=0: it must be at least 1" in generate("--prompt", "x", "--batch", 0)
     assert "multiples of 8" in generate("--prompt", "x", "--width", 30)
-    assert "sampling.steps" in generate("--prompt", "x", "--width", 16, "--height", 16, "--sampling.steps", 1)
+    assert "sampling.steps" in generate("--prompt", "x", "--width", 16, "--height", 16, "--sampling.steps", 0)
     (tmp_path / "file").write_text("")
     bad.write_text('{"prompt": "one", "id": "a b"}\n{"prompt": "two", "id": "a_b"}\n')
     assert "two prompts would be drawn to a_b.png" in generate("--prompts", bad)

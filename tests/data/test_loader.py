@@ -19,7 +19,7 @@ from reca_fast.data.lanes import LaneState, epoch_order
 from reca_fast.data.outcomes import describe
 from reca_fast.data.sources import open_source
 from reca_fast.errors import UserError
-from reca_fast.evaluation.grids import pick_samples
+from reca_fast.evaluation.reconstruction import pick_samples
 from reca_fast.sample import I2T, RECA, T2I, Sample
 from reca_fast.schema import fill
 from tests.builders import builder_of

@@ -180,7 +180,7 @@ def test_graphs_are_counted():
         ({"optim.min_lr_ratio": 1.5}, "optim.min_lr_ratio=1.5"),
         ({"optim.max_skipped_steps": -1}, "optim.max_skipped_steps=-1"),
         ({"sample_count": 0}, "sample_count=0"),
-        ({"sampling.steps": 1}, "sampling.steps=1"),
+        ({"sampling.steps": 0}, "sampling.steps=0"),
         ({"sampling.timestep_shift": 0.0}, "sampling.timestep_shift=0.0"),
     ],
 )

@@ -196,7 +196,8 @@ class BagelAdapter:
     ) -> list[Tensor]:
         assert self.vae is not None, "load() comes first"
         with self.autocast(keep_casts=True):
-            tokens = sample_latents(self.module, self.tokenizer, conditions, shapes, sampling, first)
+            seeds = [sampling.seed + first + number for number in range(len(conditions))]
+            tokens = sample_latents(self.module, self.tokenizer, conditions, shapes, sampling, seeds)
             patch, channels = self.config.glue.latent_patch_size, self.config.latent_channels
             pictures = [
                 self.vae.decode(unpatchify_latents(x, rows, columns, patch, channels)[None])[0]

@@ -1,8 +1,17 @@
-"""Pictures from conditions: the prefix once, then Euler steps of the target split against its cached keys and
-values.
+"""Latent pictures from conditions, one picture after another.
+
+A picture is drawn in Euler steps from noise to data. Its condition, an understanding picture and a prompt, goes through
+the decoder once, and every step reads the keys and values that this left behind. With guidance the same step is also
+predicted from the condition without its prompt, and perhaps without its picture; these branches are packed into one
+batch.
+
+The branches of a single picture are all that the model ever gets at once. How a matrix product rounds depends on its
+number of rows, and a trained model makes visible differences out of a last bit: pictures that were packed together
+would depend on each other.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,31 +24,25 @@ from .layers import KeyValue
 from .model import Bagel
 from .tokenizer import BagelTokenizer
 
-Condition = tuple[Tensor | None, Sequence[int] | None]  # understanding picture uint8 [H, W, 3], prompt ids
+Condition = tuple[Tensor | None, Sequence[int] | None]
+"""What a picture is drawn from: an understanding picture uint8 [H, W, 3] and prompt ids, None where there is none."""
+
+
+class Prefix(NamedTuple):
+    """The conditions of all branches after their one way through the decoder."""
+
+    cache: list[KeyValue] | None  # per layer, keys and values of all rows, branch after branch; None without any row
+    lengths: list[int]  # rows of each branch
+    following: list[int]  # the rotary position that comes after each branch
 
 
 def time_grid(steps: int, shift: float) -> Tensor:
-    """fp32 [steps] from 1 to 0, shifted towards noise: s t / (1 + (s - 1) t)."""
-    t = torch.linspace(1, 0, steps)
-    return shift * t / (1 + (shift - 1) * t)
+    """The times between which the Euler steps go, fp32 [steps + 1], falling from 1 (noise) to 0 (data).
 
-
-def encode_conditions(
-    model: Bagel, tokenizer: BagelTokenizer, conditions: Sequence[Condition]
-) -> tuple[list[KeyValue] | None, list[int], list[int]]:
-    """Keys and values per layer of all conditions, condition after condition; their lengths; the positions after
-    them.
+    Evenly spaced times t become shift * t / (1 + (shift - 1) * t), so a shift above 1 takes more steps near the noise.
     """
-    batch, lengths, following = collate_prefixes(conditions, model.config, tokenizer)
-    if not sum(lengths):
-        return None, lengths, following
-    device = model.latent_pos_embed.device
-    batch = batch.to(device)
-    und = model.embed_understanding(batch)
-    _, _, cache = model.decode(und, None, batch.plan, batch.und_positions, None, need_und=False)
-    packed_order = torch.argsort(batch.und_rows)  # the stream is ordered by split mode, the cache by condition
-    ordered: list[KeyValue] = [(k.index_select(0, packed_order), v.index_select(0, packed_order)) for k, v in cache]
-    return ordered, lengths, following
+    t = torch.linspace(1, 0, steps + 1)
+    return shift * t / (1 + (shift - 1) * t)
 
 
 @torch.no_grad()
@@ -49,79 +52,100 @@ def sample_latents(
     conditions: Sequence[Condition],
     shapes: Sequence[tuple[int, int]],
     sampling: SamplingConfig,
-    first: int = 0,
+    seeds: Sequence[int],
 ) -> list[Tensor]:
-    """Draw one latent picture per condition.
+    """Draw one latent picture per condition. Each depends on its own condition, shape and seed alone, bit for bit.
 
     Args:
+        model: on its device, with weights.
         conditions: what each picture is drawn from.
         shapes: (rows, columns) of each picture in latent tokens.
-        sampling: steps, shift, guidance, seed.
-        first: number of the first picture among all that are drawn: picture i starts from the noise of seed
-            `sampling.seed + first + i`, whatever is drawn beside it.
+        sampling: steps, shift and guidance; its seed is not read.
+        seeds: of the noise that each picture starts from.
 
     Returns:
-        latent tokens [rows * columns, C] of each picture, fp32.
+        Latent tokens fp32 [rows * columns, C] of each picture.
 
     Raises:
         UserError: settings that draw nothing (`SamplingConfig.check`).
     """
     sampling.check()
+    return [
+        _draw(model, tokenizer, condition, shape, sampling, seed)
+        for condition, shape, seed in zip(conditions, shapes, seeds, strict=True)
+    ]
+
+
+def _draw(
+    model: Bagel,
+    tokenizer: BagelTokenizer,
+    condition: Condition,
+    shape: tuple[int, int],
+    sampling: SamplingConfig,
+    seed: int,
+) -> Tensor:
+    """One latent picture, fp32 [rows * columns, C]."""
     device = model.latent_pos_embed.device
     grid = time_grid(sampling.steps, sampling.timestep_shift)
     above, up_to = sampling.guidance_interval
     inside = ((grid[:-1] > above) & (grid[:-1] <= up_to)).tolist()
-    # The conditions of guidance ride in the same batch, and only at the times that are guided.
-    passes = _passes(conditions, sampling) if any(inside) else [list(conditions)]
-    cache, past, following = encode_conditions(model, tokenizer, [c for group in passes for c in group])
+    branches = _branches(condition, sampling) if any(inside) else [condition]
+    prefix = encode_conditions(model, tokenizer, branches)
 
-    def targets(groups: int) -> BagelBatch:
-        count = groups * len(shapes)
-        where = (list(shapes) * groups, following[:count], past[:count])
-        return collate_targets(*where, model.config, tokenizer).to(device)
+    def targets(count: int) -> BagelBatch:
+        """The picture's tokens once for each of the first `count` branches."""
+        following, past = prefix.following[:count], prefix.lengths[:count]
+        return collate_targets([shape] * count, following, past, model.config, tokenizer).to(device)
 
-    plain, plain_cache = targets(1), _first_rows(cache, sum(past[: len(shapes)]))
-    guided = targets(len(passes)) if len(passes) > 1 else plain
+    unguided, unguided_cache = targets(1), _first_rows(prefix.cache, prefix.lengths[0])
+    guided = targets(len(branches)) if len(branches) > 1 else unguided
 
-    areas = [rows * columns for rows, columns in shapes]
-    noise = [
-        torch.randn(area, model.config.patch_latent_dim, generator=_generator(sampling.seed + first + number))
-        for number, area in enumerate(areas)
-    ]
-    x = torch.cat(noise).to(device)
+    noise = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape[0] * shape[1], model.config.patch_latent_dim, generator=noise).to(device)
     for t, t_next, is_guided in zip(grid[:-1].tolist(), grid[1:].tolist(), inside, strict=True):
-        if is_guided and len(passes) > 1:
-            velocities = _velocity(model, guided, x.repeat(len(passes), 1), t, cache).chunk(len(passes))
-            velocity = _guide(velocities, areas, sampling)
+        if is_guided and len(branches) > 1:
+            velocities = _velocity(model, guided, x.repeat(len(branches), 1), t, prefix.cache)
+            velocity = _guide(velocities.chunk(len(branches)), sampling)
         else:
-            velocity = _velocity(model, plain, x, t, plain_cache)
+            velocity = _velocity(model, unguided, x, t, unguided_cache)
         x = x - velocity * (t - t_next)
-    return list(x.split(areas))
+    return x
 
 
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def _branches(condition: Condition, sampling: SamplingConfig) -> list[Condition]:
+    """The conditions that a guided step is predicted from: the one given, the one without its prompt and, when the
+    picture guides as well, the one without its picture. Guidance that is off, or has no picture to leave out, adds no
+    branch.
+    """
+    picture, ids = condition
+    branches: list[Condition] = [condition]
+    if sampling.guidance > 1:
+        branches.append((picture, None))
+        if sampling.image_guidance > 1 and picture is not None:
+            branches.append((None, ids))
+    return branches
+
+
+def encode_conditions(model: Bagel, tokenizer: BagelTokenizer, conditions: Sequence[Condition]) -> Prefix:
+    """Send the conditions, packed into one batch, through the decoder and keep what the targets read of it."""
+    batch, lengths, following = collate_prefixes(conditions, model.config, tokenizer)
+    if not sum(lengths):
+        return Prefix(None, lengths, following)
+    batch = batch.to(model.latent_pos_embed.device)
+    und = model.embed_understanding(batch)
+    _, _, cache = model.decode(und, None, batch.plan, batch.und_positions, None, need_und=False)
+    packed_order = torch.argsort(batch.und_rows)  # the stream is ordered by split mode, the cache by condition
+    ordered: list[KeyValue] = [(k.index_select(0, packed_order), v.index_select(0, packed_order)) for k, v in cache]
+    return Prefix(ordered, lengths, following)
 
 
 def _first_rows(cache: list[KeyValue] | None, rows: int) -> list[KeyValue] | None:
-    """The cache of the first conditions alone; None when they are empty."""
+    """The cache of the first branch alone; None when that has no row."""
     return [(k[:rows], v[:rows]) for k, v in cache] if cache is not None and rows else None
 
 
-def _passes(conditions: Sequence[Condition], sampling: SamplingConfig) -> list[list[Condition]]:
-    """Conditions of each forward pass of a guided time: as given, without the prompt and, when the picture guides as
-    well, without the picture. Guidance that is off, or has no picture to leave out, adds no pass.
-    """
-    passes = [list(conditions)]
-    if sampling.guidance > 1:
-        passes.append([(picture, None) for picture, _ in conditions])
-        if sampling.image_guidance > 1 and any(picture is not None for picture, _ in conditions):
-            passes.append([(None, ids) for _, ids in conditions])
-    return passes
-
-
 def _velocity(model: Bagel, batch: BagelBatch, x: Tensor, t: float, cache: list[KeyValue] | None) -> Tensor:
-    """fp32 [G, C] at one time for all pictures."""
+    """Velocity fp32 [G, C] of the noisy tokens x [G, C] of all branches in the batch, at one time."""
     timesteps = torch.full((len(batch.latent_shapes),), t, device=x.device)
     gen = model.embed_latents(batch, x, timesteps)
     und = model.embed_understanding(batch)  # of the markers
@@ -129,9 +153,11 @@ def _velocity(model: Bagel, batch: BagelBatch, x: Tensor, t: float, cache: list[
     return model.llm2vae(model.norm_gen(out)).float()
 
 
-def _guide(velocities: Sequence[Tensor], areas: Sequence[int], sampling: SamplingConfig) -> Tensor:
-    """One velocity [G, C] out of those of `_passes`: away from the one without prompt, then from the one without
-    picture, rescaled towards the length of the first.
+def _guide(velocities: Sequence[Tensor], sampling: SamplingConfig) -> Tensor:
+    """One velocity [rows * columns, C] out of those of the branches, in the order of `_branches`.
+
+    It leads away from the branch without prompt, then from the one without picture, and is scaled back towards the
+    length of the first branch as `guidance_renorm` says.
     """
     conditional, promptless, *rest = velocities
     kind, least = sampling.guidance_renorm, sampling.guidance_renorm_min
@@ -144,8 +170,7 @@ def _guide(velocities: Sequence[Tensor], areas: Sequence[int], sampling: Samplin
     if kind == "channel":
         guided = _rescale(guided, conditional, least)
     if kind == "global":
-        pictures = zip(guided.split(list(areas)), conditional.split(list(areas)), strict=True)
-        guided = torch.cat([_rescale(g.flatten(), c.flatten(), least).view_as(g) for g, c in pictures])
+        guided = _rescale(guided.flatten(), conditional.flatten(), least).view_as(guided)
     return guided
 
 
