@@ -1,0 +1,88 @@
+"""What the pages say is there: files, tests, options, targets, rooms. A page that has fallen behind fails here."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from reca_fast.cli.export import ExportOptions
+from reca_fast.cli.generate import GenerateOptions
+from reca_fast.cli.options import option_names
+from reca_fast.cli.reconstruct import ReconstructOptions
+from reca_fast.cli.verify import VerifyOptions
+from reca_fast.config import RunConfig
+from tests.places import ROOT
+from tests.source_tree import tracked
+
+PAGES = [path for path in tracked("*.md") if "fixtures" not in path.parts]
+OURS = ("reca_fast/", "kernels/", "bench/", "tests/", "docs/")
+WRITTEN_LATER = "bench/results/"
+"""What benchmarks write when somebody runs them."""
+ELSEWHERE = {
+    "sampling.preset",  # stands for several options
+    *("config", "help", "version", "print_config"),  # of every verb, or of the command itself
+    *("nproc_per_node", "no-build-isolation", "only-binary", "use-ema", "pid", "origin-model-path"),  # other programs'
+    *("max_latent_size", "numprocesses", "maxprocesses", "durations"),
+}
+
+
+def code(page: Path) -> str:
+    """Everything in a page that is set as code."""
+    text = page.read_text()
+    return "\n".join([*re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S), *re.findall(r"`([^`\n]+)`", text)])
+
+
+def named(page: Path, pattern: str) -> set[str]:
+    return set(re.findall(pattern, code(page)))
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
+
+
+@every_page
+def test_files_that_a_page_names_are_there(page: Path) -> None:
+    """A file, a folder, or a pattern that fits at least one."""
+    paths = {word.rstrip(".") for word in named(page, r"(?<![\w./~-])([a-z_]+/[\w./*-]*)") if word.startswith(OURS)}
+    paths = {path for path in paths if not path.startswith(WRITTEN_LATER)}
+    assert not {path for path in paths if not any(ROOT.glob(path.rstrip("/")))}
+
+
+@every_page
+def test_links_of_a_page_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
+    assert not {link for link in links if "://" not in link and not (page.parent / link).exists()}
+
+
+@every_page
+def test_tests_that_a_page_names_exist(page: Path) -> None:
+    for path, name in set(re.findall(r"(tests/[\w/]+\.py)::(\w+)", page.read_text())):
+        assert re.search(rf"^def {name}\(", (ROOT / path).read_text(), re.M), f"{path} has no {name}"
+
+
+def known_options() -> set[str]:
+    """Of every verb, and of every script of bench/ and tests/."""
+    kinds = (RunConfig, GenerateOptions, ReconstructOptions, ExportOptions, VerifyOptions)
+    names = {name for kind in kinds for name, _ in option_names(kind)}
+    for script in tracked("*.py"):
+        names |= set(re.findall(r'add_argument\(\s*"--([\w-]+)"', script.read_text()))
+    groups = {name.rpartition(".")[0] for name in names}
+    return names | groups | ELSEWHERE
+
+
+@every_page
+def test_options_that_a_page_names_exist(page: Path) -> None:
+    assert named(page, r"(?<![\w-])--([a-z]\w[\w.-]*)") - known_options() == set()
+
+
+@every_page
+def test_targets_of_make_that_a_page_names_exist(page: Path) -> None:
+    """And `make help` says a line of each."""
+    told = subprocess.run(["make", "help"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    targets = set(re.findall(r"^  make ([a-z-]+)  +\S", told, re.M))
+    assert targets == set(re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split())  # type: ignore[index]
+    assert named(page, r"(?:^|(?<=[;&`]) *)make ([a-z-]+)") <= targets
