@@ -19,4 +19,5 @@ class Connector(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """[N, vision_size] -> [N, hidden_size]."""
-        return self.fc2(F.gelu(self.fc1(features), approximate="tanh"))
+        tokens: Tensor = self.fc2(F.gelu(self.fc1(features), approximate="tanh"))
+        return tokens

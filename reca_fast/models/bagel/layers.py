@@ -144,7 +144,8 @@ class Expert(nn.Module):
         # The sums go into the products' own memory: nothing else needs a projection's output.
         hidden_states = self.o_proj(attended.flatten(1)).add_(hidden_states)
         h = self.post_attention_layernorm(hidden_states)
-        return self.down_proj(swiglu(self.gate_proj(h), self.up_proj(h), reuse_inputs=True)).add_(hidden_states)
+        out: Tensor = self.down_proj(swiglu(self.gate_proj(h), self.up_proj(h), reuse_inputs=True))
+        return out.add_(hidden_states)
 
 
 class MoTLayer(nn.Module):

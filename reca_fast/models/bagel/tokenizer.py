@@ -48,7 +48,8 @@ class BagelTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text. No marker is added, and where the text spells a marker it becomes ordinary tokens."""
-        return self.qwen.encode(text, add_special_tokens=False, split_special_tokens=True)
+        ids: list[int] = self.qwen.encode(text, add_special_tokens=False, split_special_tokens=True)
+        return ids
 
     def decode(self, ids: list[int]) -> str:
         """The text of these ids, markers included."""

@@ -41,7 +41,8 @@ class SafetensorsWeights(Weights):
         return DTYPES[self._slices[key].get_dtype()]
 
     def tensor(self, key: str, region: tuple[slice, ...] = ()) -> Tensor:
-        return self._slices[key][region or ...]
+        part: Tensor = self._slices[key][region or ...]
+        return part
 
     def close(self) -> None:
         self._slices = {}

@@ -8,7 +8,7 @@ import json
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def write_safetensors(path: Path, layout: Mapping[str, Stored], tensor: Callable
     codes = {dtype: code for code, dtype in DTYPES.items()}
     # Widest numbers first, so that each tensor begins at a multiple of its numbers' size.
     keys = sorted(layout, key=lambda key: (-layout[key].dtype.itemsize, key))
-    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
     end = 0
     for key in keys:
         dtype, shape = layout[key]

@@ -72,7 +72,7 @@ class KLVAE(nn.Module):
             fp32 [B, 2z, h, w]: the means of z, then the logarithms of its variances (not clamped).
         """
         weight = next(self.encoder.parameters())
-        moments = self.encoder(pixels.to(weight.device, weight.dtype))
+        moments: Tensor = self.encoder(pixels.to(weight.device, weight.dtype))
         if self.quant_conv is not None:
             moments = self.quant_conv(moments)
         return moments.float().contiguous()
@@ -97,7 +97,8 @@ class KLVAE(nn.Module):
         z = (latents.float() / self.config.scale_factor + self.config.shift_factor).to(weight.device, weight.dtype)
         if self.post_quant_conv is not None:
             z = self.post_quant_conv(z)
-        return self.decoder(z).float().contiguous()
+        pixels: Tensor = self.decoder(z)
+        return pixels.float().contiguous()
 
 
 def read_kl_vae(

@@ -53,7 +53,7 @@ class KLVAEConfig:
     @property
     def downsample(self) -> int:
         """Pixels per latent cell along one side."""
-        return 2 ** (len(self.ch_mult) - 1)
+        return int(2 ** (len(self.ch_mult) - 1))
 
     @classmethod
     def from_dict(cls, values: Any, where: str = "vae_config") -> "KLVAEConfig":

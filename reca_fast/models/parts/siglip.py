@@ -26,7 +26,9 @@ SIGLIP_NAMES = NameTable(
 """Names in checkpoints of transformers' SigLIP (see `NameTable.within` for a tower inside a larger file)."""
 
 
-def _packed_attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, packed, **_) -> tuple[Tensor, None]:
+def _packed_attention(
+    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, packed: tuple[Varlen, str], **_: Any
+) -> tuple[Tensor, None]:
     """Attention in the form that transformers calls: q, k, v are [1, heads, N, head_dim].
 
     `packed` stands where transformers hands a mask through to here: the pictures' segments and the attention backend.
@@ -82,4 +84,5 @@ class SiglipNaViT(nn.Module):
         hidden_states = self.patch_embedding(patches.to(self.patch_embedding.weight.dtype))
         hidden_states = hidden_states + self.position_embedding(position_ids)
         encoded = self.encoder(hidden_states.unsqueeze(0), attention_mask=(segments, backend)).last_hidden_state
-        return self.post_layernorm(encoded[0])
+        features: Tensor = self.post_layernorm(encoded[0])
+        return features

@@ -29,4 +29,5 @@ class TimestepEmbedder(nn.Module):
         frequencies = torch.exp(-math.log(10000.0) / half * torch.arange(half, dtype=wide, device=timesteps.device))
         angles = timesteps.to(wide)[:, None] * frequencies
         features = torch.cat((angles.cos(), angles.sin()), dim=1)
-        return self.mlp(features.to(next(self.mlp.parameters()).dtype))
+        embedded: Tensor = self.mlp(features.to(next(self.mlp.parameters()).dtype))
+        return embedded

@@ -1,0 +1,45 @@
+"""A checkpoint is recognised by the contents of its files, wherever they lie."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from reca_fast.errors import UserError
+from reca_fast.models.files import identity
+from reca_fast.models.files.identity import identity_of_files
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(range(256)) * 64)
+    return path
+
+
+def test_a_copy_is_the_same_and_a_changed_file_is_not(path, tmp_path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    moved = Path(shutil.copy(path, tmp_path / "elsewhere" / "weights"))
+    before = identity_of_files([path])
+    assert identity_of_files([moved]) == before and before.keys() == {"weights"}
+    for change in (b"x", b""):  # another byte at the end, and one byte less
+        moved.write_bytes(path.read_bytes()[:-1] + change)
+        assert identity_of_files([moved]) != before
+
+
+def test_of_a_large_file_the_beginning_and_pieces_are_read(path, monkeypatch) -> None:
+    """Names and places of the tensors stand at the beginning; training changes every tensor, so pieces suffice."""
+    monkeypatch.setattr(identity, "WHOLE", 1000)
+    monkeypatch.setattr(identity, "BLOCKS", 3)
+    monkeypatch.setattr(identity, "BLOCK", 16)
+    content, before = path.read_bytes(), identity_of_files([path])
+    for place in (0, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert identity_of_files([path]) != before, place
+    path.write_bytes(content)
+    assert identity_of_files([path]) == before
+
+
+def test_a_missing_file_is_named(tmp_path) -> None:
+    with pytest.raises(UserError, match="gone is missing"):
+        identity_of_files([tmp_path / "gone"])
