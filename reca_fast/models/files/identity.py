@@ -10,8 +10,11 @@ from reca_fast.errors import reading
 
 WHOLE = 1 << 26
 """Files of up to so many bytes are read whole."""
+BEGINNING = 1 << 20
 BLOCKS, BLOCK = 4096, 4096
-"""Of a larger file its beginning is read, and BLOCKS pieces of BLOCK bytes at even distances (7 MB in one of 29 GB)."""
+"""Of a larger file so many bytes at its beginning are read, and so many pieces of so many bytes at even distances: 7 MB
+in a file of 29 GB.
+"""
 
 
 def identity_of_files(files: Sequence[Path]) -> dict[str, str]:
@@ -32,7 +35,7 @@ def _checksum(path: Path) -> str:
         if size <= WHOLE:
             state.update(file.readall())
         else:
-            state.update(file.read(1 << 20))  # names, shapes and places of the tensors
+            state.update(file.read(BEGINNING))  # names, shapes and places of the tensors
             for number in range(BLOCKS):
                 file.seek((size - BLOCK) * number // (BLOCKS - 1))
                 state.update(file.read(BLOCK))
