@@ -36,6 +36,7 @@ HABITS: dict[str, tuple[str, str]] = {
     ),
     "num_warmup_steps warmup warmup_ratio lr_warmup_steps": ("optim.warmup_steps", "It counts steps."),
     "lr_scheduler lr_scheduler_type scheduler lr_schedule": ("optim.schedule", ""),
+    "min_lr min_lr_rate min_lr_factor lr_min eta_min": ("optim.min_lr_ratio", "It is a share of optim.lr."),
     "wd": ("optim.weight_decay", ""),
     "adam_beta1 adam_beta2 beta1 beta2": ("optim.betas", "It holds both: [0.9, 0.95]."),
     "adam_epsilon adam_eps epsilon": ("optim.eps", ""),

@@ -1,4 +1,4 @@
-"""The only room that knows all rooms: it assembles a run and drives it."""
+"""A training run: put together from the other rooms, stepped to its end, saved, and gone on with."""
 
 from .run import train
 

@@ -1,4 +1,4 @@
-"""Processes: started alone or by torchrun, with host-side reductions that never touch the device."""
+"""The processes of a run, one alone or several that torchrun started, and what they tell each other."""
 
 import os
 import re
@@ -15,10 +15,15 @@ from reca_fast.hardware import pick_device
 from .parent import watch_parent
 
 MOST_PROCESSES = 1 << 20
+"""A larger WORLD_SIZE is taken for a mistake."""
 
 
 def _from_environment(name: str, default: int, valid: range) -> int:
-    """The whole number in an environment variable, or `default` where it is not set. UserError if it is none."""
+    """The whole number in an environment variable, or `default` where it is not set.
+
+    Raises:
+        UserError: it is no whole number in the range `valid`.
+    """
     text = os.environ.get(name)
     if text is None:
         return default
@@ -31,10 +36,12 @@ def _from_environment(name: str, default: int, valid: range) -> int:
 
 
 class Processes:
-    """This process's place among the others; with one process everything is a no-op.
+    """This process's place among those of the run, and what they do together. A process that is alone gets back at
+    once what it gave.
 
-    A context: of an error that several processes meet, one tells, and the others end silently with the same exit code.
-    Small host values (token counts, stop flags) travel over gloo, so reducing them does not synchronise a GPU.
+    Used as a context: when several processes meet the same error, the first one raises it, and the others end silently
+    with the same exit code. Small numbers of the host (token counts, stop flags) travel from host to host, over gloo,
+    so that nobody waits for a GPU.
     """
 
     device: torch.device
@@ -53,15 +60,23 @@ class Processes:
             raise UserError(f"WORLD_SIZE is {self.world}, but {reason}; start processes with torchrun.") from None
 
     def join(self, device: str, replicate: int = 1) -> None:
-        """Pick the device and meet the others; `replicate` replicas of the model share the processes."""
+        """Pick the device and meet the other processes.
+
+        Args:
+            device: auto, cpu or cuda.
+            replicate: how many replicas of the model there are. The processes of one replica share its weights.
+
+        Raises:
+            UserError: there is no such device, or the processes cannot be divided into that many replicas.
+        """
         watch_parent()
         self.device = pick_device(device, self.local_rank)
         if replicate < 1 or self.world % replicate:
             raise UserError(f"parallel.replicate={replicate} does not divide the {self.world} processes.")
         if self.world == 1:
             return
-        backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=self.world)
+        transport = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+        dist.init_process_group(transport, store=self._store, rank=self.rank, world_size=self.world)
         shards = self.world // replicate
         shape, names = ((replicate, shards), ("replicate", "shard")) if replicate > 1 else ((shards,), ("shard",))
         self.mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=names)
@@ -71,7 +86,7 @@ class Processes:
         return self.rank == 0
 
     def sum(self, values: list[int]) -> list[int]:
-        """Element-wise sum over all processes, on the host."""
+        """Element-wise sum over all processes. It waits for no device."""
         if self.world == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.int64)
@@ -83,7 +98,7 @@ class Processes:
         return self.sum([int(flag)])[0] > 0
 
     def sum_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum of a small device tensor over all processes (logging steps only)."""
+        """Element-wise sum over all processes, in place, on the device. The host does not wait for a GPU."""
         if self.world > 1:
             dist.all_reduce(tensor)
         return tensor

@@ -16,7 +16,7 @@ UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errn
 
 
 class RunFolder:
-    """Creates a run folder and holds the lock in it. A context: the lock is given back afterwards.
+    """Creates a run folder and holds the lock in it. Used as a context, it gives the lock back afterwards.
 
     The lock is the system's own (POSIX, on the file run.lock): whatever ends the process gives it back, `kill -9` too,
     and file systems that several hosts share pass it on. The file says who holds it, and is emptied by a run that
@@ -29,7 +29,11 @@ class RunFolder:
         self._held = False
 
     def take(self) -> str:
-        """Take the lock; returns why that cannot be, or nothing. Says so where the file system does not lock."""
+        """Create the folder and take the lock. Where the file system knows no locks, a warning is printed instead.
+
+        Returns:
+            Why the folder cannot be used, in one sentence; empty when it can.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line of JSON per logged step, read back when a run goes on and when its curve is drawn."""
+"""metrics.jsonl, a line of JSON per logged step: cut when a run goes on from an earlier step, drawn at its end."""
 
 import json
 import math

@@ -7,6 +7,7 @@ import threading
 from contextlib import suppress
 
 SECONDS = 1.0
+"""From one look at the parent to the next."""
 STARTED_BY_TORCHRUN = "TORCHELASTIC_RUN_ID"
 """Variable in the environment of its processes. A run that was started alone may outlive its parent (nohup)."""
 

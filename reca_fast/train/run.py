@@ -1,4 +1,4 @@
-"""From a configuration to a running loop."""
+"""From a configuration to a run: its parts are opened one by one, then the loop takes over."""
 
 import errno
 import os

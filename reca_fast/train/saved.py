@@ -1,4 +1,4 @@
-"""What a checkpoint says about its run besides tensors, read through types, and whether this run may go on from it."""
+"""What a checkpoint holds besides tensors (run_state.json), and whether a run may go on from it."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,9 @@ from reca_fast.schema import Range, fill, read_json, shown
 Word = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
 
 Content = dict[str, dict[str, str]]
-"""Setting that is compared by content -> what of it is compared -> its checksum, or its number."""
+"""For every setting that leads to files (model.path, data.source): what of them is compared when a run goes on, and
+its checksum or number. An example: {"model.path": {"ema.safetensors": "5f1c..."}}.
+"""
 
 
 @dataclass
@@ -33,7 +35,7 @@ class Generators:
 
 @dataclass
 class SavedState:
-    """run_state.json."""
+    """The contents of run_state.json. The file comes from outside, so its values are checked against these types."""
 
     version: str
     step: Count
@@ -42,7 +44,7 @@ class SavedState:
     config: dict[str, Any]
     lanes: dict[str, LaneState]
     generators: list[Generators]
-    skipped_in_a_row: Count = 0
+    skipped_in_a_row: Count = 0  # steps up to this one that changed nothing (see SkippedSteps)
 
     def __post_init__(self) -> None:
         if self.step and not self.lanes:
@@ -58,7 +60,11 @@ class Saved:
 
 
 def read_saved(path: Path) -> SavedState:
-    """Raises UserError: the file is not one that a run wrote."""
+    """What the checkpoint in the folder `path` holds besides tensors.
+
+    Raises:
+        UserError: its run_state.json is not what a run writes.
+    """
     file = path / STATE_FILE
     state = fill(SavedState, read_json(file, max_bytes=MAX_STATE_BYTES), str(file))
     if path.name != folder_name(state.step):

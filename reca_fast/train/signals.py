@@ -9,7 +9,12 @@ SHOW_CURSOR = "\x1b[?25h"
 
 
 class StopRequest:
-    """`requested` turns true when the process is asked to stop. A context: the old handlers come back afterwards."""
+    """Listens for SIGTERM and Ctrl-C. Used as a context, it puts the old handlers back afterwards.
+
+    Attributes:
+        requested: somebody asked this process to stop.
+        interrupted: it was Ctrl-C.
+    """
 
     def __init__(self) -> None:
         self.requested = self.interrupted = False

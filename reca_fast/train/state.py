@@ -1,4 +1,6 @@
-"""A run, and what resuming it needs: trained weights, moments, average, data position, counters, every RNG."""
+"""A run, and its way into a checkpoint and back: weights, optimizer, average, place in the data, counters, and the
+state of every random number generator.
+"""
 
 import base64
 import random
@@ -38,7 +40,11 @@ class Run:
 
 
 def save_run(run: Run, loader: PackLoader[Any], store: CheckpointStore) -> None:
-    """Write a checkpoint after `run.step` steps, all of them read from `run.skipped`; all processes call it."""
+    """Write a checkpoint. All processes call it, after they have read `run.skipped`.
+
+    Raises:
+        UserError: a number is inf or NaN, or the disk is full. Earlier checkpoints stay.
+    """
     parts = run.processes.gather(loader.state_dict())
     state = SavedState(
         version=__version__,
@@ -54,7 +60,7 @@ def save_run(run: Run, loader: PackLoader[Any], store: CheckpointStore) -> None:
 
 
 def load_run(run: Run, loader: PackLoader[Any], store: CheckpointStore, saved: Saved) -> None:
-    """Go on from a checkpoint.
+    """Put the run where a checkpoint left it. All processes call it.
 
     Raises:
         UserError: it is of another model, or damaged.

@@ -1,6 +1,4 @@
-"""What a run tells: a progress line, metrics.jsonl, TensorBoard, a loss curve, profiler traces. Reads tensors on
-logging steps only.
-"""
+"""What a run tells: a progress line, metrics.jsonl, TensorBoard, a loss curve, profiler traces."""
 
 import json
 import os
@@ -27,7 +25,7 @@ from .metrics import cut_after, draw_curve
 from .stats import StepStats
 
 QUIET_SECONDS = 5.0
-"""Where the output is no terminal, at most one line in this time."""
+"""Where the output is no terminal, progress lines are at least this far apart."""
 
 PROFILED_STEPS = 5
 """A trace begins with the third step and ends with this one."""
@@ -40,7 +38,7 @@ class _Console(Console):
 
 
 class Telemetry:
-    """Owned by every process (reductions are collective); only the main one writes."""
+    """Tells how a run is going. Every process has one, but only that of the main process writes and prints."""
 
     def __init__(self, config: RunConfig, processes: Processes) -> None:
         self.config, self.processes = config, processes
@@ -56,7 +54,13 @@ class Telemetry:
         self._warm_graphs: int | None = None
 
     def start(self, step: int, steps: int) -> None:
-        """Open the files; lines of metrics beyond the resumed step belong to lost work and go."""
+        """Open the files and show the progress bar. Lines of metrics after `step` are removed: they belong to work that
+        was lost.
+
+        Args:
+            step: steps taken before this process began.
+            steps: of the whole run.
+        """
         self.first_step = step
         if self.processes.is_main:
             from torch.utils.tensorboard import SummaryWriter
@@ -134,7 +138,7 @@ class Telemetry:
 
     @contextmanager
     def clock_stopped(self) -> Iterator[None]:
-        """What happens inside (grids, saves) does not count in the rates, nor in the time left."""
+        """Time spent inside (grids, saves) counts neither in the rates nor in the time left."""
         if self.processes.device.type == "cuda":
             torch.cuda.synchronize()  # the step's work does count
         began = time.perf_counter()
@@ -143,7 +147,7 @@ class Telemetry:
         self._mark = (then + time.perf_counter() - began, step)
 
     def _rates(self, step: int, stats: StepStats) -> dict[str, Any]:
-        """Rates since the last log, memory, and how often the compiler had to work after warm-up."""
+        """Rates since the last line, memory, and how many graphs were compiled after the fifth step."""
         now = time.perf_counter()
         before, last_step = self._mark
         steps, seconds = max(1, step - last_step), max(1e-9, now - before)
