@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bench.ops.case import Case, Gate, Inputs, variant
 from reca_fast.kernels import flow_interpolate, flow_matching_loss
-from reca_fast.kernels.common.noise import normal_noise
+from reca_fast.kernels.common.noise import Noise, normal_noise
 from reca_fast.kernels.common.scale_in_place import launch_scale
 from reca_fast.kernels.flow_matching.kernels import (
     launch_gradient,
@@ -70,20 +70,20 @@ def compile_all() -> None:
     latents, noise, timesteps = torch.zeros(tokens, channels), torch.zeros(tokens, channels), torch.zeros(tokens)
     prediction, half = latents.to(bf16), latents.to(fp16)
     for dtype in (fp32, bf16):
-        launch_interpolate(latents, timesteps, None, SEED, dtype)
-        launch_interpolate(latents, timesteps, noise, 0, dtype)
+        launch_interpolate(latents, timesteps, Noise(None, SEED), dtype)
+        launch_interpolate(latents, timesteps, Noise(noise, 0), dtype)
     for wanted in ((fp32, fp32), (fp32, None)):
         launch_interpolate_backward(latents, timesteps, *wanted)
-    launch_loss(prediction, latents, None, SEED, None, True, bf16)
-    launch_loss(prediction, latents, None, SEED, timesteps, True, bf16)
-    launch_loss(prediction, latents, noise, 0, timesteps, True, bf16)
-    launch_loss(half, latents, None, SEED, None, True, fp32)
-    launch_loss(latents, latents, None, SEED, None, True, fp32)
-    launch_gradient(prediction, latents, None, SEED, timesteps, bf16)
-    launch_gradient(half, latents, noise, 0, timesteps, fp16)
+    launch_loss(prediction, latents, Noise(None, SEED), None, True, bf16)
+    launch_loss(prediction, latents, Noise(None, SEED), timesteps, True, bf16)
+    launch_loss(prediction, latents, Noise(noise, 0), timesteps, True, bf16)
+    launch_loss(half, latents, Noise(None, SEED), None, True, fp32)
+    launch_loss(latents, latents, Noise(None, SEED), None, True, fp32)
+    launch_gradient(prediction, latents, Noise(None, SEED), timesteps, bf16)
+    launch_gradient(half, latents, Noise(noise, 0), timesteps, fp16)
     with variant("without gradient"):
-        launch_loss(prediction, latents, None, SEED, None, True, None)
-        launch_rows(prediction, latents, noise, 0, timesteps)
+        launch_loss(prediction, latents, Noise(None, SEED), None, True, None)
+        launch_rows(prediction, latents, Noise(noise, 0), timesteps)
     launch_scale(prediction, timesteps[0])
     launch_scale(latents, timesteps[0])
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bench.ops.case import Case, Gate, Inputs, variant
 from reca_fast.kernels import mar_diffusion_loss, mar_noise
-from reca_fast.kernels.common.noise import normal_noise
+from reca_fast.kernels.common.noise import Noise, normal_noise
 from reca_fast.kernels.common.scale_in_place import launch_scale
 from reca_fast.kernels.mar_diffusion_loss.contract import schedule
 from reca_fast.kernels.mar_diffusion_loss.kernels import launch_gradient, launch_loss, launch_noise, launch_rows
@@ -95,18 +95,18 @@ def compile_all() -> None:
     latents, timesteps = torch.zeros(rows, channels, dtype=bf16), torch.zeros(rows, dtype=torch.int64)
     prediction = torch.zeros(rows, 2 * channels, dtype=bf16)
     weight, noise, table = torch.ones(rows), torch.zeros(rows, channels), schedule(latents.device)
-    launch_noise(latents, timesteps, None, SEED, table, bf16)
-    launch_noise(noise, timesteps, None, SEED, table, fp32)
-    launch_noise(latents, timesteps, noise, 0, table, bf16)
-    launch_loss(prediction, latents, timesteps, None, SEED, table, None, True, bf16)
-    launch_loss(prediction, noise, timesteps, None, SEED, table, weight, True, bf16)
-    launch_loss(prediction, latents, timesteps, noise, 0, table, weight, True, bf16)
-    launch_loss(prediction.to(fp16), latents, timesteps, None, SEED, table, weight, True, fp32)
-    launch_gradient(prediction, latents, timesteps, None, SEED, table, weight)
-    launch_gradient(prediction.to(fp16), latents, timesteps, noise, 0, table, weight)
+    launch_noise(latents, timesteps, Noise(None, SEED), table, bf16)
+    launch_noise(noise, timesteps, Noise(None, SEED), table, fp32)
+    launch_noise(latents, timesteps, Noise(noise, 0), table, bf16)
+    launch_loss(prediction, latents, timesteps, Noise(None, SEED), table, None, True, bf16)
+    launch_loss(prediction, noise, timesteps, Noise(None, SEED), table, weight, True, bf16)
+    launch_loss(prediction, latents, timesteps, Noise(noise, 0), table, weight, True, bf16)
+    launch_loss(prediction.to(fp16), latents, timesteps, Noise(None, SEED), table, weight, True, fp32)
+    launch_gradient(prediction, latents, timesteps, Noise(None, SEED), table, weight)
+    launch_gradient(prediction.to(fp16), latents, timesteps, Noise(noise, 0), table, weight)
     with variant("without gradient"):
-        launch_loss(prediction, latents, timesteps, noise, 0, table, None, True, None)
-        launch_rows(prediction, latents, timesteps, None, SEED, table, weight)
+        launch_loss(prediction, latents, timesteps, Noise(noise, 0), table, None, True, None)
+        launch_rows(prediction, latents, timesteps, Noise(None, SEED), table, weight)
     launch_scale(prediction, weight[0])
 
 

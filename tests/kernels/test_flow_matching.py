@@ -337,14 +337,15 @@ def test_masks_are_weights() -> None:
 def test_no_seed_is_a_kernel_of_its_own() -> None:
     """Triton specialises integers that are 1 or that 16 divides: a step in 16 would compile in the middle of a run."""
     aot = pytest.importorskip("bench.aot", reason="Triton is not installed")
+    from reca_fast.kernels.common.noise import Noise
     from reca_fast.kernels.flow_matching import kernels as flow
     from reca_fast.kernels.mar_diffusion_loss import kernels as mar
 
     x, t, step, table = torch.zeros(16, 16), torch.zeros(16), torch.zeros(16, dtype=torch.int64), torch.zeros(1000, 8)
     with aot.compiling(90) as hits:
         for seed in (1, 7, 16, 48, SEED):
-            flow.launch_interpolate(x, t, None, seed, torch.float32)
-            flow.launch_loss(x, x, None, seed, None, True, torch.float32)
-            mar.launch_noise(x, step, None, seed, table, torch.float32)
-            mar.launch_loss(torch.zeros(16, 32), x, step, None, seed, table, None, True, torch.float32)
+            flow.launch_interpolate(x, t, Noise(None, seed), torch.float32)
+            flow.launch_loss(x, x, Noise(None, seed), None, True, torch.float32)
+            mar.launch_noise(x, step, Noise(None, seed), table, torch.float32)
+            mar.launch_loss(torch.zeros(16, 32), x, step, Noise(None, seed), table, None, True, torch.float32)
     assert len({id(hit[1]) for hit in hits}) == 4

@@ -1,4 +1,4 @@
-"""The libraries behind `varlen_attention`. Each says whether it can run and adapts its own calling convention.
+"""The libraries behind `varlen_attention`: for each, whether it can compute on a device, and how it is called.
 
 torch         torch.nn.attention.varlen, FlashAttention inside torch: the default on Ampere and newer GPUs
 flash_attn_3  FlashAttention-3 (flash_attn_interface, built from its source), for Hopper
@@ -24,12 +24,16 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from .cpu import cpu_attention
-from .segments import blind, fold, fold_mask, unfold, visible_segments
+from .segments import Varlen, blind, fold, fold_mask, unfold, visible_segments
 
 
 class Backend(NamedTuple):
+    """One way to compute `varlen_attention`."""
+
     missing: Callable[[torch.device, torch.dtype], str | None]
-    run: Callable[..., Tensor]
+    """None when it can compute in that dtype on that device, else what it lacks."""
+    attend: Callable[[Tensor, Tensor, Tensor, Varlen], Tensor]
+    """q [Tq, H, D], k and v [Tk, Hkv, D], segments -> [Tq, H, D]."""
 
 
 def _not_found(module: str, function: str, package: str, remedy: str) -> str | None:
@@ -86,33 +90,34 @@ def _torch_keywords(function: Callable[..., Any]) -> dict[bool, dict[str, Any]]:
 TORCH_KEYWORDS = _torch_keywords(varlen_attn)
 
 
-def _run_torch(q, k, v, cu_q, cu_k, max_q, max_k, causal):
-    return varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, **TORCH_KEYWORDS[causal])
+def _by_torch(q: Tensor, k: Tensor, v: Tensor, segments: Varlen) -> Tensor:
+    offsets_and_lengths: tuple[Any, ...] = segments[:4]
+    out: Any = varlen_attn(q, k, v, *offsets_and_lengths, **TORCH_KEYWORDS[segments.causal])
+    return out
 
 
-def _run_flash(function, q, k, v, cu_q, cu_k, max_q, max_k, causal):
+def _by_flash(function: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor, segments: Varlen) -> Tensor:
     """flash_attn_varlen_func of FlashAttention 2, 3 or 4, which agree on these keywords.
 
     Some releases of 3 and 4 return the log-sum-exp as well.
     """
     exact = {"deterministic": True} if torch.are_deterministic_algorithms_enabled() else {}
-    lengths = {"cu_seqlens_q": cu_q, "cu_seqlens_k": cu_k, "max_seqlen_q": max_q, "max_seqlen_k": max_k}
-    out = function(q, k, v, **lengths, causal=causal, **exact)
+    out = function(q, k, v, **segments._asdict(), **exact)
     return out[0] if isinstance(out, tuple) else out
 
 
 def _missing_flash_attn(device: torch.device, dtype: torch.dtype) -> str | None:
-    """The GPU first, here and below: nobody is to build for an hour what cannot run."""
+    """The GPU is looked at first, here and below: nobody should compile for an hour what cannot run on it."""
     remedy = "pip install --no-build-isolation 'reca-fast[flash-attn]' compiles it, for an hour or so"
     return _unfit(device, dtype, (8, 0), _ANY) or _not_found(
         "flash_attn", "flash_attn_varlen_func", "flash-attn", remedy
     )
 
 
-def _run_flash_attn(q, k, v, *segments):
+def _by_flash_attn(q: Tensor, k: Tensor, v: Tensor, segments: Varlen) -> Tensor:
     from flash_attn import flash_attn_varlen_func
 
-    return _run_flash(flash_attn_varlen_func, q, k, v, *segments)
+    return _by_flash(flash_attn_varlen_func, q, k, v, segments)
 
 
 def _missing_flash_attn_3(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -122,10 +127,10 @@ def _missing_flash_attn_3(device: torch.device, dtype: torch.dtype) -> str | Non
     )
 
 
-def _run_flash_attn_3(q, k, v, *segments):
+def _by_flash_attn_3(q: Tensor, k: Tensor, v: Tensor, segments: Varlen) -> Tensor:
     from flash_attn_interface import flash_attn_varlen_func
 
-    return _run_flash(flash_attn_varlen_func, q, k, v, *segments)
+    return _by_flash(flash_attn_varlen_func, q, k, v, segments)
 
 
 def _missing_flash_attn_4(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -135,10 +140,10 @@ def _missing_flash_attn_4(device: torch.device, dtype: torch.dtype) -> str | Non
     )
 
 
-def _run_flash_attn_4(q, k, v, *segments):
+def _by_flash_attn_4(q: Tensor, k: Tensor, v: Tensor, segments: Varlen) -> Tensor:
     from flash_attn.cute import flash_attn_varlen_func
 
-    return _run_flash(flash_attn_varlen_func, q, k, v, *segments)
+    return _by_flash(flash_attn_varlen_func, q, k, v, segments)
 
 
 def _missing_xformers(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -163,18 +168,18 @@ def xformers_bias(q_lengths: list[int], k_lengths: list[int], causal: bool):
     return kind.from_seqlens(q_lengths, k_lengths)
 
 
-def _run_xformers(q, k, v, cu_q, cu_k, max_q, max_k, causal):
-    """The rows that see something and the keys that are seen, put together where others lie between them."""
-    segments = visible_segments(q, k, cu_q, cu_k, causal)
-    if not segments:
+def _by_xformers(q: Tensor, k: Tensor, v: Tensor, segments: Varlen) -> Tensor:
+    """On the queries that see a key and the keys that are seen, moved together where others lie between them."""
+    visible = visible_segments(q, k, segments.cu_seqlens_q, segments.cu_seqlens_k, segments.causal)
+    if not visible:
         return blind(q, k, v)
-    q_lengths, k_lengths = [s.q1 - s.q0 for s in segments], [s.k1 - s.k0 for s in segments]
-    bias = xformers_bias(q_lengths, k_lengths, causal)
+    q_lengths, k_lengths = [s.q1 - s.q0 for s in visible], [s.k1 - s.k0 for s in visible]
+    bias = xformers_bias(q_lengths, k_lengths, segments.causal)
     if sum(k_lengths) < len(k):
-        k, v = (torch.cat([x[s.k0 : s.k1] for s in segments]) for x in (k, v))
+        k, v = (torch.cat([x[s.k0 : s.k1] for s in visible]) for x in (k, v))
     if sum(q_lengths) == len(q):
         return _xformers(q, k, v, bias)
-    rows = torch.cat([torch.arange(s.q0, s.q1, device=q.device) for s in segments])
+    rows = torch.cat([torch.arange(s.q0, s.q1, device=q.device) for s in visible])
     return torch.index_copy(torch.zeros_like(q), 0, rows, _xformers(q.index_select(0, rows), k, v, bias))
 
 
@@ -205,7 +210,8 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     return (weights @ v).transpose(0, 1).to(q.dtype)
 
 
-def _run_eager(q, k, v, cu_q, cu_k, max_q, max_k, causal):
+def _by_eager(q: Tensor, k: Tensor, v: Tensor, segments: Varlen) -> Tensor:
+    cu_q, cu_k, *_, causal = segments
     rows, columns = torch.arange(q.shape[0], device=q.device), torch.arange(k.shape[0], device=q.device)
     q_segment = torch.bucketize(rows, cu_q[1:-1], right=True)
     k_segment = torch.bucketize(columns, cu_k[1:-1], right=True)
@@ -222,13 +228,15 @@ def _always(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def _run_sdpa(q, k, v, cu_q, cu_k, max_q, max_k, causal):
+def _by_sdpa(q: Tensor, k: Tensor, v: Tensor, segments: Varlen) -> Tensor:
+    cu_q, cu_k, *_, causal = segments
     if q.device.type == "cpu":
         return cpu_attention(q, k, v, cu_q, cu_k, causal)[0]
     kv_heads, group = k.shape[1], q.shape[1] // k.shape[1]
-    segments = visible_segments(q, k, cu_q, cu_k, causal)
-    parts, done = [], 0
-    for q0, q1, k0, k1 in segments:
+    visible = visible_segments(q, k, cu_q, cu_k, causal)
+    parts: list[Tensor] = []
+    done = 0
+    for q0, q1, k0, k1 in visible:
         seen = F.scaled_dot_product_attention(
             fold(q[q0:q1], kv_heads),
             k[k0:k1].transpose(0, 1).unsqueeze(0),
@@ -237,15 +245,16 @@ def _run_sdpa(q, k, v, cu_q, cu_k, max_q, max_k, causal):
         )
         parts += [torch.zeros_like(q[done:q0]), unfold(seen, q1 - q0)]
         done = q1
-    return torch.cat([*parts, torch.zeros_like(q[done:])]) if segments else blind(q, k, v)
+    return torch.cat([*parts, torch.zeros_like(q[done:])]) if visible else blind(q, k, v)
 
 
 BACKENDS: dict[str, Backend] = {
-    "torch": Backend(_missing_torch, _run_torch),
-    "flash_attn_3": Backend(_missing_flash_attn_3, _run_flash_attn_3),
-    "flash_attn_4": Backend(_missing_flash_attn_4, _run_flash_attn_4),
-    "flash_attn": Backend(_missing_flash_attn, _run_flash_attn),
-    "xformers": Backend(_missing_xformers, _run_xformers),
-    "sdpa": Backend(_always, _run_sdpa),
-    "eager": Backend(_always, _run_eager),
+    "torch": Backend(_missing_torch, _by_torch),
+    "flash_attn_3": Backend(_missing_flash_attn_3, _by_flash_attn_3),
+    "flash_attn_4": Backend(_missing_flash_attn_4, _by_flash_attn_4),
+    "flash_attn": Backend(_missing_flash_attn, _by_flash_attn),
+    "xformers": Backend(_missing_xformers, _by_xformers),
+    "sdpa": Backend(_always, _by_sdpa),
+    "eager": Backend(_always, _by_eager),
 }
+"""Every backend by name, best first."""

@@ -1,70 +1,33 @@
 """Variable-length grouped-query attention behind one function, whatever library computes it.
 
-Contract (the same for every backend, and what flash-attn's varlen interface means): the queries of segment i attend to
-the keys of segment i and to nothing else. With `causal`, the last query of a segment sees all of its keys, the one
-before it all but the last, and so on (aligned at the bottom right), so a segment may have more keys than queries: its
-own rows come last.
+A backend is one of the libraries that can compute it (backends.py). All of them keep one contract, that of flash-attn's
+varlen interface: the queries of segment i attend to the keys of segment i and to nothing else. With `causal`, the last
+query of a segment sees all of its keys, the one before it all but the last, and so on. So a segment may have more keys
+than queries, its queries being those of its last tokens.
 
-A query row that sees no key (its segment has none; or `causal` and fewer keys than queries, where the first rows see
-none) has an output of 0, gives its query a gradient of 0, and adds nothing to the gradients of keys and values. Keys
-that no query sees have gradients of 0.
+A query may see no key: its segment has none, or with `causal` the segment has fewer keys than queries, whose first ones
+then see none. The output of such a query is 0, so is its gradient, and it adds nothing to the gradients of keys and
+values. A key that no query sees has a gradient of 0.
 """
 
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..common.arguments import expect, expect_floating, expect_index, expect_tensors
-from ..common.transfer import to_device
+from ..common.arguments import expect, expect_floating, expect_tensors
 from .backends import BACKENDS
-from .segments import blind, bounds
-
-
-class Varlen(NamedTuple):
-    """Segments of one attention call. The longest lengths are host values, which the flash kernels need; xformers and
-    sdpa want every length on the host, so on a GPU these two wait for it.
-    """
-
-    cu_seqlens_q: Tensor  # int32 [n + 1], device of the queries
-    cu_seqlens_k: Tensor  # int32 [n + 1]
-    max_seqlen_q: int
-    max_seqlen_k: int
-    causal: bool
-
-    @classmethod
-    def from_lengths(cls, q_lengths: list[int], k_lengths: list[int], *, causal: bool) -> "Varlen":
-        """Segments with these numbers of queries and keys, on the CPU.
-
-        Raises ValueError for lengths that are no whole numbers >= 0, or whose sum takes more than 31 bits.
-        """
-        for name, lengths in (("q_lengths", q_lengths), ("k_lengths", k_lengths)):
-            for length in lengths:
-                expect_index(name, length)
-            expect(min(lengths, default=0) >= 0, name, "lengths >= 0", lengths)
-            expect(sum(lengths) < 2**31, name, "a sum below 2**31", sum(lengths))
-
-        def cumulate(lengths: list[int]) -> Tensor:
-            return torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-
-        longest_q, longest_k = max(q_lengths, default=0), max(k_lengths, default=0)
-        return cls(cumulate(q_lengths), cumulate(k_lengths), longest_q, longest_k, causal)
-
-    def to(self, device: torch.device | str) -> "Varlen":
-        """The same segments with their offsets on `device`."""
-        q, k = to_device(self.cu_seqlens_q, device), to_device(self.cu_seqlens_k, device)
-        return self._replace(cu_seqlens_q=q, cu_seqlens_k=k)
+from .segments import Varlen, blind, bounds
 
 
 def available_backends(device: torch.device | str, dtype: torch.dtype) -> dict[str, str | None]:
-    """Backend name -> None when it can run there, else the reason why not; in order of preference."""
+    """Every backend, best first: its name -> None when it can compute there, else the reason why not."""
     device = torch.device(device)
     return {name: backend.missing(device, dtype) for name, backend in BACKENDS.items()}
 
 
 def choose_backend(name: str, device: torch.device | str, dtype: torch.dtype) -> str:
-    """The backend for `name`; "auto" takes the first that can run (on a CPU always sdpa, the only fast one there).
+    """The backend for `name`. "auto" takes the first that can compute there; on a CPU that is always sdpa.
 
     Raises:
         ValueError: `name` is unknown, or was asked for and cannot run there (with the reason).
@@ -72,7 +35,7 @@ def choose_backend(name: str, device: torch.device | str, dtype: torch.dtype) ->
     device = torch.device(device)
     if name == "auto" and device.type == "cpu":
         return "sdpa"
-    if name == "auto":  # probing imports a library, so no further than to the first that can run
+    if name == "auto":  # asking imports a library, so nobody is asked after the first that can compute
         return next(known for known, backend in BACKENDS.items() if backend.missing(device, dtype) is None)
     if name not in BACKENDS:
         raise ValueError(f"attention={name!r}: expected one of {['auto', *BACKENDS]}")
@@ -100,11 +63,10 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, segments: Varlen, *, backe
     """
     _check(q, k, v, segments, backend)
     if not q.numel() or not segments.max_seqlen_q or not segments.max_seqlen_k:
-        return blind(q, k, v)  # not for the kernels: some cannot launch on nothing
-    q, k, v = (
-        x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v)
-    )  # as they take a head's numbers for granted
-    return BACKENDS[backend].run(q, k, v, *segments)
+        return blind(q, k, v)  # some kernels cannot launch on nothing
+    # All of them expect the numbers of a head side by side.
+    q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
+    return BACKENDS[backend].attend(q, k, v, segments)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, segments: Varlen, backend: str) -> None:
@@ -132,7 +94,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, segments: Varlen, backend: str) -> N
     if not isinstance(segments.causal, bool):
         raise ValueError(f"causal: expected a bool, got {segments.causal!r}")
     if type(segments.cu_seqlens_q) is Tensor and q.device.type == "cpu" and not torch.compiler.is_compiling():
-        # Where looking costs nothing, also for the backends that do not look themselves.
+        # On a CPU looking at the offsets costs nothing; not all backends do it themselves.
         for name, offsets, longest in zip(
             ("max_seqlen_q", "max_seqlen_k"), bounds(q, k, *segments[:2]), segments[2:4], strict=True
         ):

@@ -1,6 +1,7 @@
-"""Attention on a CPU: torch's fused kernel, segment by segment, as one operation for the compiler.
+"""Attention on a CPU: torch's fused kernel, segment by segment.
 
-Opaque to the compiler, so that other segment lengths never recompile.
+It is one operation of torch, into which torch.compile does not look, so that segments of other lengths are never
+compiled again.
 """
 
 import torch
@@ -11,9 +12,9 @@ from .segments import fold, fold_mask, unfold, visible_segments
 
 @torch.library.custom_op("reca_fast::varlen_attention_cpu", mutates_args=(), device_types="cpu")
 def cpu_attention(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    """The output [Tq, H, D] and the log-sum-exp [Tq * H], folded segment after segment.
+    """The output [Tq, H, D] and what the backward pass needs: the log-sum-exp of every query in every head, [Tq * H].
 
-    Rows that see no key stay zero, and neither pass reads their log-sum-exp.
+    The latter is in the order of `fold`, one segment after another. Queries that see no key stay zero.
     """
     heads, kv_heads = q.shape[1], k.shape[1]
     out = q.new_zeros(q.shape)

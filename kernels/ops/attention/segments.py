@@ -1,9 +1,9 @@
-"""Segments of an attention call on the host, cut down to the rows that see a key.
+"""The segments of an attention call, and the same on the host, cut down to the queries that see a key.
 
-A query row sees no key where its segment has none, and, with `causal`, where it comes before the segment's first key
-(the first of 5 queries on 3 keys see none, for the last query is the one that sees them all). The contract gives such
-rows an output and gradients of zero. The libraries that take segments from the host are never shown them: some divide
-by a number of keys, some return NaN, some refuse.
+A query sees no key where its segment has none, and, with `causal`, where the segment has too few: of 5 queries on 3
+keys the last sees all three and the first two see none. The contract gives such queries an output and gradients of
+zero. The libraries that take segments from the host are never shown them: some divide by a number of keys, some return
+NaN, some refuse.
 """
 
 import math
@@ -11,6 +11,50 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from ..common.arguments import expect, expect_index
+from ..common.transfer import to_device
+
+
+class Varlen(NamedTuple):
+    """The n segments of one attention call, and whether they are causal.
+
+    The flash kernels need the longest lengths on the host, so those are Python numbers. xformers and sdpa need every
+    length there, so with these two the host waits for a GPU.
+    """
+
+    cu_seqlens_q: Tensor
+    """int32 [n + 1] on the device of the queries: where each segment's queries begin, then their number."""
+    cu_seqlens_k: Tensor
+    """int32 [n + 1]: the same of the keys."""
+    max_seqlen_q: int
+    """The most queries of a segment."""
+    max_seqlen_k: int
+    """The most keys of a segment."""
+    causal: bool
+
+    @classmethod
+    def from_lengths(cls, q_lengths: list[int], k_lengths: list[int], *, causal: bool) -> "Varlen":
+        """Segments with these numbers of queries and keys, on the CPU.
+
+        Raises ValueError for lengths that are no whole numbers >= 0, or whose sum takes more than 31 bits.
+        """
+        for name, lengths in (("q_lengths", q_lengths), ("k_lengths", k_lengths)):
+            for length in lengths:
+                expect_index(name, length)
+            expect(min(lengths, default=0) >= 0, name, "lengths >= 0", lengths)
+            expect(sum(lengths) < 2**31, name, "a sum below 2**31", sum(lengths))
+
+        def cumulate(lengths: list[int]) -> Tensor:
+            return torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+
+        longest_q, longest_k = max(q_lengths, default=0), max(k_lengths, default=0)
+        return cls(cumulate(q_lengths), cumulate(k_lengths), longest_q, longest_k, causal)
+
+    def to(self, device: torch.device | str) -> "Varlen":
+        """The same segments with their offsets on `device`."""
+        q, k = to_device(self.cu_seqlens_q, device), to_device(self.cu_seqlens_k, device)
+        return self._replace(cu_seqlens_q=q, cu_seqlens_k=k)
 
 
 class Segment(NamedTuple):
@@ -48,14 +92,14 @@ def visible_segments(q: Tensor, k: Tensor, cu_q: Tensor, cu_k: Tensor, causal: b
 
 
 def blind(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The output of a call in which no query sees a key: zeros that belong to the graph of q, k and v."""
+    """The output of a call in which no query sees a key: zeros through which q, k and v get gradients of zero."""
     return q.new_zeros(q.shape) + (q[:0].sum() + k[:0].sum() + v[:0].sum())  # sums of no rows
 
 
 def fold(x: Tensor, kv_heads: int) -> Tensor:
-    """[T, H, D] -> [1, Hkv, G * T, D]: the queries that share a key head become more queries of that head.
+    """[T, H, D] -> [1, Hkv, G * T, D]: the queries of all G heads that share a key head, as queries of one head.
 
-    Attention treats every query row alike, so grouped-query attention needs no repeated keys and values.
+    Every query attends by itself, so this is the same attention, and keys and values need not be repeated G times.
     """
     return x.unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3).flatten(1, 2).unsqueeze(0)
 

@@ -1,17 +1,19 @@
 """Standard normal noise that is a pure function of (seed, token, channel), so that nobody has to store it.
 
-Philox4x32-10 (Salmon et al. 2011) turns key = seed (64 bits) and counter = (channel // 4, token, 0, 0) into four 32-bit
-words; Box-Muller turns them into the normals of four neighbouring channels. The noise of a token's channel depends
-neither on how many tokens or channels there are nor on how a kernel divides them.
+Philox4x32-10 (Salmon et al. 2011) takes the seed (64 bits) as its key and (channel // 4, token, 0, 0) as its counter
+and gives four 32-bit words; Box-Muller turns those into the normals of four neighbouring channels. So the noise of a
+token's channel depends neither on how many tokens or channels there are nor on how a kernel divides them.
 
-Own Box-Muller instead of `tl.randn`: that one takes full-range library sines and logarithms, with branches and double
+Box-Muller is written out here, since `tl.randn` takes full-range library sines and logarithms, with branches and double
 precision, at 214 instructions per element. The angle here is a fraction of a turn, so folding it to an eighth of a turn
-is exact and two short polynomials are within 1e-6; logarithm and root are the GPU's own instructions. The radius ends
-at sqrt(50 ln 2) = 5.9.
+is exact and two short polynomials are within 1e-6; logarithm and root are the GPU's own instructions. No normal is
+larger than sqrt(50 ln 2) = 5.9.
 
-The reference computes the same words in int64 and the same polynomials in fp32: it agrees with the kernels to about
-1e-6, worse only for the rare normals close to zero whose logarithm a GPU rounds to an absolute error of 2^-22.
+The reference computes the same words in int64 and the same polynomials in fp32. It agrees with the kernels to about
+1e-6; it is worse only for the rare normals close to zero whose logarithm a GPU rounds to an absolute error of 2^-22.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +24,7 @@ _LOW = 0xFFFFFFFF
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ten rounds on four words of the counter, int64 tensors that hold 32-bit values; so are the results."""
+    """Four random words from four words of a counter, by ten rounds; int64 tensors that hold 32-bit values."""
     c0, c1, c2, c3 = counter
     k0, k1 = key & _LOW, key >> 32
     for _ in range(10):
@@ -50,13 +52,27 @@ def _two_normals(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normal_noise(seed: int, tokens: int, channels: int, device: torch.device) -> Tensor:
-    """fp32 [tokens, channels]: what the kernels regenerate from `seed`."""
+    """fp32 [tokens, channels], the noise that the kernels compute from `seed`, 0 <= seed < 2^63."""
     group = torch.arange((channels + 3) // 4, device=device)
     token = torch.arange(tokens, device=device)[:, None]
     zero = torch.zeros((), dtype=torch.int64, device=device)
     w0, w1, w2, w3 = philox((group, token, zero, zero), seed)
     normals = torch.stack((*_two_normals(w0, w1), *_two_normals(w2, w3)), dim=-1)
     return normals.flatten(1)[:, :channels]
+
+
+class Noise(NamedTuple):
+    """Noise of some latents: a tensor, or the seed from which it is computed wherever it is needed."""
+
+    given: Tensor | None
+    """[tokens, channels], or None: then the seed counts."""
+    seed: int
+
+    def like(self, latents: Tensor) -> Tensor:
+        """The noise itself, of the shape and on the device of latents [tokens, channels]."""
+        if self.given is not None:
+            return self.given
+        return normal_noise(self.seed, len(latents), latents.shape[1], latents.device)
 
 
 @triton.jit
@@ -80,7 +96,9 @@ def _two_normals_kernel(first, second):
 
 @triton.jit
 def normal_tile(seed, rows, first_channel, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr):
-    """fp32 [BLOCK_T, BLOCK_C]: the noise of the tokens `rows` [BLOCK_T] from `first_channel`, a multiple of 4, on."""
+    """fp32 [BLOCK_T, BLOCK_C]: the noise of the tokens `rows` [BLOCK_T] in BLOCK_C channels from `first_channel` on,
+    which is a multiple of 4.
+    """
     group = (first_channel // 4 + tl.arange(0, BLOCK_C // 4)).to(tl.uint32)[None, :]
     token = rows.to(tl.uint32)[:, None]
     zero = tl.zeros((BLOCK_T, BLOCK_C // 4), tl.uint32)

@@ -2,20 +2,23 @@
 
     x_t = (1 - t) x0 + t eps              loss of a token = mean over C of (prediction - (eps - x0))^2
 
-latents (x0), noise (eps), prediction, x_t: [T, C]; timesteps (t), row_weight: [T]; bf16, fp16, fp32 or fp64. Any row
-stride is fine; an inner stride other than 1 costs a copy. Either `noise` is given, or `seed`: then the noise is
-regenerated wherever it is needed (noise.py), the same in both functions, and never stored.
+latents (x0), noise (eps), prediction and x_t are [T, C]; timesteps (t) and row_weight are [T]; all are bf16, fp16, fp32
+or fp64. Any row stride is fine; an inner stride other than 1 costs a copy. Either `noise` is given, or `seed`: then the
+noise is computed wherever it is needed (common/noise.py), the same in both functions, and never stored.
 
-`flow_interpolate` is one launch: x0 and t in, x_t out. Nothing but t is saved for backward.
-`flow_matching_loss`, reduced to a number, is one launch that also writes the finished gradient for `prediction` if one
-is wanted, because it has everything in registers; programs leave partial sums and the last one to arrive adds them in
+`flow_interpolate` is one launch that reads x0 and t and writes x_t. It keeps nothing but t for the backward pass.
+
+`flow_matching_loss`, reduced to a number, is one launch. It also writes the finished gradient of `prediction`, if one
+is wanted, since everything for it is in registers. Programs leave partial sums, and the last one to arrive adds them in
 a fixed order, so the result is deterministic. A weighted mean needs one tiny launch before, for the sum of the weights.
-Backward scales that gradient in place, by a kernel that reads the upstream gradient on the device and returns at once
-when it is 1: no traffic and no host sync. The inputs are kept for a second backward, which recomputes, so that a
-gradient that was handed out never changes. With reduction "none" the gradient is formed in backward.
 
-In eager torch this is 37 kernels and 284 MB for 8 x 4096 tokens of 64 channels, here 3 kernels and 30 MB (x_t in
-bf16, upstream gradient 1). Neither Liger nor torch has it.
+The backward pass multiplies that gradient, in place, with the gradient of the loss, by a kernel that reads this number
+on the device and returns at once when it is 1: no traffic, and the host does not wait. Arguments are kept for a second
+backward pass, which computes the gradient anew, so that a gradient that was handed out never changes. With reduction
+"none" the gradient is computed in the backward pass.
+
+In eager torch this is 37 kernels and 284 MB for 8 x 4096 tokens of 64 channels; here it is 3 kernels and 30 MB (x_t in
+bf16, a gradient of 1 for the loss). Neither Liger nor torch has it.
 """
 
 import torch
@@ -33,7 +36,7 @@ from ..common.arguments import (
     expect_tensors,
 )
 from ..common.implementation import runs_triton
-from ..common.noise import normal_noise
+from ..common.noise import Noise
 from ..common.reductions import checked_row_weight, one_over, row_factors, weighted
 from ..common.scale_in_place import scale_in_place
 from ..common.torch_op import torch_op
@@ -45,26 +48,19 @@ from .kernels import (
     launch_rows,
 )
 
-# References
 
-
-def _noise_like(latents: Tensor, noise: Tensor | None, seed: int) -> Tensor:
-    return normal_noise(seed, len(latents), latents.shape[1], latents.device) if noise is None else noise
-
-
-def reference_interpolate(
-    latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int, dtype: torch.dtype
-) -> Tensor:
-    """With `noise` the authors' expression, rounding included; with a seed in fp32 or wider."""
+def reference_interpolate(latents: Tensor, timesteps: Tensor, noise: Noise, dtype: torch.dtype) -> Tensor:
+    """x_t in plain torch. With noise it is the authors' expression, rounding included; with a seed, fp32 or wider."""
     t = timesteps.unsqueeze(-1)
-    if noise is None:
+    if noise.given is None:
         latents, t = (x.to(_common(dtype, torch.float32)) for x in (latents, t))
-    return ((1 - t) * latents + t * _noise_like(latents, noise, seed)).to(dtype).contiguous()
+    return ((1 - t) * latents + t * noise.like(latents)).to(dtype).contiguous()
 
 
 def reference_interpolate_backward(
     upstream: Tensor, timesteps: Tensor, latents_dtype: torch.dtype | None, noise_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
+    """As `launch_interpolate_backward`, in plain torch."""
     t = timesteps.unsqueeze(-1)
     empty = upstream.new_empty
     return (
@@ -73,22 +69,22 @@ def reference_interpolate_backward(
     )
 
 
-def reference_error(prediction: Tensor, latents: Tensor, noise: Tensor | None, seed: int) -> Tensor:
-    """prediction - (noise - latents), [T, C], in fp32 or wider."""
-    wide = _wide(prediction, latents, noise)
-    return prediction.to(wide) - (_noise_like(latents, noise, seed).to(wide) - latents.to(wide))
+def reference_error(prediction: Tensor, latents: Tensor, noise: Noise) -> Tensor:
+    """prediction - (noise - latents), [T, C], in fp32 or wider: the error of the velocity."""
+    wide = _wide(prediction, latents, noise.given)
+    return prediction.to(wide) - (noise.like(latents).to(wide) - latents.to(wide))
 
 
 def reference_loss(
     prediction: Tensor,
     latents: Tensor,
-    noise: Tensor | None,
-    seed: int,
+    noise: Noise,
     row_weight: Tensor | None,
     mean: bool,
     gradient_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
-    error = reference_error(prediction, latents, noise, seed)
+    """As `launch_loss`, in plain torch."""
+    error = reference_error(prediction, latents, noise)
     per_token = error.square().mean(-1)
     weight = torch.ones_like(per_token) if row_weight is None else row_weight.to(error.dtype)
     share = one_over(weight.sum()) if mean else 1.0
@@ -98,17 +94,15 @@ def reference_loss(
     return loss, weighted(error, (weight * share * 2 / error.shape[1])[:, None]).to(gradient_dtype).contiguous()
 
 
-def reference_rows(
-    prediction: Tensor, latents: Tensor, noise: Tensor | None, seed: int, row_weight: Tensor | None
-) -> Tensor:
-    per_token = reference_error(prediction, latents, noise, seed).square().mean(-1)
+def reference_rows(prediction: Tensor, latents: Tensor, noise: Noise, row_weight: Tensor | None) -> Tensor:
+    """As `launch_rows`, in plain torch."""
+    per_token = reference_error(prediction, latents, noise).square().mean(-1)
     return per_token if row_weight is None else weighted(per_token, row_weight.to(per_token.dtype))
 
 
-def reference_gradient(
-    prediction: Tensor, latents: Tensor, noise: Tensor | None, seed: int, factor: Tensor, dtype: torch.dtype
-) -> Tensor:
-    error = reference_error(prediction, latents, noise, seed)
+def reference_gradient(prediction: Tensor, latents: Tensor, noise: Noise, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """As `launch_gradient`, in plain torch."""
+    error = reference_error(prediction, latents, noise)
     scale = (factor.to(error.dtype) * 2 / error.shape[1])[:, None]
     if torch.is_grad_enabled():  # differentiated by the factor too, also where that is 0
         return (error * scale).to(dtype).contiguous()
@@ -116,7 +110,9 @@ def reference_gradient(
 
 
 def _common(*dtypes: torch.dtype) -> torch.dtype:
-    """torch.promote_types of floating-point types, which would go through the dispatcher like an operation."""
+    """The dtype that torch.promote_types gives for floating-point dtypes. That one goes through torch's dispatcher,
+    like an operation, and costs as much.
+    """
     return dtypes[0] if len(set(dtypes)) == 1 else max((*dtypes, torch.float32), key=lambda dtype: dtype.itemsize)
 
 
@@ -129,8 +125,8 @@ def _wide(*tensors: Tensor | None) -> torch.dtype:
 
 @torch_op("flow_interpolate")
 def _interpolate(latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int, dtype: torch.dtype) -> Tensor:
-    run = launch_interpolate if runs_triton(latents, timesteps, noise) else reference_interpolate
-    return run(latents, timesteps, noise, seed, dtype)
+    compute = launch_interpolate if runs_triton(latents, timesteps, noise) else reference_interpolate
+    return compute(latents, timesteps, Noise(noise, seed), dtype)
 
 
 @_interpolate.register_fake
@@ -142,8 +138,8 @@ def _(latents, timesteps, noise, seed, dtype):
 def _interpolate_backward(
     upstream: Tensor, timesteps: Tensor, latents_dtype: torch.dtype | None, noise_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
-    run = launch_interpolate_backward if runs_triton(upstream, timesteps) else reference_interpolate_backward
-    return run(upstream, timesteps, latents_dtype, noise_dtype)
+    compute = launch_interpolate_backward if runs_triton(upstream, timesteps) else reference_interpolate_backward
+    return compute(upstream, timesteps, latents_dtype, noise_dtype)
 
 
 @_interpolate_backward.register_fake
@@ -163,8 +159,8 @@ def _interpolate_setup(ctx, inputs, output):
 def _interpolate_vjp(ctx, upstream):
     needs = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
     wanted = [dtype if need else None for dtype, need in zip(ctx.dtypes, needs, strict=True)]
-    run = reference_interpolate_backward if torch.is_grad_enabled() else _interpolate_backward
-    grads = run(upstream, ctx.saved_tensors[0], *wanted)
+    compute = reference_interpolate_backward if torch.is_grad_enabled() else _interpolate_backward
+    grads = compute(upstream, ctx.saved_tensors[0], *wanted)
     for_latents, for_noise = (grad if need else None for grad, need in zip(grads, needs, strict=True))
     return for_latents, None, for_noise, None, None
 
@@ -182,8 +178,8 @@ def _loss(
     mean: bool,
     gradient_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
-    run = launch_loss if runs_triton(prediction, latents, noise, row_weight) else reference_loss
-    return run(prediction, latents, noise, seed, row_weight, mean, gradient_dtype)
+    compute = launch_loss if runs_triton(prediction, latents, noise, row_weight) else reference_loss
+    return compute(prediction, latents, Noise(noise, seed), row_weight, mean, gradient_dtype)
 
 
 @_loss.register_fake
@@ -195,8 +191,8 @@ def _(prediction, latents, noise, seed, row_weight, mean, gradient_dtype):
 
 @torch_op("flow_matching_loss_rows")
 def _rows(prediction: Tensor, latents: Tensor, noise: Tensor | None, seed: int, row_weight: Tensor | None) -> Tensor:
-    run = launch_rows if runs_triton(prediction, latents, noise, row_weight) else reference_rows
-    return run(prediction, latents, noise, seed, row_weight)
+    compute = launch_rows if runs_triton(prediction, latents, noise, row_weight) else reference_rows
+    return compute(prediction, latents, Noise(noise, seed), row_weight)
 
 
 @_rows.register_fake
@@ -208,8 +204,8 @@ def _(prediction, latents, noise, seed, row_weight):
 def _gradient(
     prediction: Tensor, latents: Tensor, noise: Tensor | None, seed: int, factor: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    run = launch_gradient if runs_triton(prediction, latents, noise, factor) else reference_gradient
-    return run(prediction, latents, noise, seed, factor, dtype)
+    compute = launch_gradient if runs_triton(prediction, latents, noise, factor) else reference_gradient
+    return compute(prediction, latents, Noise(noise, seed), factor, dtype)
 
 
 @_gradient.register_fake
@@ -218,7 +214,7 @@ def _(prediction, latents, noise, seed, factor, dtype):
 
 
 def _error_vjp(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradient of the error, for those of prediction, latents and noise that want one."""
+    """Gradients of prediction, latents and noise for that of the error; None for those that want none."""
     needs = ctx.needs_input_grad
     return (
         gradient.to(ctx.dtypes[0]) if needs[0] else None,
@@ -228,10 +224,11 @@ def _error_vjp(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Ten
 
 
 def _recompute(ctx, prediction: Tensor, latents: Tensor, noise: Tensor | None, factor: Tensor) -> Tensor:
-    """The gradient of the error for d loss / d (loss of a token) = factor [T]."""
+    """The gradient of the error, where factor [T] is the derivative of the total by the loss of each token."""
     dtype = prediction.dtype if ctx.needs_input_grad[:3] == (True, False, False) else factor.dtype
-    run = reference_gradient if torch.is_grad_enabled() else _gradient  # create_graph=True: differentiate again
-    return run(prediction, latents, noise, ctx.seed, factor, dtype)
+    if torch.is_grad_enabled():  # create_graph=True: to be differentiated again
+        return reference_gradient(prediction, latents, Noise(noise, ctx.seed), factor, dtype)
+    return _gradient(prediction, latents, noise, ctx.seed, factor, dtype)
 
 
 def _remember(ctx, prediction, latents, noise, seed, row_weight) -> None:

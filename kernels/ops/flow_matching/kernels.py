@@ -1,15 +1,13 @@
-"""Triton kernels of flow_matching.py and their launchers; what they compute is told there.
-
-A program of 4 warps takes 1024 elements: whole tokens as far as they fit, 8 neighbouring channels per thread.
-"""
+"""Triton kernels of flow matching and the functions that launch them; contract.py says what they compute."""
 
 import torch
 from torch import Tensor
 
 from ..common.last_program import counters, sum_over_programs
-from ..common.noise import normal_tile
+from ..common.noise import Noise, normal_tile
 from ..common.optional_triton import LAUNCH, tl, triton
 from ..common.strides import rows_dense, stride_of
+from ..common.tiles import tile_of
 
 
 # A seed that 16 divides, or 1, must not be a kernel of its own, compiled in the middle of a run.
@@ -132,30 +130,23 @@ def flow_loss_kernel(
         sum_over_programs(tl.sum(per_token, axis=0), partials, arrived, total, BLOCK_P)
 
 
-def tile_of(channels: int) -> dict[str, int]:
-    """1024 elements per program of 4 warps: 8 per thread."""
-    block_c = min(1024, max(4, triton.next_power_of_2(channels)))
-    return {"C": channels, "BLOCK_T": 1024 // block_c, "BLOCK_C": block_c, "num_warps": 4}
-
-
-def launch_interpolate(
-    latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int, dtype: torch.dtype
-) -> Tensor:
-    latents, noise = rows_dense(latents), rows_dense(noise)
+def launch_interpolate(latents: Tensor, timesteps: Tensor, noise: Noise, dtype: torch.dtype) -> Tensor:
+    """x_t [T, C] in `dtype`."""
+    latents, given = rows_dense(latents), rows_dense(noise.given)
     tokens, channels = latents.shape
     out = latents.new_empty((tokens, channels), dtype=dtype)
     tile = tile_of(channels)
     flow_interpolate_kernel[(triton.cdiv(tokens, tile["BLOCK_T"]),)](
         latents,
         timesteps,
-        noise,
+        given,
         out,
         tokens,
         latents.stride(0),
         timesteps.stride(0),
-        stride_of(noise),
-        seed,
-        SEEDED=noise is None,
+        stride_of(given),
+        noise.seed,
+        SEEDED=noise.given is None,
         **tile,
         **LAUNCH,
     )
@@ -165,6 +156,7 @@ def launch_interpolate(
 def launch_interpolate_backward(
     upstream: Tensor, timesteps: Tensor, latents_dtype: torch.dtype | None, noise_dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
+    """Gradients of latents and noise in these dtypes; of no elements where the dtype is None."""
     upstream = rows_dense(upstream)
     tokens, channels = upstream.shape
     for_latents, for_noise = (
@@ -190,8 +182,7 @@ def launch_interpolate_backward(
 def _launch_loss(
     prediction: Tensor,
     latents: Tensor,
-    noise: Tensor | None,
-    seed: int,
+    noise: Noise,
     row_weight: Tensor | None,
     *,
     divisor: Tensor | None = None,
@@ -200,14 +191,14 @@ def _launch_loss(
     total: Tensor | None = None,
     gradient: Tensor | None = None,
 ) -> None:
-    prediction, latents, noise = rows_dense(prediction), rows_dense(latents), rows_dense(noise)
+    prediction, latents, given = rows_dense(prediction), rows_dense(latents), rows_dense(noise.given)
     tokens, channels = prediction.shape
     tile = tile_of(channels)
     programs = triton.cdiv(tokens, tile["BLOCK_T"])
     flow_loss_kernel[(programs,)](
         prediction,
         latents,
-        noise,
+        given,
         row_weight,
         divisor,
         losses,
@@ -219,10 +210,10 @@ def _launch_loss(
         scale,
         prediction.stride(0),
         latents.stride(0),
-        stride_of(noise),
+        stride_of(given),
         stride_of(row_weight),
-        seed,
-        SEEDED=noise is None,
+        noise.seed,
+        SEEDED=noise.given is None,
         BLOCK_P=128,
         **tile,
         **LAUNCH,
@@ -232,12 +223,12 @@ def _launch_loss(
 def launch_loss(
     prediction: Tensor,
     latents: Tensor,
-    noise: Tensor | None,
-    seed: int,
+    noise: Noise,
     row_weight: Tensor | None,
     mean: bool,
     gradient_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
+    """The reduced loss [] and the gradient of the prediction, of no elements where `gradient_dtype` is None."""
     total = prediction.new_empty((), dtype=torch.float32)
     gradient = None if gradient_dtype is None else prediction.new_empty(tuple(prediction.shape), dtype=gradient_dtype)
     weighted = mean and row_weight is not None
@@ -245,7 +236,6 @@ def launch_loss(
         prediction,
         latents,
         noise,
-        seed,
         row_weight,
         divisor=row_weight.sum(dtype=torch.float32) if weighted else None,  # type: ignore[union-attr]
         scale=1 / len(prediction) if mean and not weighted else 1.0,
@@ -255,17 +245,15 @@ def launch_loss(
     return total, prediction.new_empty(0) if gradient is None else gradient
 
 
-def launch_rows(
-    prediction: Tensor, latents: Tensor, noise: Tensor | None, seed: int, row_weight: Tensor | None
-) -> Tensor:
+def launch_rows(prediction: Tensor, latents: Tensor, noise: Noise, row_weight: Tensor | None) -> Tensor:
+    """The weighted loss of every token, fp32 [T]."""
     losses = prediction.new_empty(len(prediction), dtype=torch.float32)
-    _launch_loss(prediction, latents, noise, seed, row_weight, losses=losses)
+    _launch_loss(prediction, latents, noise, row_weight, losses=losses)
     return losses
 
 
-def launch_gradient(
-    prediction: Tensor, latents: Tensor, noise: Tensor | None, seed: int, factor: Tensor, dtype: torch.dtype
-) -> Tensor:
+def launch_gradient(prediction: Tensor, latents: Tensor, noise: Noise, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gradient of the prediction, where factor [T] is the derivative of the total by the loss of each token."""
     gradient = prediction.new_empty(tuple(prediction.shape), dtype=dtype)
-    _launch_loss(prediction, latents, noise, seed, factor, gradient=gradient)
+    _launch_loss(prediction, latents, noise, factor, gradient=gradient)
     return gradient

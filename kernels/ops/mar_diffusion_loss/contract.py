@@ -1,25 +1,31 @@
-"""Harmon's diffusion loss: noised latents for the denoiser, then squared error plus variational bound of what it says.
+"""Harmon's diffusion loss: noisy latents for the denoiser; squared error plus variational bound of what it predicts.
 
-Symbols: N rows (token, repeat), C channels, t the step 0..999; prediction [N, 2C] = [eps_hat ; nu].
+Symbols: N rows (a token and a repeat each), C channels, t the step 0..999, abar the share of the signal's variance that
+is left at step t. The prediction [N, 2C] is eps_hat, the noise, and nu, where the variance lies between its bounds,
+side by side.
 
     x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps            loss of a row = mse + vb, means over C
     mse = (eps - eps_hat)^2
     vb  = KL(posterior || model) / ln 2; at t = 0 minus the log2-probability of x0 in a bin of half-width 1/255
 
-The bound tells nu, not eps_hat, in which direction to go: no gradient of vb reaches eps_hat. Both means of the KL are
-c1 x0 + c2 x_t, so they differ by c1 sqrt(1/abar - 1) (eps - eps_hat), and with u = s (nu + 1), s = (hi - lo) / 2,
+The bound trains nu alone: no gradient of vb reaches eps_hat. Both means of the KL are c1 x0 + c2 x_t, so they differ by
+c1 sqrt(1/abar - 1) (eps - eps_hat). lo and hi are the logarithms of the least and the largest variance of the model.
+With s = (hi - lo) / 2 and u = s (nu + 1),
 
     KL = (u - 1 + e^-u (1 + k (eps - eps_hat)^2)) / 2,      k = (c1^2 (1/abar - 1)) / exp(lo)
 
-so that a row needs two numbers of the schedule, and x0 only where t = 0. The schedule is one fp32 table per device,
-computed once in fp64; the authors upload fourteen fp64 tables per call, each a host sync.
+So a row needs two numbers of the schedule, and x0 only where t = 0. The schedule is one fp32 table per device, computed
+once in fp64. The authors upload fourteen fp64 tables per call, and the host waits for each.
 
-`mar_noise` is one launch, saves nothing, and has no gradient: latents come from a frozen autoencoder.
-`mar_diffusion_loss`, reduced to a number, is one launch that also writes the finished gradient of `prediction`; the
+`mar_noise` is one launch, keeps nothing, and has no gradient: latents come from a frozen autoencoder.
+
+`mar_diffusion_loss`, reduced to a number, is one launch that also writes the finished gradient of `prediction`. The
 last program to arrive adds the partial sums in a fixed order, so the result is deterministic. A weighted mean needs one
-tiny launch before, for the sum of the weights; backward is one that finds the upstream gradient to be 1 and returns.
-Rows of weight 0 contribute nothing, whatever they hold, and their prediction is not even read; better still is not to
-compute it: gather the hidden rows (latents, timesteps, condition) before the denoiser and pass no weights at all.
+tiny launch before, for the sum of the weights. The backward pass is a launch that finds the gradient of the loss to be
+1 and returns.
+
+Rows of weight 0 contribute nothing, whatever they hold, and their prediction is not even read. Better still is not to
+compute it: gather the rows that count (latents, timesteps, condition) before the denoiser and pass no weights at all.
 
 In eager torch the two are 249 kernels. Neither Liger nor torch has it.
 """
@@ -43,23 +49,24 @@ from ..common.arguments import (
     expect_tensors,
 )
 from ..common.implementation import runs_triton
-from ..common.noise import normal_noise
+from ..common.noise import Noise
 from ..common.reductions import checked_row_weight, one_over, row_factors, weighted
 from ..common.scale_in_place import scale_in_place
 from ..common.torch_op import torch_op
 from .kernels import COLUMNS, launch_gradient, launch_loss, launch_noise, launch_rows
 
 STEPS = 1000
-BIN = 1 / 255  # half the width of a bin at the first step
-FLOOR = math.log(1e-12)  # of a log-probability there
+BIN = 1 / 255
+"""Half the width of a bin at the first step."""
+FLOOR = math.log(1e-12)
+"""The least log-probability at the first step."""
 ROOT = math.sqrt(2 / math.pi)
 
 
 @cache
 def schedule(device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """[1000, 8]: sqrt(abar), sqrt(1 - abar), s, k, lo, sqrt(1/abar - 1), hi, 0 of every step.
-
-    Cosine schedule, computed in fp64. Made once per device and kept.
+    """The cosine schedule as a table [1000, 8], a row per step: sqrt(abar), sqrt(1 - abar), s, k, lo, sqrt(1/abar - 1),
+    hi, 0, in the symbols of the top of this page. It is computed in fp64, once per device, and kept.
     """
     f = np.cos(math.pi / 2 * (np.arange(STEPS + 1) / STEPS + 0.008) / 1.008) ** 2
     beta = np.minimum(1 - f[1:] / f[:-1], 0.999)
@@ -78,7 +85,7 @@ def schedule(device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor
 
 
 def _rows_of(timesteps: Tensor, wide: torch.dtype) -> tuple[Tensor, ...]:
-    """The columns of the schedule at every row, [N, 1] each."""
+    """The columns of the schedule for the timestep of every row, [N, 1] each."""
     return schedule(timesteps.device, wide)[timesteps].unsqueeze(-1).unbind(1)
 
 
@@ -86,28 +93,23 @@ def _wide(*tensors: Tensor | None) -> torch.dtype:
     return torch.float64 if any(x is not None and x.dtype == torch.float64 for x in tensors) else torch.float32
 
 
-def _noise_like(latents: Tensor, noise: Tensor | None, seed: int) -> Tensor:
-    return normal_noise(seed, len(latents), latents.shape[1], latents.device) if noise is None else noise
-
-
-# References
-
-
-def reference_noise(latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int, dtype: torch.dtype) -> Tensor:
-    wide = _wide(latents, noise)
+def reference_noise(latents: Tensor, timesteps: Tensor, noise: Noise, dtype: torch.dtype) -> Tensor:
+    """As `launch_noise`, in plain torch."""
+    wide = _wide(latents, noise.given)
     signal, spread, *_ = _rows_of(timesteps, wide)
-    return (signal * latents.to(wide) + spread * _noise_like(latents, noise, seed).to(wide)).to(dtype).contiguous()
+    return (signal * latents.to(wide) + spread * noise.like(latents).to(wide)).to(dtype).contiguous()
 
 
 def first_step(
     error: Tensor, u: Tensor, x: Tensor, half_range: Tensor, low: Tensor, distance: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Minus the log-probability of x in its bin at t = 0, and the derivative by nu.
+    """Minus the log-probability of x in its bin at step 0, and its derivative by nu.
 
-    x - mu_hat is -distance * error, for c2 = 0 there. The approximate normal distribution function is a sigmoid,
-    Phi(a) = S(2 sqrt(2/pi) (a + 0.044715 a^3)), and S(y) - S(z) = S(y) S(-z) (1 - e^(z - y)): every factor has an
-    accurate logarithm, where the difference of two rounded numbers near 1 has none. Beyond 30 deviations nothing
-    changes, so the ends are clamped there before cubes overflow.
+    At step 0, c2 is 0, so the distance of x from the predicted mean is -distance * error. The normal distribution
+    function is approximated by a sigmoid S, Phi(a) = S(2 sqrt(2/pi) (a + 0.044715 a^3)). The probability of a bin is a
+    difference, S(y) - S(z) = S(y) S(-z) (1 - e^(z - y)). Every factor on the right has an accurate logarithm, which a
+    difference of two rounded numbers near 1 has not. Beyond 30 deviations nothing changes, so the ends of the bin are
+    clamped there before their cubes overflow.
     """
     inverse = (-0.5 * (low + u)).clamp(max=60).exp()
     gap = -distance * error
@@ -129,15 +131,13 @@ def first_step(
     return -logarithm.clamp(min=FLOOR), torch.where(logarithm > FLOOR, -derivative, 0)
 
 
-def reference_terms(
-    prediction: Tensor, latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int
-) -> tuple[Tensor, Tensor]:
-    """(mse + vb of every row [N], its gradient [N, 2C]), in fp32 or wider."""
-    wide = _wide(prediction, latents, noise)
+def reference_terms(prediction: Tensor, latents: Tensor, timesteps: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    """The loss of every row [N], mse + vb, and its gradient [N, 2C]; in fp32 or wider."""
+    wide = _wide(prediction, latents, noise.given)
     channels = latents.shape[1]
     eps_hat, nu = prediction.to(wide).split(channels, dim=1)
     _, _, half_range, sharpness, low, distance, _, _ = _rows_of(timesteps, wide)
-    error = _noise_like(latents, noise, seed).to(wide) - eps_hat
+    error = noise.like(latents).to(wide) - eps_hat
     u = half_range * (nu + 1)
     shrunk = (-u).exp() * (1 + sharpness * error * error)
     first = (timesteps == 0).unsqueeze(-1)
@@ -151,13 +151,13 @@ def reference_loss(
     prediction: Tensor,
     latents: Tensor,
     timesteps: Tensor,
-    noise: Tensor | None,
-    seed: int,
+    noise: Noise,
     row_weight: Tensor | None,
     mean: bool,
     gradient_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
-    terms, gradient = reference_terms(prediction, latents, timesteps, noise, seed)
+    """As `launch_loss`, in plain torch."""
+    terms, gradient = reference_terms(prediction, latents, timesteps, noise)
     weight = torch.ones_like(terms) if row_weight is None else row_weight.to(terms.dtype)
     share = one_over(weight.sum()) if mean else 1.0
     loss = weighted(terms, weight).sum() * share
@@ -167,16 +167,16 @@ def reference_loss(
 
 
 def reference_rows(
-    prediction: Tensor, latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int, row_weight: Tensor | None
+    prediction: Tensor, latents: Tensor, timesteps: Tensor, noise: Noise, row_weight: Tensor | None
 ) -> Tensor:
-    terms, _ = reference_terms(prediction, latents, timesteps, noise, seed)
+    """As `launch_rows`, in plain torch."""
+    terms, _ = reference_terms(prediction, latents, timesteps, noise)
     return terms if row_weight is None else weighted(terms, row_weight.to(terms.dtype))
 
 
-def reference_gradient(
-    prediction: Tensor, latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int, factor: Tensor
-) -> Tensor:
-    _, gradient = reference_terms(prediction, latents, timesteps, noise, seed)
+def reference_gradient(prediction: Tensor, latents: Tensor, timesteps: Tensor, noise: Noise, factor: Tensor) -> Tensor:
+    """As `launch_gradient`, in plain torch."""
+    _, gradient = reference_terms(prediction, latents, timesteps, noise)
     return weighted(gradient, factor.to(gradient.dtype).unsqueeze(-1)).to(prediction.dtype)
 
 
@@ -184,7 +184,9 @@ def reference_gradient(
 
 
 def _check_steps(timesteps: Tensor) -> None:
-    """On the CPU, where looking costs no sync; a GPU makes such a row NaN."""
+    """Raises ValueError for a step outside 0..999 on the CPU. On a GPU the host would have to wait; there such rows
+    become NaN.
+    """
     if timesteps.device.type == "cpu" and timesteps.numel():
         values = timesteps.numpy()
         if values.min() < 0 or values.max() >= STEPS:
@@ -195,8 +197,8 @@ def _check_steps(timesteps: Tensor) -> None:
 def _noise(latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int, dtype: torch.dtype) -> Tensor:
     _check_steps(timesteps)
     if runs_triton(latents, noise):
-        return launch_noise(latents, timesteps, noise, seed, schedule(latents.device), dtype)
-    return reference_noise(latents, timesteps, noise, seed, dtype)
+        return launch_noise(latents, timesteps, Noise(noise, seed), schedule(latents.device), dtype)
+    return reference_noise(latents, timesteps, Noise(noise, seed), dtype)
 
 
 @_noise.register_fake
@@ -218,8 +220,8 @@ def _loss(
     _check_steps(timesteps)
     if runs_triton(prediction, latents, noise, row_weight):
         table = schedule(prediction.device)
-        return launch_loss(prediction, latents, timesteps, noise, seed, table, row_weight, mean, gradient_dtype)
-    return reference_loss(prediction, latents, timesteps, noise, seed, row_weight, mean, gradient_dtype)
+        return launch_loss(prediction, latents, timesteps, Noise(noise, seed), table, row_weight, mean, gradient_dtype)
+    return reference_loss(prediction, latents, timesteps, Noise(noise, seed), row_weight, mean, gradient_dtype)
 
 
 @_loss.register_fake
@@ -235,8 +237,8 @@ def _rows(
 ) -> Tensor:
     _check_steps(timesteps)
     if runs_triton(prediction, latents, noise, row_weight):
-        return launch_rows(prediction, latents, timesteps, noise, seed, schedule(prediction.device), row_weight)
-    return reference_rows(prediction, latents, timesteps, noise, seed, row_weight)
+        return launch_rows(prediction, latents, timesteps, Noise(noise, seed), schedule(prediction.device), row_weight)
+    return reference_rows(prediction, latents, timesteps, Noise(noise, seed), row_weight)
 
 
 @_rows.register_fake
@@ -249,8 +251,8 @@ def _gradient(
     prediction: Tensor, latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int, factor: Tensor
 ) -> Tensor:
     if runs_triton(prediction, latents, noise, factor):
-        return launch_gradient(prediction, latents, timesteps, noise, seed, schedule(prediction.device), factor)
-    return reference_gradient(prediction, latents, timesteps, noise, seed, factor)
+        return launch_gradient(prediction, latents, timesteps, Noise(noise, seed), schedule(prediction.device), factor)
+    return reference_gradient(prediction, latents, timesteps, Noise(noise, seed), factor)
 
 
 @_gradient.register_fake

@@ -1,18 +1,16 @@
-"""Triton kernels of mar_diffusion_loss.py and their launchers; what they compute is told there.
-
-A program of 4 warps takes 1024 (row, channel) pairs: whole rows as far as they fit.
-"""
+"""Triton kernels of the MAR diffusion loss and the functions that launch them; contract.py says what they compute."""
 
 import torch
 from torch import Tensor
 
 from ..common.last_program import counters, sum_over_programs
-from ..common.noise import normal_tile
+from ..common.noise import Noise, normal_tile
 from ..common.optional_triton import LAUNCH, tl, triton
 from ..common.strides import rows_dense, stride_of
-from ..flow_matching.kernels import tile_of
+from ..common.tiles import tile_of
 
-COLUMNS = 8  # of the schedule table; what they hold is said in mar_diffusion_loss.py
+COLUMNS = 8
+"""Of the table of the schedule; `contract.schedule` says what they hold."""
 
 
 @triton.jit(do_not_specialize=["seed"])
@@ -62,7 +60,7 @@ def _log_sigmoid(y):
 
 @triton.jit
 def _first_step(error, u, x, half_range, low, distance):
-    """Minus the log-probability of x in its bin, and its derivative by nu: mar_diffusion_loss.first_step."""
+    """As `contract.first_step`."""
     inverse = tl.exp(tl.minimum(-0.5 * (low + u), 60.0))
     gap = -distance * error
     upper, lower = inverse * (gap + 0.00392156862745098), inverse * (gap - 0.00392156862745098)
@@ -174,17 +172,16 @@ def mar_loss_kernel(
         sum_over_programs(tl.sum(per_row, axis=0), partials, arrived, total, BLOCK_P)
 
 
-def launch_noise(
-    latents: Tensor, timesteps: Tensor, noise: Tensor | None, seed: int, table: Tensor, dtype: torch.dtype
-) -> Tensor:
-    latents, noise = rows_dense(latents), rows_dense(noise)
+def launch_noise(latents: Tensor, timesteps: Tensor, noise: Noise, table: Tensor, dtype: torch.dtype) -> Tensor:
+    """x_t [N, C] in `dtype`; `table` is the schedule."""
+    latents, given = rows_dense(latents), rows_dense(noise.given)
     rows, channels = latents.shape
     out = latents.new_empty((rows, channels), dtype=dtype)
     tile = tile_of(channels)
     mar_noise_kernel[(triton.cdiv(rows, tile["BLOCK_T"]),)](
-        *(latents, timesteps, noise, table, out, rows),
-        *(latents.stride(0), timesteps.stride(0), stride_of(noise), seed),
-        SEEDED=noise is None,
+        *(latents, timesteps, given, table, out, rows),
+        *(latents.stride(0), timesteps.stride(0), stride_of(given), noise.seed),
+        SEEDED=noise.given is None,
         STEPS=len(table),
         COLUMNS=COLUMNS,
         **tile,
@@ -197,8 +194,7 @@ def _launch(
     prediction: Tensor,
     latents: Tensor,
     timesteps: Tensor,
-    noise: Tensor | None,
-    seed: int,
+    noise: Noise,
     table: Tensor,
     row_weight: Tensor | None,
     *,
@@ -208,17 +204,17 @@ def _launch(
     total: Tensor | None = None,
     gradient: Tensor | None = None,
 ) -> None:
-    prediction, latents, noise = rows_dense(prediction), rows_dense(latents), rows_dense(noise)
+    prediction, latents, given = rows_dense(prediction), rows_dense(latents), rows_dense(noise.given)
     rows, channels = latents.shape
     tile = tile_of(channels)
     programs = triton.cdiv(rows, tile["BLOCK_T"])
     mar_loss_kernel[(programs,)](
-        *(prediction, latents, noise, timesteps, table, row_weight, divisor, losses),
+        *(prediction, latents, given, timesteps, table, row_weight, divisor, losses),
         None if total is None else total.new_empty(programs),
         None if total is None else counters(prediction.device),
-        *(total, gradient, rows, scale, prediction.stride(0), latents.stride(0), stride_of(noise)),
-        *(timesteps.stride(0), stride_of(row_weight), seed),
-        SEEDED=noise is None,
+        *(total, gradient, rows, scale, prediction.stride(0), latents.stride(0), stride_of(given)),
+        *(timesteps.stride(0), stride_of(row_weight), noise.seed),
+        SEEDED=noise.given is None,
         BLOCK_P=128,
         STEPS=len(table),
         COLUMNS=COLUMNS,
@@ -231,18 +227,18 @@ def launch_loss(
     prediction: Tensor,
     latents: Tensor,
     timesteps: Tensor,
-    noise: Tensor | None,
-    seed: int,
+    noise: Noise,
     table: Tensor,
     row_weight: Tensor | None,
     mean: bool,
     gradient_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
+    """The reduced loss [] and the gradient of the prediction, of no elements where `gradient_dtype` is None."""
     total = prediction.new_empty((), dtype=torch.float32)
     gradient = None if gradient_dtype is None else prediction.new_empty(tuple(prediction.shape), dtype=gradient_dtype)
     weighted = mean and row_weight is not None
     _launch(
-        *(prediction, latents, timesteps, noise, seed, table, row_weight),
+        *(prediction, latents, timesteps, noise, table, row_weight),
         divisor=row_weight.sum(dtype=torch.float32) if weighted else None,  # type: ignore[union-attr]
         scale=1 / len(prediction) if mean and not weighted else 1.0,
         total=total,
@@ -255,13 +251,13 @@ def launch_rows(
     prediction: Tensor,
     latents: Tensor,
     timesteps: Tensor,
-    noise: Tensor | None,
-    seed: int,
+    noise: Noise,
     table: Tensor,
     row_weight: Tensor | None,
 ) -> Tensor:
+    """The weighted loss of every row, fp32 [N]."""
     losses = prediction.new_empty(len(prediction), dtype=torch.float32)
-    _launch(prediction, latents, timesteps, noise, seed, table, row_weight, losses=losses)
+    _launch(prediction, latents, timesteps, noise, table, row_weight, losses=losses)
     return losses
 
 
@@ -269,11 +265,11 @@ def launch_gradient(
     prediction: Tensor,
     latents: Tensor,
     timesteps: Tensor,
-    noise: Tensor | None,
-    seed: int,
+    noise: Noise,
     table: Tensor,
     factor: Tensor,
 ) -> Tensor:
+    """The gradient of the prediction, where factor [N] is the derivative of the total by the loss of each row."""
     gradient = torch.empty_like(prediction, memory_format=torch.contiguous_format)
-    _launch(prediction, latents, timesteps, noise, seed, table, factor, gradient=gradient)
+    _launch(prediction, latents, timesteps, noise, table, factor, gradient=gradient)
     return gradient
