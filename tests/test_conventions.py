@@ -47,3 +47,13 @@ def test_nothing_names_a_machine() -> None:
         if match := MACHINES.search(path.read_text()):
             found[inside(path)] = match[0]
     assert found == {}
+
+
+def test_names_of_tests_are_sentences() -> None:
+    """What fails is told by its name: at least three words, what holds of what."""
+    found = {}
+    for path in tracked("tests/*.py"):
+        names = re.findall(r"^def test_(\w+)\(", path.read_text(), re.M)
+        if short := [name for name in names if len(name.split("_")) < 3]:
+            found[inside(path)] = short
+    assert found == {}

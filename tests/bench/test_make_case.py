@@ -21,7 +21,7 @@ def process(*command: str, **options) -> subprocess.CompletedProcess:
         ("x --sample text=4,vit=14x14,vae=16x16,dropped --joint", "a sample whose text is kept"),
     ],
 )
-def test_impossible_cases(options, message, tmp_path) -> None:
+def test_impossible_cases_are_refused_before_anything_is_written(options, message, tmp_path) -> None:
     done = process(str(ROOT / "bench" / "make_case.py"), *options.split(), cwd=tmp_path)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())

@@ -35,7 +35,7 @@ def one_thread():
 
 @pytest.mark.parametrize(("kernel", "checkpointing"), VARIANTS)
 @pytest.mark.parametrize(("folder", "run"), RUNS, ids=lambda value: getattr(value, "name", value) or "reca")
-def test_reproduces_case(folder: Path, run: str, kernel: str, checkpointing: bool) -> None:
+def test_reproduces_every_number_of_a_case(folder: Path, run: str, kernel: str, checkpointing: bool) -> None:
     config = json.loads((folder / "config.json").read_text())
     expected = load_file(folder / f"expected{run}.safetensors")
     facts = json.loads((folder / f"expected{run}.json").read_text())

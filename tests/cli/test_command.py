@@ -52,7 +52,7 @@ def test_module_is_the_command() -> None:
     assert module.returncode == 2 and "Did you mean 'train'?" in module.stderr
 
 
-def test_version(reca_fast) -> None:
+def test_version_is_that_of_the_package(reca_fast) -> None:
     assert reca_fast("--version").out == f"reca-fast {package.__version__}\n"
 
 

@@ -8,7 +8,7 @@ import torch
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_doctor(reca_fast) -> None:
+def test_doctor_says_what_runs_and_what_does_not(reca_fast) -> None:
     said = reca_fast("doctor")
     assert said.code == 0
     assert f"torch {torch.__version__}" in said.out and "attention on " in said.out

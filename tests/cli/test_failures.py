@@ -58,7 +58,7 @@ def test_names_from_outside_stay_on_one_line(reca_fast, tmp_path) -> None:
     assert "a b\\x1b[2J does not exist" in said.sentence
 
 
-def test_interrupted_anywhere(failing) -> None:
+def test_an_interruption_anywhere_is_one_sentence(failing) -> None:
     assert failing(KeyboardInterrupt()) == (130, "", "reca-fast: interrupted.\n")
 
 

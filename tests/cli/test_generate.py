@@ -11,7 +11,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("given", ["a cat", '["a cat", "a red cup"]'])
-def test_prompts(given, tiny_folder, reca_fast, tmp_path) -> None:
+def test_prompts_become_pictures_of_their_names(given, tiny_folder, reca_fast, tmp_path) -> None:
     lines = tmp_path / "prompts.jsonl"
     lines.write_text('"from a file"\n\n{"prompt": "named", "id": "a/b"}\n')
     options = ["--width", 16, "--height", 16, "--sampling.steps", 2, "--device", "cpu", "--batch", 2]
@@ -40,7 +40,7 @@ PROMPTS_THAT_ARE_NONE = {
 
 
 @pytest.mark.slow
-def test_impossible_drawings(tiny_folder, reca_fast, tmp_path) -> None:
+def test_impossible_drawings_are_refused_in_one_sentence(tiny_folder, reca_fast, tmp_path) -> None:
     def generate(*options) -> str:
         where = ["--model.path", tiny_folder, "--out", tmp_path / "out", "--device", "cpu", "--sampling.steps", 2]
         return reca_fast("generate", *where, *options).sentence

@@ -184,7 +184,7 @@ CHECKPOINT_FILES = ("llm_config.json", "vit_config.json", "config.json", "tokeni
 
 
 @pytest.mark.parametrize("name", [*CHECKPOINT_FILES, "ema.safetensors", "ae.safetensors"])
-def test_checkpoint_folders(name, checkpoint, pictures, reca_fast, tmp_path) -> None:
+def test_damaged_checkpoint_folders_end_in_one_sentence(name, checkpoint, pictures, reca_fast, tmp_path) -> None:
     if not (checkpoint / name).exists():
         pytest.skip(f"the tiny checkpoint has no {name}")
     draw = ["reconstruct", pictures / "00.png", "--model.path", checkpoint, "--sampling.steps", 2, "--device", "cpu"]
@@ -194,12 +194,12 @@ def test_checkpoint_folders(name, checkpoint, pictures, reca_fast, tmp_path) -> 
 
 
 @pytest.mark.parametrize("name", ["config.json", "inputs.safetensors", "expected.json", "expected.safetensors"])
-def test_parity_cases(name, written_case, reca_fast, tmp_path) -> None:
+def test_damaged_parity_cases_end_in_one_sentence(name, written_case, reca_fast, tmp_path) -> None:
     case = Path(shutil.copytree(written_case, tmp_path / "case"))
     try_all(reca_fast, case / name, name.rpartition(".")[2], ["verify", case])
 
 
-def test_recipes(reca_fast, tmp_path) -> None:
+def test_damaged_recipes_end_in_one_sentence(reca_fast, tmp_path) -> None:
     from reca_fast.cli.recipe import SHIPPED
 
     recipe = tmp_path / "mine.yaml"
@@ -207,7 +207,7 @@ def test_recipes(reca_fast, tmp_path) -> None:
     try_all(reca_fast, recipe, "yaml", ["train", "--config", recipe], ["generate", "--config", recipe])
 
 
-def test_prompts(reca_fast, tmp_path) -> None:
+def test_damaged_prompts_end_in_one_sentence(reca_fast, tmp_path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('"a cat"\n{"prompt": "a dog", "id": "dog/1"}\n' * 3)
     try_all(reca_fast, prompts, "jsonl", ["generate", "--prompts", prompts])
@@ -240,7 +240,7 @@ def write_source(folder: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize("name", ["pictures.tar", "pictures.parquet", "picture.png", "picture.jpg"])
-def test_data(name, tiny_folder, reca_fast, tmp_path) -> None:
+def test_damaged_data_end_in_one_sentence(name, tiny_folder, reca_fast, tmp_path) -> None:
     source = write_source(tmp_path, name)
     draw = ["reconstruct", source, "--model.path", tiny_folder, "--sampling.steps", 2, "--device", "cpu"]
     draw += ["--data.target_resize", "{max_size: 32, min_size: 16, stride: 8}", "--out", tmp_path / "x.png"]
@@ -256,7 +256,7 @@ def run_folder(arguments, tmp_path_factory) -> Path:
     return out
 
 
-def test_training_checkpoints(run_folder, reca_fast, tmp_path) -> None:
+def test_damaged_training_checkpoints_are_never_exported(run_folder, reca_fast, tmp_path) -> None:
     """Damage that a checksum cannot tell does not exist: nothing is exported from a damaged checkpoint."""
     copy = Path(shutil.copytree(run_folder, tmp_path / "run"))
     (step,) = (copy / "checkpoints").iterdir()

@@ -151,6 +151,6 @@ def test_every_habit_leads_to_an_option() -> None:
     assert meant <= options and not MEANT.keys() & options
 
 
-def test_nearest_name() -> None:
+def test_nearest_name_is_proposed_when_there_is_one() -> None:
     assert did_you_mean("stepz", ["steps", "seed"]) == " Did you mean 'steps'?"
     assert did_you_mean("zzz", ["steps", "seed"]) == ""

@@ -34,7 +34,7 @@ def test_later_recipe_wins(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", [path.stem for path in SHIPPED.glob("*.yaml")])
-def test_shipped_recipes(name) -> None:
+def test_shipped_recipes_parse_and_take_effect(name) -> None:
     """They parse, by name, and what they name takes effect."""
     import yaml
 

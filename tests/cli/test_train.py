@@ -41,17 +41,17 @@ IMPOSSIBLE = {
 
 
 @pytest.mark.parametrize("case", IMPOSSIBLE)
-def test_impossible_runs(case, try_train) -> None:
+def test_impossible_runs_are_refused_in_one_sentence(case, try_train) -> None:
     options, message = IMPOSSIBLE[case]
     assert re.search(message, try_train(*options.split()).sentence)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_no_gpu(try_train) -> None:
+def test_a_gpu_that_is_not_there_is_named(try_train) -> None:
     assert "cuda" in try_train("--device", "cuda").sentence
 
 
-def test_broken_folders(try_train, tiny_folder, tmp_path) -> None:
+def test_broken_folders_are_told_by_what_is_wrong_with_them(try_train, tiny_folder, tmp_path) -> None:
     (tmp_path / "empty").mkdir()
     assert "no pictures" in try_train("--data.source", tmp_path / "empty").sentence
     assert "it holds none of llm_config.json" in try_train("--model.path", tmp_path / "empty").sentence

@@ -69,7 +69,7 @@ def png_header(width: int, height: int) -> bytes:
         ((100, 1000), (96, 1024), (28, 224)),
     ],
 )
-def test_resize_rule(source: tuple, vae: tuple, vit: tuple) -> None:
+def test_sizes_follow_the_authors_resize_rule(source: tuple, vae: tuple, vit: tuple) -> None:
     config = DataConfig()
     assert fitted_size(*source, config.target_resize) == vae
     assert fitted_size(*source, config.condition_resize) == vit
@@ -310,7 +310,7 @@ def test_resize_to_its_own_size_does_nothing() -> None:
     assert resize(image, (6, 4), "fast") is resize(image, (6, 4), "exact") is image
 
 
-def test_blur() -> None:
+def test_blur_has_the_width_that_was_asked_for() -> None:
     image = torch.zeros(33, 33, 3, dtype=torch.uint8)
     image[16, 16] = 255
     assert blur(image, 0) is image

@@ -105,12 +105,12 @@ def test_integers_for_floats_and_floats_for_integers(op: str, name: str) -> None
 @pytest.mark.parametrize(
     ("op", "name"), [("swiglu", "up"), ("qk_norm_rope", "k"), ("varlen_attention", "k"), ("varlen_attention", "v")]
 )
-def test_mixed_dtypes(op: str, name: str) -> None:
+def test_mixed_dtypes_are_refused_by_name(op: str, name: str) -> None:
     for dtype in (torch.bfloat16, torch.float64):
         refuses(op, **{name: GOOD[op][name].to(dtype)})
 
 
 @pytest.mark.parametrize("op", [op for op in GOOD if "eps" in inspect.signature(operation(op)).parameters])
-def test_eps(op: str) -> None:
+def test_an_eps_that_is_none_is_refused_by_name(op: str) -> None:
     for eps in (-1e-6, float("nan"), float("inf"), None, "1e-6", True):
         refuses(op, eps=eps)

@@ -22,7 +22,7 @@ CAUSAL = pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"]
 @CAUSAL
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 @pytest.mark.parametrize("library", [*TORCHES, *FLASHES])
-def test_calling_convention(library, heads, causal, monkeypatch) -> None:
+def test_libraries_are_called_as_their_signatures_say(library, heads, causal, monkeypatch) -> None:
     if library in TORCHES:
         monkeypatch.setattr(attention_backends, "varlen_attn", TORCHES[library])
         chosen = attention_backends._torch_keywords(TORCHES[library])

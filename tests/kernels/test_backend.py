@@ -29,7 +29,7 @@ def test_environment_decides_while_the_setting_is_auto(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("where", ["kernels", VARIABLE])
-def test_unknown_mode(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_mode_changes_nothing(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=rf"^{where}='fast': expected one of auto, triton, reference"):
         if where == VARIABLE:
             monkeypatch.setenv(VARIABLE, "fast")

@@ -80,7 +80,7 @@ def test_kernel_and_reference(patch_size, width, sizes, dtype, within_budget) ->
         assert not within_budget(wrong, right, like)
 
 
-def test_gradients() -> None:
+def test_gradients_are_the_numerical_ones() -> None:
     images, (moving, ids) = pictures(), parameters(4, 3, [(8, 4)] * 3, torch.float64)
     options = PIXELS | {"size": (8, 4), "patch_size": 4}
     assert torch.autograd.gradcheck(lambda *x: blur_patch_embed(images, *x, ids, **options), moving)

@@ -39,7 +39,7 @@ def hold(case: Case, kernels: Sequence[Compiled], version: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: f"sm_{target}")
 @pytest.mark.parametrize("name", WITH_KERNELS)
-def test_gates(name: str, target: int) -> None:
+def test_compiled_kernels_keep_their_gates(name: str, target: int) -> None:
     """What the installed Triton makes of the kernels; where a table of that version is written, just that."""
     case = case_of(name)
     kernels = assembled(case.compile, target)
@@ -51,7 +51,7 @@ def test_gates(name: str, target: int) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_tables(version: str) -> None:
+def test_tables_of_all_versions_keep_the_gates(version: str) -> None:
     """Tables of all supported versions keep the gates, and hold the same launches."""
     for name in WITH_KERNELS:
         kernels = [made for op, made in read_table(version) if op == name]

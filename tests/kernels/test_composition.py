@@ -129,7 +129,7 @@ def test_shapes_on_the_meta_device(step, inputs, monkeypatch) -> None:
 
 
 @STEPS
-def test_checkpointing(step, inputs) -> None:
+def test_checkpointing_runs_the_forward_pass_once_more(step, inputs) -> None:
     """The forward pass runs again in the backward pass, and gives every saved tensor out once."""
     plain, again = (gradients(run, inputs(9)) for run in (step, partial(checkpoint, step, use_reentrant=False)))
     assert torch.equal(plain, again)

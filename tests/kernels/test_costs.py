@@ -30,7 +30,7 @@ def test_masked_rows_of_show_o(classes: int, tera: float) -> None:
     assert cost.flops == pytest.approx(tera * TERA, rel=0.001)
 
 
-def test_harmon_denoiser() -> None:
+def test_cost_of_harmons_loss_is_that_of_its_real_size() -> None:
     rows = 48 * 256 * 4
     assert costs.mar_residual_block(rows=rows, width=1536).bytes == pytest.approx((1208 + 2265) * MB, rel=0.001)
     assert costs.mar_diffusion_loss(rows=rows, channels=16).bytes == pytest.approx(9.4 * MB, rel=0.01)

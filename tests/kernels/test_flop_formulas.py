@@ -29,7 +29,7 @@ def cross_entropy(reduction="mean", trained=(True, True), **options) -> Tensor:
 
 
 @pytest.mark.parametrize("where", ["real", "fake"])
-def test_cross_entropy(where: str) -> None:
+def test_flops_of_cross_entropy_are_counted(where: str) -> None:
     def step() -> Tensor:
         if where == "real":
             return cross_entropy()
@@ -53,7 +53,7 @@ def test_cross_entropy_does_what_is_asked(options: dict, products: float) -> Non
     assert counted(lambda: cross_entropy(**options)) == products * 2 * ROWS * DIM * CLASSES
 
 
-def test_residual_block() -> None:
+def test_flops_of_a_residual_block_are_counted() -> None:
     def step() -> Tensor:
         width, vectors = 8, [torch.randn(8, requires_grad=True) for _ in range(4)]
         hidden_states, modulation = torch.randn(ROWS, width, requires_grad=True), torch.randn(ROWS, 3 * width)
@@ -65,7 +65,7 @@ def test_residual_block() -> None:
     assert counted(step) == costs.mar_residual_block(rows=ROWS, width=8).flops
 
 
-def test_patch_embedding() -> None:
+def test_flops_of_a_patch_embedding_are_counted() -> None:
     images = [torch.zeros(9, 9, 3, dtype=torch.uint8)]
     weight, bias, table = (torch.randn(*shape, requires_grad=True) for shape in ((5, 12), (5,), (4, 5)))
 
@@ -79,7 +79,7 @@ def test_patch_embedding() -> None:
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_attention(causal: bool) -> None:
+def test_flops_of_attention_are_counted(causal: bool) -> None:
     """As much as torch's own formula says of each segment, and under the causal rule what remains of it."""
     lengths = [5, 3]
     q, k, v = (torch.randn(sum(lengths), heads, 8, requires_grad=True) for heads in (4, 2, 2))

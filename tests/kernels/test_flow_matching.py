@@ -90,7 +90,7 @@ def assert_right(got: list[Tensor], truth: list[Tensor], baseline: list[Tensor],
 
 @DTYPES
 @SHAPES
-def test_interpolation(shape, dtype, triton_kernels, within_budget) -> None:
+def test_interpolation_is_within_its_budget(shape, dtype, triton_kernels, within_budget) -> None:
     given = arguments(*shape, dtype)
     names = ["latents", "timesteps", "noise"]
     # The path in the latents' dtype; timesteps in theirs would make all of it fp32.
@@ -106,7 +106,9 @@ def test_interpolation(shape, dtype, triton_kernels, within_budget) -> None:
 @SHAPES
 @REDUCTIONS
 @WEIGHTS
-def test_loss(weighted, reduction, shape, dtype, triton_kernels, within_budget) -> None:
+def test_loss_and_gradients_are_within_their_budget(
+    weighted, reduction, shape, dtype, triton_kernels, within_budget
+) -> None:
     """With noise: the gradients of all three; with a seed: the one that training needs, formed in the forward pass."""
     given = arguments(*shape, dtype)
     if shape[0] == 0 and reduction == "mean":
@@ -135,7 +137,7 @@ def test_loss(weighted, reduction, shape, dtype, triton_kernels, within_budget) 
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1e3])
-def test_extreme_values(scale, triton_kernels, within_budget) -> None:
+def test_extreme_values_do_not_overflow(scale, triton_kernels, within_budget) -> None:
     """Squares that fp16 cannot hold, in both directions."""
     given = arguments(9, 16, torch.float16, scale)
     names = ["prediction", "latents", "noise"]
@@ -155,7 +157,7 @@ def test_fp16_gradients_survive_until_the_loss_scale(triton_kernels) -> None:
     torch.testing.assert_close(gradient.double(), expected, rtol=1e-3, atol=0)
 
 
-def test_any_strides(triton_kernels) -> None:
+def test_any_strides_give_the_same_numbers(triton_kernels) -> None:
     """Transposed, sliced and expanded inputs give what their copies give."""
     prediction, latents = numbers(24, 19).t(), numbers(19, 48, seed=1)[:, 24:]
     t, weight = torch.tensor(0.3).expand(19), numbers(38, seed=2).abs()[::2]
@@ -252,7 +254,7 @@ def test_autocast_decides_where_it_is_on() -> None:
 
 @pytest.mark.slow
 @REDUCTIONS
-def test_compiles_whole(reduction) -> None:
+def test_it_compiles_without_a_break(reduction) -> None:
     torch._dynamo.reset()
     prediction, latents = (numbers(6, 8, seed=place).requires_grad_() for place in range(2))
     t, weight = torch.rand(6), torch.rand(6)

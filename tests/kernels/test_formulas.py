@@ -127,14 +127,14 @@ def truth_and_baseline(op: Op, moving: list[Tensor], constants: list[Tensor]) ->
 
 
 @pytest.mark.parametrize(("op", "shapes"), SHAPES)
-def test_gradients(op: Op, shapes) -> None:
+def test_gradients_are_the_numerical_ones(op: Op, shapes) -> None:
     moving, constants = arguments(op, shapes, torch.float64)
     assert torch.autograd.gradcheck(lambda *x: op.run(*x, *constants), moving)
 
 
 @DTYPES
 @pytest.mark.parametrize(("op", "shapes"), SHAPES)
-def test_values(op: Op, shapes, dtype, within_budget) -> None:
+def test_values_are_within_their_budget(op: Op, shapes, dtype, within_budget) -> None:
     moving, constants = arguments(op, shapes, dtype)
     got = outputs_and_gradients(op.run, moving, constants)
     truth, baseline = truth_and_baseline(op, moving, constants)
@@ -194,7 +194,7 @@ def test_bf16_rounds_before_the_weight(name: str) -> None:
 
 
 @DTYPES
-def test_loss_reductions(dtype) -> None:
+def test_reductions_of_the_loss_are_formed_in_fp32(dtype) -> None:
     """The error is formed in fp32 whatever the inputs are; "mean" divides by the weights, not by the rows."""
     draw = torch.Generator().manual_seed(0)
     prediction, latents, noise = (torch.randn(6, 8, generator=draw).to(dtype) for _ in range(3))
@@ -212,7 +212,7 @@ def test_loss_reductions(dtype) -> None:
     assert torch.equal(loss(), loss(reduction="mean"))
 
 
-def test_path_ends() -> None:
+def test_ends_of_the_path_are_data_and_noise() -> None:
     """t = 0 is the data, t = 1 the noise, exactly."""
     latents, noise = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
     assert torch.equal(flow_interpolate(latents, torch.zeros(5), noise=noise), latents)
@@ -273,7 +273,7 @@ def test_errors_name_the_argument(argument: str) -> None:
 
 @DTYPES
 @pytest.mark.parametrize("name", OPS)
-def test_compiles_whole(name: str, dtype) -> None:
+def test_it_compiles_without_a_break(name: str, dtype) -> None:
     """Every gradient, and none is zero where eager's is not: torch.compile on torch 2.11 gave zeros, without an error,
     for an autograd.Function whose last operation was in place or a cast that changed nothing.
     """

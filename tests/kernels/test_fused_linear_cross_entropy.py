@@ -43,7 +43,7 @@ def test_the_budget_rejects_mutants(within_budget, mutate) -> None:
 
 
 @pytest.mark.parametrize("way", ["reference", "triton"])
-def test_extreme_logits(request, way) -> None:
+def test_extreme_logits_do_not_overflow(request, way) -> None:
     """Logits in the tens of thousands: the softmax is one-hot, nothing overflows."""
     if way == "triton":
         request.getfixturevalue("triton_kernels")

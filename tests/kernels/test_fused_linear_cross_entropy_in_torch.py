@@ -17,7 +17,7 @@ REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 
 @REDUCTIONS
 @pytest.mark.parametrize("name", ["everything, in chunks", "nothing ignored, in chunks"])
-def test_gradcheck(name, reduction) -> None:
+def test_gradients_are_the_numerical_ones(name, reduction) -> None:
     tensors, labels, settings, chunk = make(name, torch.float64)
     leaves = [x.double()[: None if i != 0 else len(x)].requires_grad_() for i, x in enumerate(tensors) if x is not None]
     assert torch.autograd.gradcheck(lambda *x: ours(x, labels, settings, reduction, chunk), leaves, fast_mode=True)
@@ -34,7 +34,7 @@ def test_a_second_backward_is_right_and_leaves_the_first_alone() -> None:
         torch.testing.assert_close(y, 1.5 * x)
 
 
-def test_autocast() -> None:
+def test_autocast_decides_the_dtype_of_products_alone() -> None:
     hidden, weight = torch.randn(5, 16, requires_grad=True), torch.randn(9, 16, requires_grad=True)
     labels = torch.tensor([0, 8, IGNORED, 2, 2])
     with torch.autocast("cpu", torch.bfloat16):
@@ -114,7 +114,7 @@ def test_compiles_without_a_break(reduction) -> None:
         torch.testing.assert_close(x, y)
 
 
-def test_opcheck() -> None:
+def test_it_is_registered_as_torch_wants_it() -> None:
     hidden, weight = torch.randn(5, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
     labels, settings = torch.tensor([1, 5, IGNORED, 2, 2]), (1, 6, IGNORED, 0.1, 0.1, 2**20)
     torch.library.opcheck(_rows, (hidden, weight, None, labels, *settings))

@@ -39,7 +39,7 @@ def test_rounds_to_nearest_even() -> None:
     assert torch.equal(got, x.bfloat16())
 
 
-def test_bf16_product() -> None:
+def test_a_product_in_bf16_is_exact() -> None:
     a, b = (torch.randn(32, 32, generator=torch.Generator().manual_seed(n)).bfloat16() for n in (0, 1))
     got = torch.empty(32, 32)
     with interpreting():

@@ -27,7 +27,7 @@ def _numbers(source, partials, arrived, total):
 
 
 @pytest.mark.parametrize("programs", [1, 2, 3, 4, 5, 9, 10, 17, 36, 37])
-def test_rows(programs: int) -> None:
+def test_rows_are_summed_by_the_last_program(programs: int) -> None:
     members, groups = groups_of(programs)
     assert (groups - 1) * members < programs <= groups * members
     assert groups <= members  # neither level is much longer than the other
@@ -42,7 +42,7 @@ def test_rows(programs: int) -> None:
 
 
 @pytest.mark.parametrize("programs", [1, 3, 4, 5, 16, 17])
-def test_numbers(programs: int) -> None:
+def test_numbers_are_summed_by_the_last_program(programs: int) -> None:
     source, partials, total = torch.randint(-8, 8, (programs,)).float(), torch.empty(programs), torch.empty(())
     arrived = counters(source.device)
     with interpreting():

@@ -32,7 +32,7 @@ def normal(*size: int) -> Tensor:
     return torch.randn(*size, generator=torch.Generator().manual_seed(size[-1])).requires_grad_()
 
 
-def test_rms_norm(monkeypatch) -> None:
+def test_rms_norm_by_liger_is_ours(monkeypatch) -> None:
     monkeypatch.setattr(liger_norm, "rsqrt", lambda x: tl.rsqrt(x))  # libdevice's cannot be interpreted
     hidden_states, weight = normal(5, 40), normal(40)
     with interpreting():
@@ -40,7 +40,7 @@ def test_rms_norm(monkeypatch) -> None:
     torch.testing.assert_close(got, results(rms_norm, hidden_states, weight))
 
 
-def test_swiglu() -> None:
+def test_swiglu_by_liger_is_ours() -> None:
     with interpreting():
         got = results(swiglu_by_liger, normal(4, 24), normal(4, 25)[:, :24])
     torch.testing.assert_close(got, results(swiglu, normal(4, 24), normal(4, 25)[:, :24]))

@@ -99,7 +99,7 @@ def triton():
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [(70, 16), (33, 6), (1, 16)], ids=["Harmon's channels", "ragged", "one row"])
-def test_kernels(shape, dtype, reduction, triton, within_budget) -> None:
+def test_kernels_are_within_their_budget(shape, dtype, reduction, triton, within_budget) -> None:
     args, weight = arguments(*shape, dtype)
     for weights in (None, weight):
         options = {"row_weight": weights, "reduction": reduction}
@@ -109,7 +109,7 @@ def test_kernels(shape, dtype, reduction, triton, within_budget) -> None:
                 assert within_budget(*three)
 
 
-def test_noised_latents(triton, within_budget) -> None:
+def test_noised_latents_are_within_their_budget(triton, within_budget) -> None:
     args, _ = arguments(70, 16)
     given = args["latents"], args["timesteps"]
     truth, baseline = (rows_formula(**x)[0].detach() for x in (wide(args), args))
@@ -150,7 +150,7 @@ def test_first_step_in_every_bin(triton) -> None:
 
 
 @pytest.mark.parametrize("nu", [-150.0, -60.0, 60.0, 1e4])
-def test_extreme_variances(nu, triton) -> None:
+def test_extreme_variances_are_nowhere_nan(nu, triton) -> None:
     """Huge numbers where the formula has them, but nowhere a NaN, at t = 0 too."""
     args, _ = arguments(20, 16)
     with torch.no_grad():
@@ -178,7 +178,7 @@ def test_all_rows_ignored(triton) -> None:
     assert loss == 0 and not grad.any()
 
 
-def test_no_rows(triton) -> None:
+def test_without_rows_the_loss_is_zero(triton) -> None:
     args, _ = arguments(0, 16)
     loss, grad = triton(results, mar_diffusion_loss, args, reduction="sum")
     assert loss == 0 and grad.shape == (0, 32)
@@ -193,7 +193,7 @@ def test_views_and_same_bits_twice(triton) -> None:
         assert torch.equal(one, two) and torch.equal(one, three)
 
 
-def test_second_backward(triton) -> None:
+def test_a_second_backward_leaves_the_first_gradient_alone(triton) -> None:
     """The gradient handed out first stays as it is."""
     args, weight = arguments(9, 16)
 
@@ -231,14 +231,14 @@ MUTANTS = {
 
 
 @pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS)
-def test_budget_rejects(mutant, within_budget) -> None:
+def test_the_budget_rejects_mutants(mutant, within_budget) -> None:
     args, _ = arguments(20, 16, torch.bfloat16)
     truth, baseline = results(formula, wide(args))[1], results(formula, args)[1]
     assert not within_budget(mutant(truth).to(baseline.dtype), truth, baseline)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_compiles_whole(reduction) -> None:
+def test_it_compiles_without_a_break(reduction) -> None:
     args, weight = arguments(9, 16, torch.bfloat16)
     compiled = torch.compile(mar_diffusion_loss, fullgraph=True, backend="aot_eager")
     options = {"row_weight": weight, "reduction": reduction}
@@ -275,7 +275,7 @@ def test_errors_name_the_argument(case) -> None:
         mar_diffusion_loss(**args | {case.split()[0]: BAD[case]})
 
 
-def test_more_errors() -> None:
+def test_more_mistakes_are_named() -> None:
     args, _ = arguments(3, 16)
     given = {"latents": args["latents"], "timesteps": args["timesteps"]}
     for wrong, message in (({}, "seed, noise: "), ({"seed": -1}, "seed: "), ({"seed": 1.5}, "seed: ")):

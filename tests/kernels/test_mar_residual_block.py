@@ -92,7 +92,7 @@ def triton_results():
 @operations
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [(35, 48), (1, 1536), (70, 8)], ids=["ragged", "one row", "narrow"])
-def test_kernels(name, shape, dtype, triton_results, within_budget) -> None:
+def test_kernels_are_within_their_budget(name, shape, dtype, triton_results, within_budget) -> None:
     operation, formula, make = OPERATIONS[name]
     args = in_dtype(make(*shape), dtype)
     truth, baseline = results(formula, in_dtype(args, torch.float64)), results(formula, args)
@@ -101,7 +101,7 @@ def test_kernels(name, shape, dtype, triton_results, within_budget) -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1e4])
-def test_extreme_rows(scale, triton_results, within_budget) -> None:
+def test_extreme_rows_keep_their_digits(scale, triton_results, within_budget) -> None:
     """Small rows meet eps; a mean far from zero must not cost the variance its digits."""
     x, *rest = modulate_arguments(4, 32)
     args = in_dtype([x * scale + 100 * scale, *rest], torch.float32)
@@ -111,7 +111,7 @@ def test_extreme_rows(scale, triton_results, within_budget) -> None:
 
 
 @operations
-def test_no_rows(name, triton_results) -> None:
+def test_without_rows_gradients_are_zero(name, triton_results) -> None:
     operation, _, make = OPERATIONS[name]
     out, *grads = triton_results(operation, in_dtype(make(0, 16), torch.float32))
     assert out.shape == (0, 16) and not any(x.any() for x in grads)
@@ -128,7 +128,7 @@ def test_same_bits_twice_and_from_views(name, triton_results) -> None:
         torch.testing.assert_close(one, three)
 
 
-def test_leading_dimensions() -> None:
+def test_leading_dimensions_may_be_many() -> None:
     args = [x.unflatten(0, (2, 3)) if x.dim() == 2 else x for x in modulate_arguments(6, 8)]
     torch.testing.assert_close(modulate(*args), modulate_formula(*args))
 
@@ -149,7 +149,7 @@ MUTANTS = {
 
 @operations
 @pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS)
-def test_budget_rejects(name, mutant, within_budget) -> None:
+def test_the_budget_rejects_mutants(name, mutant, within_budget) -> None:
     _, formula, make = OPERATIONS[name]
     args = in_dtype(make(9, 16), torch.bfloat16)
     truth, baseline = results(formula, in_dtype(args, torch.float64)), results(formula, args)
@@ -158,7 +158,7 @@ def test_budget_rejects(name, mutant, within_budget) -> None:
 
 
 @operations
-def test_gradcheck(name) -> None:
+def test_gradients_are_the_numerical_ones(name) -> None:
     operation, _, make = OPERATIONS[name]
     assert torch.autograd.gradcheck(operation, in_dtype(make(3, 4), torch.float64))
 
@@ -172,7 +172,7 @@ def test_only_what_needs_a_gradient(triton_results) -> None:
         assert torch.equal(got, expected)
 
 
-def test_autocast() -> None:
+def test_autocast_decides_the_dtype_of_products_alone() -> None:
     """Products in autocast's dtype, the residual stream in its own."""
     args = in_dtype(block_arguments(5, 16), torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
@@ -192,7 +192,7 @@ def test_as_torch_sees_it() -> None:
 
 
 @operations
-def test_compiles_whole(name) -> None:
+def test_it_compiles_without_a_break(name) -> None:
     operation, _, make = OPERATIONS[name]
     args = in_dtype(make(3, 8), torch.bfloat16)
     compiled = torch.compile(operation, fullgraph=True, backend="aot_eager")

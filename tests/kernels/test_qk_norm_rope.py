@@ -67,7 +67,7 @@ SHAPES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_kernels(shape, dtype, triton_results, within_budget) -> None:
+def test_kernels_are_within_their_budget(shape, dtype, triton_results, within_budget) -> None:
     args = arguments(*shape, dtype)
     truth, baseline = results(formula, exact(args)), results(formula, args)
     for name, *three in zip(NAMES, triton_results(args), truth, baseline, strict=True):
@@ -75,7 +75,7 @@ def test_kernels(shape, dtype, triton_results, within_budget) -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1e4])
-def test_extreme_values(scale, triton_results, within_budget) -> None:
+def test_extreme_values_meet_eps_and_fp32_statistics(scale, triton_results, within_budget) -> None:
     """Small rows meet eps, large ones overflow fp16 squares unless the statistics are fp32."""
     args = arguments(4, 3, 1, 32, torch.bfloat16, scale=scale)
     truth, baseline = results(formula, exact(args)), results(formula, args)
@@ -83,7 +83,7 @@ def test_extreme_values(scale, triton_results, within_budget) -> None:
         assert within_budget(*three), name
 
 
-def test_no_tokens(triton_results) -> None:
+def test_without_tokens_gradients_are_zero(triton_results) -> None:
     got = triton_results(arguments(0, 3, 1, 32))
     assert [x.shape[0] for x in got[:4]] == [0, 0, 0, 0] and not any(x.any() for x in got[4:])
 
@@ -112,7 +112,7 @@ def reversed_numbers(args: list[Tensor]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("view", [fused_projection, transposed, reversed_numbers])
-def test_views(view, triton_results) -> None:
+def test_views_give_what_their_copies_give(view, triton_results) -> None:
     args = arguments(5, 4, 2, 16)
     for name, got, expected in zip(NAMES, triton_results(view(args)), triton_results(args), strict=True):
         assert torch.equal(got, expected), name
@@ -150,14 +150,14 @@ MUTANTS = {
 
 
 @pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS)
-def test_budget_rejects(mutant, within_budget) -> None:
+def test_the_budget_rejects_mutants(mutant, within_budget) -> None:
     args = arguments(9, 4, 2, 16, torch.bfloat16)
     truth, baseline = results(formula, exact(args)), results(formula, args)
     for name, right, base in zip(NAMES, truth, baseline, strict=True):
         assert not within_budget(mutant(right).to(base.dtype), right, base), name
 
 
-def test_gradcheck() -> None:
+def test_gradients_are_the_numerical_ones() -> None:
     args = exact(arguments(3, 3, 1, 6))
     assert torch.autograd.gradcheck(lambda *x: qk_norm_rope(*x, *args[4:]), args[:4])
 
@@ -171,7 +171,7 @@ def test_as_torch_sees_it() -> None:
     )
 
 
-def test_compiles_whole() -> None:
+def test_it_compiles_without_a_break() -> None:
     args = arguments(3, 4, 2, 16, torch.bfloat16)
     compiled = torch.compile(qk_norm_rope, fullgraph=True, backend="aot_eager")
     for name, got, expected in zip(NAMES, results(compiled, args), results(qk_norm_rope, args), strict=True):

@@ -121,7 +121,7 @@ CASES = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_kernels(case, dtype, triton_results, within_budget) -> None:
+def test_kernels_are_within_their_budget(case, dtype, triton_results, within_budget) -> None:
     a = arguments(**case, dtype=dtype)
     got, truth, baseline = triton_results(a), results(formula, exact(a)), results(formula, a)
     for name, x in got.items():
@@ -134,7 +134,7 @@ def test_narrow_result_of_wide_sums(triton_results) -> None:
     assert torch.equal(triton_results(a | {"dtype": torch.bfloat16})["packed"], formula(a).bfloat16().detach())
 
 
-def test_views(triton_results) -> None:
+def test_views_give_what_their_copies_give(triton_results) -> None:
     a = arguments()
     wide = {n: torch.stack((x, x), dim=-1)[..., 0].detach().requires_grad_() for n, x in a.items() if n in MOVING}
     got, expected = triton_results(a | wide), triton_results(a)
@@ -190,7 +190,7 @@ MUTANTS = {
 
 
 @pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS)
-def test_budget_rejects(mutant, within_budget) -> None:
+def test_the_budget_rejects_mutants(mutant, within_budget) -> None:
     a = arguments(dtype=torch.bfloat16)
     truth, baseline = results(formula, exact(a)), results(formula, a)
     for name, right in truth.items():
@@ -198,7 +198,7 @@ def test_budget_rejects(mutant, within_budget) -> None:
 
 
 @pytest.mark.parametrize("rows", [True, False])
-def test_gradcheck(rows) -> None:
+def test_gradients_are_the_numerical_ones(rows) -> None:
     a = exact(arguments(2, 3, (2, 3), 2, rows=rows))
     moving = [a[name] for name in MOVING]
     assert torch.autograd.gradcheck(lambda *x: ours(a | dict(zip(MOVING, x, strict=True))), moving)
@@ -218,7 +218,7 @@ def test_as_torch_sees_it(case) -> None:
     torch.library.opcheck(torch.ops.reca_fast.template_concat.default, given)
 
 
-def test_compiles_whole() -> None:
+def test_it_compiles_without_a_break() -> None:
     a = arguments(dtype=torch.bfloat16)
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
     got, expected = results(compiled, a), results(ours, a)
@@ -259,6 +259,6 @@ def test_errors_name_the_argument(case) -> None:
         template_concat(**arguments() | BAD[case])
 
 
-def test_no_source() -> None:
+def test_a_call_without_sources_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^token_ids: expected at least one"):
         template_concat()

@@ -42,7 +42,7 @@ def test_torch_counts_inputs_and_outputs_and_no_views() -> None:
 
 
 @pytest.mark.parametrize("name", WITH_KERNELS)
-def test_goals(name: str) -> None:
+def test_traffic_and_launches_reach_their_goals(name: str) -> None:
     case = case_of(name)
     inputs = case.inputs(case.shapes["small"], torch.bfloat16, torch.device("cpu"), torch.Generator().manual_seed(0))
     with kernels("triton"), counting() as traffic:

@@ -21,7 +21,7 @@ def flow_inputs(pictures: int, tokens: int = 5, channels: int = 6):
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_timesteps(shift) -> None:
+def test_timesteps_are_drawn_and_shifted_towards_noise(shift) -> None:
     """sigmoid of the draw, shifted towards noise; a shift of 1 changes nothing."""
     got = shifted_logit_normal(torch.tensor([-2.0, 0.0, 1.0]), shift)
     sigmoid = [1 / (1 + math.exp(-n)) for n in (-2.0, 0.0, 1.0)]

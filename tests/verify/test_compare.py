@@ -22,7 +22,7 @@ def test_what_is_not_finite_never_agrees(computed) -> None:
     assert not verdict.agrees
 
 
-def test_verdicts() -> None:
+def test_verdicts_tell_errors_beside_their_limits() -> None:
     recorded = {name: torch.full((2,), 2.0) for name in ("exact", "near", "far", "absent", "misshapen")}
     computed = {"misshapen": torch.zeros(3), "far": torch.tensor([2.0, 2.1]), "near": torch.tensor([2.0, 2.01])}
     computed |= {"exact": torch.full((2,), 2.0), "unasked": torch.zeros(1)}

@@ -183,14 +183,14 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-def test_broken_case(fault, copy, reca_fast) -> None:
+def test_a_broken_case_is_one_sentence(fault, copy, reca_fast) -> None:
     damage, message = BROKEN[fault]
     damage(copy)
     said = reca_fast("verify", copy)
     assert re.search(message, said.sentence)
 
 
-def test_impossible_calls(copy, reca_fast, tmp_path) -> None:
+def test_impossible_calls_are_one_sentence(copy, reca_fast, tmp_path) -> None:
     assert "does not exist" in reca_fast("verify", tmp_path / "nowhere").sentence
     (tmp_path / "empty").mkdir()
     assert "neither a parity case (config.json and" in reca_fast("verify", tmp_path / "empty").sentence
@@ -205,7 +205,7 @@ def test_impossible_calls(copy, reca_fast, tmp_path) -> None:
 # A checkpoint folder instead of a case
 
 
-def test_checkpoint_folder(tiny_folder, reca_fast, tmp_path) -> None:
+def test_a_checkpoint_folder_is_checked_alone(tiny_folder, reca_fast, tmp_path) -> None:
     said = reca_fast("verify", tiny_folder)
     assert said.code == 0 and "a whole BAGEL checkpoint" in said.out
     broken = shutil.copytree(tiny_folder, tmp_path / "broken")

@@ -45,7 +45,7 @@ def reachable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("reachable")
-def test_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_id_opens_the_dataset_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells = [{"bytes": picture(name), "path": None} for name in NAMES]
     rows = saved_dataset(tmp_path, {"image": cells, "caption": ["x", "y", "z"]}, datasets.Image())
 

@@ -13,7 +13,7 @@ from tests.data.sources.records import NAMES, contents, opened, picture
 
 
 @pytest.mark.parametrize("as_struct", [False, True])
-def test_parquet(tmp_path: Path, as_struct: bool) -> None:
+def test_parquet_files_give_their_rows_in_order(tmp_path: Path, as_struct: bool) -> None:
     for part in range(2):
         images: list = [picture(name) for name in NAMES] + [None]
         if as_struct:

@@ -15,7 +15,7 @@ from reca_fast.errors import UserError
 from tests.data.sources.records import contents, opened, picture, write_tar
 
 
-def test_folder(tmp_path: Path) -> None:
+def test_a_folder_gives_its_pictures_in_the_order_of_their_names(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / ".hidden").mkdir()
     for name in ("b.jpg", "a.PNG", "deep/c.webp", ".hidden/d.png", "._e.png"):

@@ -55,7 +55,7 @@ def saved_weights(run: Path) -> dict[str, torch.Tensor]:
     return {NAMES.key(name): tensor for name, tensor in SavedWeights(newest, "model").items()}
 
 
-def test_round_trip(trained_run, bf16_base, reca_fast, tmp_path) -> None:
+def test_an_export_loads_and_holds_what_was_trained(trained_run, bf16_base, reca_fast, tmp_path) -> None:
     out = tmp_path / "exported"
     said = reca_fast("export", trained_run, out)
     assert said.code == 0, said.err
@@ -85,7 +85,7 @@ def test_dtype_and_one_checkpoint_of_a_run(trained_run, reca_fast, tmp_path) -> 
     assert all(torch.equal(got[key], tensor) for key, tensor in saved.items())
 
 
-def test_moved_base(trained_run, bf16_base, reca_fast, tmp_path) -> None:
+def test_a_base_that_has_moved_is_named_by_hand(trained_run, bf16_base, reca_fast, tmp_path) -> None:
     moved = shutil.copytree(bf16_base, tmp_path / "moved")
     assert reca_fast("export", trained_run, tmp_path / "out", "--base", moved).code == 0
 
@@ -172,7 +172,7 @@ def test_links_out_of_the_base_are_not_followed(tiny_folder, tmp_path) -> None:
     assert not (tmp_path / "again").exists()
 
 
-def test_impossible_exports(trained_run, tiny_folder, reca_fast, tmp_path) -> None:
+def test_impossible_exports_leave_nothing_behind(trained_run, tiny_folder, reca_fast, tmp_path) -> None:
     full = tmp_path / "full"
     full.mkdir()
     (full / "keep.txt").write_text("mine")
@@ -201,7 +201,7 @@ def test_base_of_another_size(trained_run, reca_fast, tmp_path) -> None:
         assert not (tmp_path / "out").exists()
 
 
-def test_damaged_base(trained_run, bf16_base, reca_fast, tmp_path) -> None:
+def test_a_damaged_base_is_refused_by_name(trained_run, bf16_base, reca_fast, tmp_path) -> None:
     base = Path(shutil.copytree(bf16_base, tmp_path / "base"))
     weights = load_file(base / "ema.safetensors")
     save_file({k: x for k, x in weights.items() if k != "llm2vae.bias"}, base / "ema.safetensors")
@@ -214,7 +214,7 @@ def test_damaged_base(trained_run, bf16_base, reca_fast, tmp_path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_damaged_checkpoint(trained_run, reca_fast, tmp_path) -> None:
+def test_a_damaged_checkpoint_is_never_exported(trained_run, reca_fast, tmp_path) -> None:
     run, out = Path(shutil.copytree(trained_run, tmp_path / "run")), tmp_path / "out"
     file = run / "checkpoints" / "step-0000003" / "shard-00000.safetensors"
     file.write_bytes(bytes(file.stat().st_size))

@@ -223,7 +223,7 @@ def oracle(v: np.ndarray, v_text: np.ndarray, v_image: np.ndarray, scales, kind:
 @pytest.mark.parametrize("least", [0.0, 0.8, 1.0])
 @pytest.mark.parametrize("kind", ["global", "channel", "text_channel"])
 @pytest.mark.parametrize("scales", [(1.5, 1.0), (4.0, 1.0), (4.0, 2.0), (20.0, 1.5)], ids=str)
-def test_guided_velocity(scales, kind, least, draw, monkeypatch) -> None:
+def test_the_guided_velocity_is_the_authors(scales, kind, least, draw, monkeypatch) -> None:
     conditions, shapes = list(CONDITIONS.values()), SHAPES
     promptless = [(picture, None) for picture, _ in conditions]
     pictureless = [(None, ids) for _, ids in conditions]
@@ -248,7 +248,7 @@ IMPOSSIBLE = {
 
 
 @pytest.mark.parametrize("option", IMPOSSIBLE)
-def test_impossible_settings(option, draw) -> None:
+def test_impossible_settings_are_refused_by_name(option, draw) -> None:
     value, range_ = IMPOSSIBLE[option]
     with pytest.raises(UserError, match=rf"sampling\.{option}=.*: it must be {range_}"):
         draw([CONDITIONS["prompt"]], [(1, 1)], **{option: value})
@@ -279,7 +279,7 @@ def parsed(*args: str) -> SamplingConfig:
 
 
 @pytest.mark.parametrize("name", AUTHORS)
-def test_preset(name) -> None:
+def test_a_preset_is_what_the_authors_set(name) -> None:
     assert PRESETS.keys() == AUTHORS.keys()
     steps, *settings, seed = vars(parsed("--sampling.preset", name)).values()
     assert ((steps + 1, *settings), seed) == (AUTHORS[name], 0)
@@ -298,7 +298,7 @@ def test_a_preset_overrides_recipes_and_yields_to_every_other_option(tmp_path) -
         assert (got.guidance, got.seed) == (2.0, 7)
 
 
-def test_unknown_preset(reca_fast, tmp_path) -> None:
+def test_an_unknown_preset_is_named(reca_fast, tmp_path) -> None:
     said = reca_fast("generate", "--prompt", "x", "--sampling.preset", "gen-eval").sentence
     assert "there is no preset 'gen-eval', only geneval, dpg, wise" in said
     (tmp_path / "recipe.yaml").write_text("sampling: {preset: [1]}\n")
@@ -308,7 +308,7 @@ def test_unknown_preset(reca_fast, tmp_path) -> None:
 # The time grid
 
 
-def test_time_grid() -> None:
+def test_the_time_grid_is_shifted_towards_noise() -> None:
     """49 steps between 50 times, shifted by 3 towards noise: half of them are spent above t = 0.75."""
     grid = time_grid(49, 3.0)
     assert (grid[0], grid[-1], len(grid)) == (1.0, 0.0, 50)
@@ -415,7 +415,7 @@ def test_reconstructions_have_the_sizes_of_their_targets(bagel) -> None:
 
 
 @pytest.mark.parametrize("size", [(60, 64), (64, 0), (-8, 64), (64, 136)], ids=str)
-def test_impossible_sizes(size, bagel) -> None:
+def test_impossible_sizes_are_refused_in_one_sentence(size, bagel) -> None:
     with pytest.raises(
         UserError, match=f"A picture of {size[0]} x {size[1]} cannot be drawn: .* multiples of 8 and at most 128"
     ):

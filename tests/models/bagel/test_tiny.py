@@ -129,7 +129,7 @@ OLD_FILES = {"vocab.json", "merges.txt", "tokenizer_config.json"}
 
 
 @pytest.mark.parametrize("without", [OLD_FILES, {"tokenizer.json"}, set()], ids=["new file", "old files", "both"])
-def test_tokenizer(folder: Path, tmp_path: Path, without: set[str]) -> None:
+def test_the_tokenizer_loads_from_either_kind_of_file(folder: Path, tmp_path: Path, without: set[str]) -> None:
     for name in {"config.json", "tokenizer.json", *OLD_FILES} - without:
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     tokenizer = open_tokenizer(tmp_path)

@@ -225,7 +225,7 @@ def test_keys_must_fit(fault, copy) -> None:
 
 
 @pytest.mark.parametrize("name", ["llm_config.json", "vit_config.json", "ema.safetensors", "ae.safetensors"])
-def test_missing_file(name, copy) -> None:
+def test_a_missing_file_is_named(name, copy) -> None:
     (copy / name).unlink()
     with pytest.raises(UserError, match=rf"{name} is missing"):
         check_checkpoint(copy)
@@ -240,7 +240,7 @@ def test_missing_file(name, copy) -> None:
         ("llm_config.json", '{"hidden_act": "gelu"}', "llm_config.json lacks hidden_size"),
     ],
 )
-def test_broken_json(file, text, message, copy) -> None:
+def test_broken_json_is_told_by_its_place(file, text, message, copy) -> None:
     (copy / file).write_text(text)
     with pytest.raises(UserError, match=message):
         filled(copy)
@@ -262,7 +262,7 @@ def test_a_file_without_the_vision_tower_says_what_to_do(copy) -> None:
         check_checkpoint(copy)
 
 
-def test_whole_checkpoint(tiny_folder) -> None:
+def test_a_whole_checkpoint_is_told_by_its_tensors(tiny_folder) -> None:
     tensors = len(load_file(tiny_folder / "ema.safetensors"))
     assert f"a whole BAGEL checkpoint, {tensors} tensors" in check_checkpoint(tiny_folder)
 

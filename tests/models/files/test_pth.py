@@ -65,13 +65,13 @@ def test_code_is_refused_and_not_run(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 10, -1, -100])
-def test_truncated_file(length, path) -> None:
+def test_a_truncated_file_is_named(length, path) -> None:
     os.truncate(path, length if length >= 0 else path.stat().st_size + length)
     with pytest.raises(UserError, match=r"weights\.pth is not a whole file of torch\.save"):
         open_weights(path)
 
 
-def test_damaged_pickle(path, tmp_path) -> None:
+def test_a_damaged_pickle_is_named(path, tmp_path) -> None:
     with zipfile.ZipFile(path) as good, zipfile.ZipFile(tmp_path / "bad.pth", "w") as bad:
         for name in good.namelist():
             content = good.read(name)

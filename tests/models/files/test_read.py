@@ -29,14 +29,14 @@ def test_shapes_dtypes_and_tensors(path) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 5, 100, -1])
-def test_truncated_file(length, path) -> None:
+def test_a_truncated_file_is_named(length, path) -> None:
     os.truncate(path, length if length >= 0 else path.stat().st_size + length)
     with pytest.raises(UserError, match=r"weights\.safetensors is not a whole safetensors file"):
         open_weights(path)
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth"])
-def test_missing_file(name, tmp_path) -> None:
+def test_a_missing_file_is_named(name, tmp_path) -> None:
     with pytest.raises(UserError, match=f"{re.escape(name)} is missing; a checkpoint folder holds it"):
         open_weights(tmp_path / name)
 

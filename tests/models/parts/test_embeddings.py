@@ -10,7 +10,7 @@ from reca_fast.models.parts.rotary import rotary_table
 from reca_fast.models.parts.timestep import TimestepEmbedder
 
 
-def test_position_table() -> None:
+def test_the_position_table_is_made_of_sines_and_cosines() -> None:
     side, width = 3, 8
     table = sincos_table(side, width)
     assert table.shape == (9, 8) and table.dtype is torch.float32
@@ -26,7 +26,7 @@ def test_position_table() -> None:
         sincos_table(3, 6)
 
 
-def test_rotary_angles() -> None:
+def test_rotary_angles_are_those_of_their_formula() -> None:
     positions, head_dim, theta = torch.tensor([0, 1, 7]), 6, 100.0
     cos, sin = rotary_table(positions, head_dim, theta, torch.float64)
     for row, position in enumerate(positions.tolist()):
@@ -37,7 +37,7 @@ def test_rotary_angles() -> None:
                 assert sin[row, half].item() == pytest.approx(math.sin(angle))
 
 
-def test_timestep_features() -> None:
+def test_features_of_a_timestep_are_cosines_then_sines() -> None:
     """The MLP is taken out: what is left are cosines, then sines."""
     embedder = TimestepEmbedder(256)
     embedder.mlp = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Linear(256, 256))

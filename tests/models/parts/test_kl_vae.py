@@ -161,7 +161,7 @@ def test_faulty_files_are_named(tiny: KLVAE, tmp_path: Path) -> None:
         read_kl_vae(path, TINY)
 
 
-def test_config_dict() -> None:
+def test_a_config_survives_as_a_dict_and_refuses_contradictions() -> None:
     assert KLVAEConfig.from_dict(TINY.to_dict()) == TINY and KLVAEConfig.from_dict({}) == KLVAEConfig()
     with pytest.raises(UserError, match="Did you mean 'z_channels'"):
         KLVAEConfig.from_dict({"z_channel": 4})

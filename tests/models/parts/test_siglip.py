@@ -93,7 +93,7 @@ def test_fewer_layers_than_the_configuration_states() -> None:
         assert len(SiglipNaViT(CONFIG).encoder.layers) == 3
 
 
-def test_impossible_sizes() -> None:
+def test_impossible_sizes_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="hidden_size 32 is no multiple of num_attention_heads 5"):
         SiglipConfig(32, 48, 3, 5, 56)
     with pytest.raises(ValueError, match="hidden_act is 'relu'; a SigLIP vision tower has gelu_pytorch_tanh"):
