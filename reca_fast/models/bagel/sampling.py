@@ -36,6 +36,14 @@ class Prefix(NamedTuple):
     following: list[int]  # the rotary position that comes after each branch
 
 
+class Target(NamedTuple):
+    """The tokens of one picture, once for each branch that a step is predicted from, and what they attend to."""
+
+    batch: BagelBatch
+    markers: Tensor  # [U, D] embedding of the two markers around each copy, the same at every time
+    past: list[KeyValue] | None  # keys and values of the branches' conditions
+
+
 def time_grid(steps: int, shift: float) -> Tensor:
     """The times between which the Euler steps go, fp32 [steps + 1], falling from 1 (noise) to 0 (data).
 
@@ -85,29 +93,24 @@ def _draw(
     seed: int,
 ) -> Tensor:
     """One latent picture, fp32 [rows * columns, C]."""
-    device = model.latent_pos_embed.device
     grid = time_grid(sampling.steps, sampling.timestep_shift)
     above, up_to = sampling.guidance_interval
     inside = ((grid[:-1] > above) & (grid[:-1] <= up_to)).tolist()
     branches = _branches(condition, sampling) if any(inside) else [condition]
     prefix = encode_conditions(model, tokenizer, branches)
 
-    def targets(count: int) -> BagelBatch:
-        """The picture's tokens once for each of the first `count` branches."""
-        following, past = prefix.following[:count], prefix.lengths[:count]
-        return collate_targets([shape] * count, following, past, model.config, tokenizer).to(device)
-
-    unguided, unguided_cache = targets(1), _first_rows(prefix.cache, prefix.lengths[0])
-    guided = targets(len(branches)) if len(branches) > 1 else unguided
+    unguided = _target(model, tokenizer, shape, prefix, 1)
+    guided = _target(model, tokenizer, shape, prefix, len(branches)) if len(branches) > 1 else unguided
 
     noise = torch.Generator().manual_seed(seed)
-    x = torch.randn(shape[0] * shape[1], model.config.patch_latent_dim, generator=noise).to(device)
+    x = torch.randn(shape[0] * shape[1], model.config.patch_latent_dim, generator=noise)
+    x = x.to(model.latent_pos_embed.device)
     for t, t_next, is_guided in zip(grid[:-1].tolist(), grid[1:].tolist(), inside, strict=True):
         if is_guided and len(branches) > 1:
-            velocities = _velocity(model, guided, x.repeat(len(branches), 1), t, prefix.cache)
+            velocities = _velocity(model, guided, x.repeat(len(branches), 1), t)
             velocity = _guide(velocities.chunk(len(branches)), sampling)
         else:
-            velocity = _velocity(model, unguided, x, t, unguided_cache)
+            velocity = _velocity(model, unguided, x, t)
         x = x - velocity * (t - t_next)
     return x
 
@@ -139,17 +142,23 @@ def encode_conditions(model: Bagel, tokenizer: BagelTokenizer, conditions: Seque
     return Prefix(ordered, lengths, following)
 
 
-def _first_rows(cache: list[KeyValue] | None, rows: int) -> list[KeyValue] | None:
-    """The cache of the first branch alone; None when that has no row."""
-    return [(k[:rows], v[:rows]) for k, v in cache] if cache is not None and rows else None
+def _target(model: Bagel, tokenizer: BagelTokenizer, shape: tuple[int, int], prefix: Prefix, branches: int) -> Target:
+    """A picture of (rows, columns) latent tokens behind each of the first `branches` conditions of the prefix."""
+    lengths, following = prefix.lengths[:branches], prefix.following[:branches]
+    batch = collate_targets([shape] * branches, following, lengths, model.config, tokenizer)
+    batch = batch.to(model.latent_pos_embed.device)
+    rows = sum(lengths)
+    past = [(k[:rows], v[:rows]) for k, v in prefix.cache] if prefix.cache is not None and rows else None
+    return Target(batch, model.embed_understanding(batch), past)
 
 
-def _velocity(model: Bagel, batch: BagelBatch, x: Tensor, t: float, cache: list[KeyValue] | None) -> Tensor:
-    """Velocity fp32 [G, C] of the noisy tokens x [G, C] of all branches in the batch, at one time."""
+def _velocity(model: Bagel, target: Target, x: Tensor, t: float) -> Tensor:
+    """Velocity fp32 [G, C] of the noisy tokens x [G, C] of all branches of the target, at one time."""
+    batch = target.batch
     timesteps = torch.full((len(batch.latent_shapes),), t, device=x.device)
     gen = model.embed_latents(batch, x, timesteps)
-    und = model.embed_understanding(batch)  # of the markers
-    _, out, _ = model.decode(und, gen, batch.plan, batch.und_positions, batch.gen_positions, past=cache, need_und=False)
+    positions = batch.und_positions, batch.gen_positions
+    _, out, _ = model.decode(target.markers, gen, batch.plan, *positions, past=target.past, need_und=False)
     return model.llm2vae(model.norm_gen(out)).float()
 
 

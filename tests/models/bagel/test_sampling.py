@@ -336,7 +336,7 @@ def test_euler_steps_reach_the_end_of_a_straight_path(bagel, draw, monkeypatch) 
     """With the velocity of a straight path, noise - data, any grid ends at the data."""
     data = torch.full((4, bagel.config.patch_latent_dim), 0.25)
     start = noise_of([(2, 2)], bagel.config.patch_latent_dim)
-    monkeypatch.setattr(rule, "_velocity", lambda model, batch, x, t, cache: start - data)
+    monkeypatch.setattr(rule, "_velocity", lambda model, target, x, t: start - data)
     (end,) = draw([(None, None)], [(2, 2)], steps=6)
     torch.testing.assert_close(end, data)
 
