@@ -148,7 +148,9 @@ def _target(model: Bagel, tokenizer: BagelTokenizer, shape: tuple[int, int], pre
     batch = collate_targets([shape] * branches, following, lengths, model.config, tokenizer)
     batch = batch.to(model.latent_pos_embed.device)
     rows = sum(lengths)
-    past = [(k[:rows], v[:rows]) for k, v in prefix.cache] if prefix.cache is not None and rows else None
+    past: list[KeyValue] | None = None
+    if prefix.cache is not None and rows:
+        past = [(k[:rows], v[:rows]) for k, v in prefix.cache]
     return Target(batch, model.embed_understanding(batch), past)
 
 
