@@ -100,20 +100,21 @@ def ours_step(config: StepConfig, checkpointing: bool) -> Step:
     """The same step by reca_fast. Imported in here, so that the baselines are measured without it."""
     from reca_fast.config import LossWeights, ModelConfig
     from reca_fast.memory import recompute
-    from reca_fast.models.bagel.adapter import BagelAdapter
+    from reca_fast.models.bagel.cases import BagelCase
     from reca_fast.models.bagel.config import BagelConfig
-    from reca_fast.models.bagel.names import NAMES
-    from reca_fast.models.bagel.parity import Case, case_batch
+    from reca_fast.models.bagel.model import BagelModel
+    from reca_fast.models.bagel.names import NETWORK_NAMES, VIT_NAMES
     from reca_fast.objectives import weighted_loss
 
-    case = Case(Path(), BagelConfig.from_dict(config.model, "the benchmark"), config.model, config.inputs)
-    model = BagelAdapter(case.config, ModelConfig(precision="fp32"))
+    case = BagelCase(Path(), BagelConfig.from_dict(config.model, "the benchmark"), config.model, config.inputs)
+    model = BagelModel(case.config, ModelConfig(precision="fp32"))
     if checkpointing:
         recompute(model.blocks())
-    names = NAMES.keys(dict(model.module.named_parameters()))
-    model.module.load_state_dict({name: config.weights[key] for key, name in names.items()}, assign=True)
+    for module, names in ((model.module, NETWORK_NAMES), (model.encoders.vit, VIT_NAMES)):
+        keys = names.keys(dict(module.named_parameters()))
+        module.load_state_dict({name: config.weights[key] for key, name in keys.items()}, assign=True)
     model.module.fill_tables("cpu")
-    batch = case_batch(case)
+    batch = case.batch()
 
     def step() -> float:
         model.module.zero_grad(set_to_none=True)

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
-from bench.gpu_stages.bagel import PUBLIC
 from reca_fast.config import DataConfig
 from reca_fast.data.samples import SampleBuilder
+from reca_fast.models.bagel.config import BAGEL_7B_MOT
 from reca_fast.models.bagel.inputs import BagelInputs
 from reca_fast.models.bagel.tokenizer import BagelTokenizer
 
@@ -23,4 +23,4 @@ def builder_of(config: DataConfig, tokenize: Callable[[str], Sequence[int]] = le
         def tokenize(self, text: str) -> list[int]:
             return list(tokenize(text))
 
-    return SampleBuilder(config, Inputs(PUBLIC, MARKERS, config))
+    return SampleBuilder(config, Inputs(BAGEL_7B_MOT, MARKERS, config))

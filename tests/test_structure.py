@@ -33,12 +33,12 @@ MAY_IMPORT = {
     "checkpoints": FREE,
     "models": FREE | {"kernels", "objectives", "data"},
     "hardware": {"errors"},
-    "verify": FREE,
+    "verify": FREE | {"models"},
     "evaluation": FREE | {"data", "models"},
     "train": FREE
     | {"kernels", "objectives", "data", "optim", "memory", "checkpoints", "models", "evaluation", "hardware"},
-    "cli": FREE | {"kernels", "data", "checkpoints", "models", "evaluation", "hardware", "verify", "train"},
-    "demo": FREE | {"data", "models", "evaluation", "train", "cli"},
+    "cli": FREE | {"kernels", "data", "checkpoints", "memory", "models", "evaluation", "hardware", "verify", "train"},
+    "demo": FREE | {"data", "memory", "models", "evaluation", "train", "cli"},
     "__main__": {"cli"},
 }
 """Room -> the rooms that it may import. One step on the way of the data never reads a later one."""

@@ -17,9 +17,9 @@ from reca_fast.config import DataConfig, LossWeights, ModelConfig, OptimConfig
 from reca_fast.kernels import choose_backend
 from reca_fast.kernels.common.liger import liger_installed
 from reca_fast.memory import apply_levers
-from reca_fast.models.bagel.adapter import BagelAdapter
 from reca_fast.models.bagel.batch import BagelBatch
-from reca_fast.models.bagel.config import BagelConfig, LLMConfig
+from reca_fast.models.bagel.config import BAGEL_7B_MOT, BagelConfig, LLMConfig
+from reca_fast.models.bagel.model import BagelModel
 from reca_fast.models.bagel.tokenizer import BagelTokenizer
 from reca_fast.models.parts.siglip_config import SiglipConfig
 from reca_fast.objectives import weighted_loss
@@ -31,24 +31,23 @@ from reca_fast.train.state import trained
 LAYERS = 28
 TOKENS_PER_PICTURE = 4379
 """A 1024 x 1024 picture: 4096 latent tokens, 256 of the vision tower, a prompt of 21 and six markers."""
-PUBLIC = BagelConfig(LLMConfig(3584, 18944, LAYERS, 28, 4, 152064), SiglipConfig(1152, 4304, 27, 16, 980))
 TINY = BagelConfig(LLMConfig(128, 256, LAYERS, 4, 2, 512), SiglipConfig(64, 96, 3, 4, 980))
 
 
 def real_config(layers: int, *, tiny: bool = False) -> BagelConfig:
     """The public sizes with fewer decoder layers; `tiny`: the rehearsal's."""
-    config = TINY if tiny else PUBLIC
+    config = TINY if tiny else BAGEL_7B_MOT
     return replace(config, llm=replace(config.llm, num_hidden_layers=layers))
 
 
-def make_model(config: BagelConfig, *, freeze_und: bool = True) -> BagelAdapter:
+def make_model(config: BagelConfig, *, freeze_und: bool = True) -> BagelModel:
     """On the meta device; its texts are ids below those of the markers, the last four of the vocabulary."""
     last = config.llm.vocab_size
     markers = BagelTokenizer(last - 4, last - 3, last - 2, last - 1, qwen=None)
-    return BagelAdapter(config, ModelConfig(freeze_und=freeze_und), markers)
+    return BagelModel(config, ModelConfig(freeze_und=freeze_und), markers)
 
 
-def pack(model: BagelAdapter, pictures: int, *, tiny: bool = False) -> BagelBatch:
+def pack(model: BagelModel, pictures: int, *, tiny: bool = False) -> BagelBatch:
     """Grey pictures of 1024 x 1024 with prompts of 21 tokens, on the CPU; random latents stand for the VAE's."""
     side, view = (64, 56) if tiny else (1024, 224)
     condition = torch.zeros(view, view, 3, dtype=torch.uint8)
@@ -61,20 +60,21 @@ def pack(model: BagelAdapter, pictures: int, *, tiny: bool = False) -> BagelBatc
     return replace(batch, latents=latents, target_images=())
 
 
-def fill_randomly(model: BagelAdapter, device: torch.device) -> None:
+def fill_randomly(model: BagelModel, device: torch.device) -> None:
     """Trained weights in fp32, frozen ones in bf16, all of a size that keeps activations near 1."""
     draw = torch.Generator(device).manual_seed(0)
     model.module.attention = choose_backend("auto", device, torch.bfloat16)
-    for name, parameter in list(model.module.named_parameters()):
-        dtype = torch.float32 if parameter.requires_grad else torch.bfloat16
-        values = torch.empty(parameter.shape, dtype=dtype, device=device)
-        if parameter.ndim == 1:
-            values.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
-        else:
-            values.normal_(std=parameter.shape[-1] ** -0.5, generator=draw)
-        owner, leaf = name.rsplit(".", 1)
-        filled = torch.nn.Parameter(values, requires_grad=parameter.requires_grad)
-        setattr(model.module.get_submodule(owner), leaf, filled)
+    for module in (model.encoders.vit, model.module):
+        for name, parameter in list(module.named_parameters()):
+            dtype = torch.float32 if parameter.requires_grad else torch.bfloat16
+            values = torch.empty(parameter.shape, dtype=dtype, device=device)
+            if parameter.ndim == 1:
+                values.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+            else:
+                values.normal_(std=parameter.shape[-1] ** -0.5, generator=draw)
+            owner, leaf = name.rsplit(".", 1)
+            filled = torch.nn.Parameter(values, requires_grad=parameter.requires_grad)
+            setattr(module.get_submodule(owner), leaf, filled)
     model.module.fill_tables(device)
 
 
@@ -82,7 +82,7 @@ def fill_randomly(model: BagelAdapter, device: torch.device) -> None:
 class Training:
     """A model, its update and one batch; `phases` are to be called in their order."""
 
-    model: BagelAdapter
+    model: BagelModel
     batch: BagelBatch  # on the device
     adamw: AdamWUpdate
     flops: float
@@ -144,8 +144,9 @@ def predicted_memory(layers: int, pictures: int, *, recompute: bool, tiny: bool 
     config = real_config(layers, tiny=tiny)
     model = make_model(config)
     batch = pack(model, pictures, tiny=tiny)
-    trained = sum(p.numel() for p in model.module.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in model.module.parameters() if not p.requires_grad)
+    parameters = [*model.module.parameters(), *model.encoders.vit.parameters()]
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    frozen = sum(p.numel() for p in parameters if not p.requires_grad)
     in_layers = sum(p.numel() for block in model.blocks() for p in block.parameters() if p.requires_grad)
     one, two = (kept_activations(n, pictures, tiny) for n in (1, 2))
     layer = two - one + 2 * in_layers // layers
@@ -163,7 +164,8 @@ def kept_activations(layers: int, pictures: int, tiny: bool = False) -> int:
     kept: dict[int, torch.UntypedStorage] = {}
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
         fill_fake(model, torch.bfloat16)
-        weights = {p.untyped_storage()._cdata for p in model.module.parameters()}
+        parts = (model.module, model.encoders.vit)
+        weights = {p.untyped_storage()._cdata for part in parts for p in part.parameters()}
 
         def keep(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
@@ -177,12 +179,13 @@ def kept_activations(layers: int, pictures: int, tiny: bool = False) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def fill_fake(model: BagelAdapter, dtype: torch.dtype | None = None) -> None:
+def fill_fake(model: BagelModel, dtype: torch.dtype | None = None) -> None:
     """Fake weights on the CPU, to be called under FakeTensorMode; `dtype` None: as a run has them, trained ones in fp32
     and frozen ones in bf16.
     """
-    model.module.to_empty(device="cpu")
-    for parameter in model.module.parameters():
-        own = torch.float32 if parameter.requires_grad else torch.bfloat16
-        parameter.data = parameter.data.to(dtype or own)
+    for module in (model.encoders.vit, model.module):
+        module.to_empty(device="cpu")
+        for parameter in module.parameters():
+            own = torch.float32 if parameter.requires_grad else torch.bfloat16
+            parameter.data = parameter.data.to(dtype or own)
     model.module.fill_tables("cpu")

@@ -9,10 +9,10 @@ from reca_fast.config import DataConfig, ResizeConfig
 from reca_fast.data.loader import PackLoader
 from reca_fast.data.samples import SampleBuilder
 from reca_fast.data.sources import open_source
+from reca_fast.models.bagel.config import BAGEL_7B_MOT
 from reca_fast.models.bagel.inputs import BagelInputs
 from reca_fast.models.bagel.tokenizer import BagelTokenizer
 
-from .bagel import PUBLIC
 from .photographs import drawn
 from .report import Report
 
@@ -45,7 +45,7 @@ def measure(report: Report, folder: Path, workers: int) -> None:
     config = DataConfig(
         source=str(folder), target_resize=sizes, tokens_per_pack=tokens, workers=workers, prefetch=2 * workers
     )
-    inputs = Words(PUBLIC, MARKERS, config)
+    inputs = Words(BAGEL_7B_MOT, MARKERS, config)
     builder = SampleBuilder(config, inputs)
     with PackLoader(open_source(config), builder, config, inputs.collate, range(1)) as loader:
         next(loader)

@@ -13,8 +13,8 @@ from torch import Tensor
 from reca_fast.config import LossWeights, ModelConfig, OptimConfig, RunConfig
 from reca_fast.data.loader import Pack
 from reca_fast.kernels import use_kernels
-from reca_fast.memory import apply_levers
-from reca_fast.models.bagel.adapter import BagelAdapter
+from reca_fast.memory import apply_levers, fill_model
+from reca_fast.models.bagel.model import BagelModel
 from reca_fast.models.bagel.tiny import write_tiny_checkpoint
 from reca_fast.optim import AdamWUpdate, SkippedSteps
 from reca_fast.randomness import draw_of_pack
@@ -69,26 +69,27 @@ def prepare(folder: Path, device: torch.device, compiler: str = "inductor", **op
     """The step under some of the model's options. `compiler`: of torch.compile, where `compile` asks for it."""
     joint = not options.get("freeze_und", True)
     loss = LossWeights(i2t=1.0) if joint else LossWeights()
-    model = ModelConfig(path=str(folder), **options)
-    config = RunConfig(model=model, loss=loss, optim=OptimConfig(lr=1e-3, warmup_steps=0))
+    config = RunConfig(
+        model=ModelConfig(path=str(folder), **options), loss=loss, optim=OptimConfig(lr=1e-3, warmup_steps=0)
+    )
     processes = Processes()
     processes.join(device.type)
-    adapter = BagelAdapter.open(model)
-    apply_levers(adapter.module, adapter.blocks(), model, compiler=compiler)
-    adapter.load(processes.device)
+    model = BagelModel.open(config.model)
+    apply_levers(model.module, model.blocks(), config.model, compiler=compiler)
+    fill_model(model, processes.device)
     draw = torch.Generator().manual_seed(1)
-    for parameter in adapter.module.llm2vae.parameters():  # it starts at zero, and nothing before it would learn
+    for parameter in model.module.llm2vae.parameters():  # it starts at zero, and nothing before it would learn
         parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=draw))
-    batch = adapter.inputs(config.data).collate(samples := pictures(joint), draw_of_pack(config.seed, 0, 0))
+    batch = model.inputs(config.data).collate(samples := pictures(joint), draw_of_pack(config.seed, 0, 0))
     keys = tuple(sample.key for sample in samples)
     pack = Pack(lane=0, number=0, batch=batch, keys=keys, num_tokens=batch.num_tokens)
-    update = AdamWUpdate(trained(adapter.module), adapter.decays, config.optim, config.steps)
-    return Step(Run(config, processes, adapter, update, average=None, skipped=SkippedSteps(limit=0)), pack)
+    update = AdamWUpdate(trained(model.module), model.decays, config.optim, config.steps)
+    return Step(Run(config, processes, model, update, average=None, skipped=SkippedSteps(limit=0)), pack)
 
 
 def gradients_of(step: Step) -> tuple[dict[str, Tensor], dict[str, float], float]:
     """Run a step: every trained weight's gradient before clipping (fp32 on the CPU), losses, share of weights moved."""
-    parameters = trained(step.run.adapter.module)
+    parameters = trained(step.run.model.module)
     before = {name: p.detach().clone() for name, p in parameters.items()}
     found: dict[str, Tensor] = {}
 

@@ -38,7 +38,7 @@ def run(args: Sequence[str]) -> int:
 
     from reca_fast.checkpoints import CheckpointStore, SavedWeights, fault
     from reca_fast.config import ModelConfig
-    from reca_fast.models import open_adapter
+    from reca_fast.models import open_model
     from reca_fast.models.files.identity import identity_of_files
     from reca_fast.schema import fill
     from reca_fast.train.saved import read_saved
@@ -59,8 +59,8 @@ def run(args: Sequence[str]) -> int:
         moved = "" if options.base else ", from which the run started,"
         raise UserError(f"The checkpoint folder {base}{moved} does not exist; set --base to where it is.")
     before = fill(ModelConfig, state.config.get("model"), f"model of the settings in {folder}")
-    adapter = open_adapter(ModelConfig(path=base, weights=options.base_weights or before.weights))
-    now = identity_of_files(adapter.files())
+    model = open_model(ModelConfig(path=base, weights=options.base_weights or before.weights))
+    now = identity_of_files(model.files())
     if differing := [name for name, sum_ in now.items() if state.content.get("model.path", {}).get(name) != sum_]:
         said = f"{base} is not what the run started from, it differs in {', '.join(differing)}."
         if not options.base:
@@ -68,9 +68,9 @@ def run(args: Sequence[str]) -> int:
         print(f"{said} What was not trained is taken from there all the same, as --base asks.")
     trained = SavedWeights(folder, "model" if options.weights == "live" else "average")
     dtype = {"base": None, "fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
-    left = adapter.export(Path(options.out), trained, dtype)
+    left = model.export(Path(options.out), trained, dtype)
     print(f"{options.out}: {len(trained)} trained tensors ({options.weights}) of {folder.name}, the rest from {base}.")
-    print(adapter.says_weights())
+    print(model.says_weights())
     if left:
         print(f"not copied: {', '.join(left[:10])}{f' and {len(left) - 10} more' if len(left) > 10 else ''}")
     return 0

@@ -53,18 +53,22 @@ def run(args: Sequence[str]) -> int:
     from PIL import Image
 
     from reca_fast.hardware import pick_device
-    from reca_fast.models import open_adapter
+    from reca_fast.memory import fill_model
+    from reca_fast.models import open_model
+    from reca_fast.sample import Sample, Text
 
-    adapter = open_adapter(options.model)
+    model = open_model(options.model)
     folder = Path(options.out)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    print(adapter.says_weights())
-    adapter.load(pick_device(options.device))
+    print(model.says_weights())
+    fill_model(model, pick_device(options.device))
     for start in range(0, len(prompts), options.batch):
         part = prompts[start : start + options.batch]
         size = (options.width, options.height)
-        pictures = adapter.generate([prompt for _, prompt in part], size, options.sampling, first=start)
+        seeds = range(options.sampling.seed + start, options.sampling.seed + start + len(part))
+        conditions = [Sample(name, (), None, None, Text(tuple(model.tokenize(prompt)))) for name, prompt in part]
+        pictures = model.sample(conditions, [size] * len(part), options.sampling, seeds)
         for (name, prompt), picture in zip(part, pictures, strict=True):
             path = folder / f"{name}.png"
             with writing(path):

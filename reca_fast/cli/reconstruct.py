@@ -43,18 +43,19 @@ def run(args: Sequence[str]) -> int:
     from reca_fast.evaluation.grids import draw_comparison
     from reca_fast.evaluation.reconstruction import pick_samples, psnr, reconstruct
     from reca_fast.hardware import pick_device
-    from reca_fast.models import open_adapter
+    from reca_fast.memory import fill_model
+    from reca_fast.models import open_model
 
     options.data.source = options.images
-    adapter = open_adapter(options.model)
+    model = open_model(options.model)
     source, passed_over = open_source(options.data), Reasons()
-    builder = SampleBuilder(options.data, adapter.inputs(options.data))
+    builder = SampleBuilder(options.data, model.inputs(options.data))
     samples = pick_samples(source, builder, options.count, passed_over)
     if not samples:
         raise UserError(f"{options.images} holds no readable picture: {passed_over}.")
-    print(adapter.says_weights())
-    adapter.load(pick_device(options.device))
-    done = reconstruct(adapter, samples, options.sampling)
+    print(model.says_weights())
+    fill_model(model, pick_device(options.device))
+    done = reconstruct(model, samples, options.sampling)
     with writing(Path(options.out)):
         draw_comparison(done, Path(options.out))
     for reconstruction in done:

@@ -46,9 +46,11 @@ def run(args: Sequence[str]) -> int:
 
 
 def _verify_checkpoint(folder: Path, weights: str) -> int:
-    from reca_fast.models.bagel import check_checkpoint
+    from reca_fast.models import MODELS, model_class, recognised
 
-    print(check_checkpoint(folder, weights))
+    # Without the file that tells it, the first one says what is missing.
+    cls = recognised(folder) or model_class(next(iter(MODELS)))
+    print(cls.check(folder, weights))
     return 0
 
 
@@ -57,18 +59,13 @@ def _verify_case(folder: Path, options: VerifyOptions) -> int:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    from reca_fast.models.bagel.parity import expected, read_case, replay_all, tolerance
     from reca_fast.verify.compare import compare
+    from reca_fast.verify.replay import open_case, replay
 
     dtype = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}[options.dtype]
-    case = read_case(folder)
+    case = open_case(folder)
     weights = Path(options.weights) if options.weights else None
-    try:
-        got = dict(replay_all(case, attention=options.attention, dtype=dtype, weights=weights))
-    except KeyError as error:
-        raise UserError(f"{folder} cannot be replayed: it lacks {error}.") from error
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise UserError(f"{folder} cannot be replayed: {' '.join(str(error).split())}.") from error
+    got = replay(case, folder, attention=options.attention, dtype=dtype, weights=weights)
     if options.out:
         try:
             Path(options.out).parent.mkdir(parents=True, exist_ok=True)
@@ -76,11 +73,11 @@ def _verify_case(folder: Path, options: VerifyOptions) -> int:
         except (OSError, SafetensorError) as error:
             raise UserError(f"{options.out} cannot be written: {error}.") from None
 
-    wanted = expected(case)
+    wanted = case.expected()
     if not wanted:
         print(f"{len(got)} tensors computed; the case holds no expected ones to compare them with.")
         return 0
-    verdicts = compare(wanted, got, lambda name: tolerance(name, dtype))
+    verdicts = compare(wanted, got, lambda name: case.tolerance(name, dtype))
     for verdict in verdicts:
         print(verdict)
     failed = [verdict.name for verdict in verdicts if not verdict.agrees]

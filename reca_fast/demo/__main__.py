@@ -82,13 +82,14 @@ def measure(config, checkpoint: Path, pictures: Path):
     from reca_fast.data.samples import SampleBuilder
     from reca_fast.data.sources import open_source
     from reca_fast.evaluation.reconstruction import pick_samples, reconstruct
-    from reca_fast.models import open_adapter
+    from reca_fast.memory import fill_model
+    from reca_fast.models import open_model
 
-    adapter = open_adapter(ModelConfig(**{**vars(config.model), "path": str(checkpoint)}))
-    adapter.load(torch.device("cpu"))
+    model = open_model(ModelConfig(**{**vars(config.model), "path": str(checkpoint)}))
+    fill_model(model, torch.device("cpu"))
     data = DataConfig(**{**vars(config.data), "source": str(pictures), "text_dropout": 0.0})
-    samples = pick_samples(open_source(data), SampleBuilder(data, adapter.inputs(data)), HELD_OUT)
-    return reconstruct(adapter, samples, config.sampling)
+    samples = pick_samples(open_source(data), SampleBuilder(data, model.inputs(data)), HELD_OUT)
+    return reconstruct(model, samples, config.sampling)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from reca_fast.config import RunConfig
 from reca_fast.evaluation.reconstruction import Reconstruction, reconstruct
-from reca_fast.models import Adapter
+from reca_fast.models import Model
 from reca_fast.sample import Sample
 
 
@@ -43,13 +43,13 @@ class GridWriter:
     The model may be shared by several processes: all of them call `write`, and the main one saves the file.
     """
 
-    def __init__(self, adapter: Adapter, config: RunConfig, samples: Sequence[Sample], is_main: bool) -> None:
-        self.adapter, self.config, self.samples, self.is_main = adapter, config, samples, is_main
+    def __init__(self, model: Model, config: RunConfig, samples: Sequence[Sample], is_main: bool) -> None:
+        self.model, self.config, self.samples, self.is_main = model, config, samples, is_main
 
     def write(self, step: int) -> None:
         """Draw the comparison after `step` steps to `samples/step-0000100.png` in the run folder."""
         if not self.samples:
             return
-        done = reconstruct(self.adapter, self.samples, self.config.sampling)
+        done = reconstruct(self.model, self.samples, self.config.sampling)
         if self.is_main:
             draw_comparison(done, Path(self.config.out) / "samples" / f"step-{step:07d}.png")

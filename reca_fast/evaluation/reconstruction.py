@@ -16,7 +16,7 @@ from reca_fast.data.records import BadRecord
 from reca_fast.data.samples import SampleBuilder
 from reca_fast.data.sources import Source
 from reca_fast.data.tally import Reasons
-from reca_fast.models import Adapter
+from reca_fast.models import Model
 from reca_fast.sample import RECA, Sample
 
 
@@ -56,10 +56,12 @@ def pick_samples(
     return samples
 
 
-def reconstruct(adapter: Adapter, samples: Sequence[Sample], sampling: SamplingConfig) -> list[Reconstruction]:
+def reconstruct(model: Model, samples: Sequence[Sample], sampling: SamplingConfig) -> list[Reconstruction]:
     """Draw the target of every sample from its condition and prompt, number i from the noise of sampling.seed + i."""
     originals = [sample.target for sample in samples if sample.target is not None]
-    drawn = adapter.reconstruct(samples, sampling)
+    sizes = [(picture.shape[1], picture.shape[0]) for picture in originals]
+    seeds = range(sampling.seed, sampling.seed + len(originals))
+    drawn = model.sample(samples, sizes, sampling, seeds)
     return [Reconstruction(s.key, o, d) for s, o, d in zip(samples, originals, drawn, strict=True)]
 
 

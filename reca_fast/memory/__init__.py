@@ -4,7 +4,17 @@ outside: models know none of them.
 
 from .apply import apply_levers
 from .compile import compile_blocks, compiled_graphs
+from .place import fill_model, training_place
 from .recompute import recompute
 from .shard import shard, whole_root
 
-__all__ = ["apply_levers", "compile_blocks", "compiled_graphs", "recompute", "shard", "whole_root"]
+__all__ = [
+    "apply_levers",
+    "compile_blocks",
+    "compiled_graphs",
+    "fill_model",
+    "recompute",
+    "shard",
+    "training_place",
+    "whole_root",
+]

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from reca_fast.models import Model
 from reca_fast.models.files import Place, Placement
 
 
@@ -24,3 +25,13 @@ def training_place(precision: torch.dtype, device: torch.device | str) -> Place:
         return Placement(torch.float32 if tensor.requires_grad else precision, device)
 
     return place
+
+
+def fill_model(model: Model, device: torch.device) -> None:
+    """Give a model and its frozen encoders their weights, kept as training keeps them, on one device.
+
+    Raises:
+        UserError: a file is missing or damaged, or its tensors are not the model's.
+    """
+    model.fill(training_place(model.dtype, device))
+    model.fill_encoders(device)

@@ -39,7 +39,7 @@ def loop(
                 telemetry.log(run.step, stats, run.skipped.read())
                 run.skipped.check(store.advice)
             if _due(run.step, config.sample_every):
-                with telemetry.clock_stopped(), whole_root(run.adapter.module):
+                with telemetry.clock_stopped(), whole_root(run.model.module):
                     grids.write(run.step)
             if saving:
                 with telemetry.clock_stopped():

@@ -16,8 +16,8 @@ from reca_fast.data.sources import open_source
 from reca_fast.errors import UserError
 from reca_fast.evaluation.grids import GridWriter
 from reca_fast.evaluation.reconstruction import pick_samples
-from reca_fast.memory import apply_levers
-from reca_fast.models import open_adapter
+from reca_fast.memory import apply_levers, fill_model
+from reca_fast.models import open_model
 from reca_fast.models.files.identity import identity_of_files
 from reca_fast.optim import AdamWUpdate, MovingAverage, SkippedSteps
 from reca_fast.sample import TASKS
@@ -73,11 +73,11 @@ def train(config: RunConfig) -> None:
             make_deterministic()
         processes.join(config.device, config.parallel.replicate)
         check_config(config, processes.world)
-        adapter = open_adapter(config.model)
+        model = open_model(config.model)
         source = open_source(config.data)
-        inputs = adapter.inputs(config.data)
+        inputs = model.inputs(config.data)
         builder = SampleBuilder(config.data, inputs)
-        apply_levers(adapter.module, adapter.blocks(), config.model, mesh=processes.mesh, compute_dtype=adapter.dtype)
+        apply_levers(model.module, model.blocks(), config.model, mesh=processes.mesh, compute_dtype=model.dtype)
         store = CheckpointStore(
             Path(config.out) / "checkpoints", keep=config.keep, rank=processes.rank, gather=processes.gather
         )
@@ -91,20 +91,20 @@ def train(config: RunConfig) -> None:
                 raise UserError(refusal)
             saved = find_saved(config, store, telemetry.console.print)
             content = processes.gather(
-                {"model.path": identity_of_files(adapter.files()), "data.source": identity_of_source(source)}
+                {"model.path": identity_of_files(model.files()), "data.source": identity_of_source(source)}
                 if processes.is_main
                 else {}
             )[0]
             if saved is not None:
                 check_content(saved.state.content, content, config)
-            telemetry.console.print(adapter.says_weights())
-            adapter.load(processes.device)
-            parameters = trained(adapter.module)
+            telemetry.console.print(model.says_weights())
+            fill_model(model, processes.device)
+            parameters = trained(model.module)
             run = Run(
                 config,
                 processes,
-                adapter,
-                update=AdamWUpdate(parameters, adapter.decays, config.optim, config.steps),
+                model,
+                update=AdamWUpdate(parameters, model.decays, config.optim, config.steps),
                 average=MovingAverage(parameters, config.optim.ema_decay) if config.optim.ema_decay else None,
                 skipped=SkippedSteps(config.optim.max_skipped_steps),
                 content=content,
@@ -112,7 +112,7 @@ def train(config: RunConfig) -> None:
             if saved is not None:
                 load_run(run, loader, store, saved)
             wanted = config.sample_count if config.sample_every else 0
-            grids = GridWriter(adapter, config, pick_samples(source, builder, wanted), processes.is_main)
+            grids = GridWriter(model, config, pick_samples(source, builder, wanted), processes.is_main)
             loop(run, loader, store, telemetry, grids)
 
 

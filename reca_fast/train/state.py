@@ -16,7 +16,7 @@ from reca_fast.checkpoints import CheckpointStore
 from reca_fast.config import RunConfig
 from reca_fast.data.loader import PackLoader
 from reca_fast.errors import UserError
-from reca_fast.models import Adapter
+from reca_fast.models import Model
 from reca_fast.optim import MovingAverage, SkippedSteps, Update
 
 from .distributed import Processes
@@ -29,7 +29,7 @@ class Run:
 
     config: RunConfig
     processes: Processes
-    adapter: Adapter
+    model: Model
     update: Update
     average: MovingAverage | None
     skipped: SkippedSteps
@@ -78,7 +78,7 @@ def load_run(run: Run, loader: PackLoader[Any], store: CheckpointStore, saved: S
 
 def _tensors(run: Run) -> dict[str, dict[str, torch.Tensor]]:
     """Everything that training changes, by kind and name: the run's own tensors, to be read or filled in place."""
-    sections: dict[str, dict[str, torch.Tensor]] = {"model": {**trained(run.adapter.module)}, **run.update.state()}
+    sections: dict[str, dict[str, torch.Tensor]] = {"model": {**trained(run.model.module)}, **run.update.state()}
     return sections | ({"average": run.average.average} if run.average is not None else {})
 
 

@@ -32,7 +32,7 @@ def train_step(run: Run, packs: Sequence[Pack[Any]]) -> StepStats:
     run.update.begin(run.step)
     sums: dict[str, Tensor] = {}
     for pack in packs:
-        parts = run.adapter.loss_sums(run.adapter.encode(pack.batch.to(processes.device)))
+        parts = run.model.loss_sums(run.model.encode(pack.batch.to(processes.device)))
         weighted_loss(parts, counts, config.loss).backward()
         for term, part in parts.items():
             sums[term] = sums[term] + part.detach() if term in sums else part.detach()
@@ -45,5 +45,5 @@ def train_step(run: Run, packs: Sequence[Pack[Any]]) -> StepStats:
         run.average.update(finished.applied)
     run.step += 1
     run.skipped.note(run.step, (*(f"loss_{term}" for term in terms), "grad_norm"), finished.finite)
-    flops = sum(run.adapter.flops(pack.batch) for pack in packs)
+    flops = sum(run.model.flops(pack.batch) for pack in packs)
     return StepStats(terms, totals, counts, finished.grad_norm, finished.lr, tokens, images, flops)

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from reca_fast.config import DataConfig, ModelConfig
-from reca_fast.memory import apply_levers
-from reca_fast.models import open_adapter
+from reca_fast.memory import apply_levers, fill_model
+from reca_fast.models import open_model
 from reca_fast.randomness import draw_of_pack
 from reca_fast.sample import I2T, RECA, Sample, Text
 
@@ -17,23 +17,23 @@ def step(folder, *, compiled: bool, **options) -> tuple[Tensor, dict[str, Tensor
     """Loss, and the gradient of every trained parameter."""
     torch._dynamo.reset()
     levers = ModelConfig(str(folder), compile=compiled, **options)
-    adapter = open_adapter(levers)
+    model = open_model(levers)
     # The real compiler needs a C++ compiler and minutes; this one differentiates the same graphs.
-    apply_levers(adapter.module, adapter.blocks(), levers, compiler="aot_eager")
-    adapter.load(torch.device("cpu"))
+    apply_levers(model.module, model.blocks(), levers, compiler="aot_eager")
+    fill_model(model, torch.device("cpu"))
     draw = torch.Generator().manual_seed(0)
     pictures = [torch.randint(0, 256, (size, size, 3), generator=draw, dtype=torch.uint8) for size in (56, 64)]
-    joint = not adapter.options.freeze_und
+    joint = not model.options.freeze_und
     tasks = (RECA, I2T) if joint else (RECA, RECA)
     samples = [
         Sample(str(i), (task,), pictures[0], None if task == I2T else pictures[1], Text((5, 6, 7), task == I2T))
         for i, task in enumerate(tasks)
     ]
-    batch = adapter.inputs(DataConfig()).collate(samples, draw_of_pack(1, 0, 0))
-    sums = adapter.loss_sums(adapter.encode(batch))
+    batch = model.inputs(DataConfig()).collate(samples, draw_of_pack(1, 0, 0))
+    sums = model.loss_sums(model.encode(batch))
     loss = sum(sums.values())
     loss.backward()
-    return loss.detach(), {name: p.grad for name, p in adapter.module.named_parameters() if p.requires_grad}
+    return loss.detach(), {name: p.grad for name, p in model.module.named_parameters() if p.requires_grad}
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reca_fast.config import DataConfig, ModelConfig
-from reca_fast.memory import apply_levers, recompute
-from reca_fast.models import open_adapter
+from reca_fast.memory import apply_levers, fill_model, recompute
+from reca_fast.models import open_model
 from reca_fast.randomness import draw_of_pack
 from reca_fast.sample import RECA, Sample, Text
 
@@ -17,16 +17,16 @@ from reca_fast.sample import RECA, Sample, Text
 def _step(folder, *, recompute: bool, freeze_und: bool) -> tuple[float, dict[str, torch.Tensor], int]:
     """Loss, gradients and bytes kept for the backward pass of one small batch."""
     options = ModelConfig(str(folder), precision="fp32", recompute=recompute, freeze_und=freeze_und)
-    adapter = open_adapter(options)
-    apply_levers(adapter.module, adapter.blocks(), options)
-    adapter.load(torch.device("cpu"))
+    model = open_model(options)
+    apply_levers(model.module, model.blocks(), options)
+    fill_model(model, torch.device("cpu"))
     draw = torch.Generator().manual_seed(0)
     condition = torch.randint(0, 256, (56, 56, 3), generator=draw, dtype=torch.uint8)
     target = torch.randint(0, 256, (64, 64, 3), generator=draw, dtype=torch.uint8)
     samples = [Sample(str(i), (RECA,), condition, target, Text((5, 6, 7))) for i in range(2)]
-    batch = adapter.encode(adapter.inputs(DataConfig()).collate(samples, draw_of_pack(1, 0, 0)))
+    batch = model.encode(model.inputs(DataConfig()).collate(samples, draw_of_pack(1, 0, 0)))
 
-    parameters = {p.untyped_storage().data_ptr() for p in adapter.module.parameters()}
+    parameters = {p.untyped_storage().data_ptr() for p in model.module.parameters()}
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -36,9 +36,9 @@ def _step(folder, *, recompute: bool, freeze_und: bool) -> tuple[float, dict[str
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = adapter.loss_sums(batch)[RECA]
+        loss = model.loss_sums(batch)[RECA]
     loss.backward()
-    gradients = {name: p.grad for name, p in adapter.module.named_parameters() if p.grad is not None}
+    gradients = {name: p.grad for name, p in model.module.named_parameters() if p.grad is not None}
     return loss.item(), gradients, sum(kept.values())
 
 
@@ -55,10 +55,10 @@ def test_same_loss_and_gradients_with_less_kept(tiny_folder, freeze_und):
 
 def test_no_narrow_copy_of_a_weight_outlives_its_product(tiny_folder):
     """Under bf16, recomputation leaves nothing of the layers' weights behind: 13 GB at BAGEL's size."""
-    adapter = open_adapter(ModelConfig(str(tiny_folder), precision="bf16"))
-    recompute(adapter.blocks())
-    adapter.load(torch.device("cpu"))
-    weights = {p.data_ptr() for p in adapter.module.layers.parameters() if p.requires_grad and p.dim() == 2}
+    model = open_model(ModelConfig(str(tiny_folder), precision="bf16"))
+    recompute(model.blocks())
+    fill_model(model, torch.device("cpu"))
+    weights = {p.data_ptr() for p in model.module.layers.parameters() if p.requires_grad and p.dim() == 2}
     narrow, alive = [], []
 
     class Copies(TorchDispatchMode):
@@ -68,14 +68,14 @@ def test_no_narrow_copy_of_a_weight_outlives_its_product(tiny_folder):
                 narrow.append(weakref.ref(out))
             return out
 
-    last = adapter.module.llm2vae.register_forward_hook(
+    last = model.module.llm2vae.register_forward_hook(
         lambda *_: alive.extend(copy for copy in narrow if copy() is not None)
     )
     picture = torch.zeros(56, 56, 3, dtype=torch.uint8)
     samples = [Sample("0", (RECA,), picture, picture[:48, :48], Text((5, 6, 7)))]
-    batch = adapter.encode(adapter.inputs(DataConfig()).collate(samples, draw_of_pack(1, 0, 0)))
+    batch = model.encode(model.inputs(DataConfig()).collate(samples, draw_of_pack(1, 0, 0)))
     with Copies():
-        adapter.loss_sums(batch)
+        model.loss_sums(batch)
     last.remove()
     assert len(narrow) == len(weights) and not alive
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from reca_fast.config import ModelConfig
-from reca_fast.models import open_adapter
+from reca_fast.models import open_model
 from reca_fast.optim import parameter_groups
 from reca_fast.train.state import trained
 
@@ -24,8 +24,8 @@ def test_an_empty_group_is_left_out():
 
 @pytest.mark.parametrize("freeze_und", [True, False])
 def test_in_bagel_every_matrix_decays_but_the_token_embedding(tiny_folder, freeze_und):
-    adapter = open_adapter(ModelConfig(str(tiny_folder), freeze_und=freeze_und))
-    parameters = trained(adapter.module)
-    decaying = {name for name in parameters if adapter.decays(name)}
+    model = open_model(ModelConfig(str(tiny_folder), freeze_und=freeze_und))
+    parameters = trained(model.module)
+    decaying = {name for name in parameters if model.decays(name)}
     assert decaying == {name for name, p in parameters.items() if p.ndim == 2 and name != "embed_tokens.weight"}
     assert any(name.startswith("time_embedder.") for name in decaying)

@@ -58,12 +58,12 @@ def test_the_number_of_processes_may_change_on_resume(alone, train, tmp_path):
 
 
 TELL_KINDS = """
-from reca_fast.models.bagel.adapter import BagelAdapter
-loss_sums = BagelAdapter.loss_sums
+from reca_fast.models.bagel.model import BagelModel
+loss_sums = BagelModel.loss_sums
 def told(self, batch):
     print("pack with pictures", len(batch.latent_shapes) > 0, "labels", batch.labels is not None)
     return loss_sums(self, batch)
-BagelAdapter.loss_sums = told
+BagelModel.loss_sums = told
 """
 
 
@@ -271,7 +271,7 @@ MEMORY = """
 import gc, sys, torch
 from pathlib import Path
 from reca_fast.config import ModelConfig
-from reca_fast.models import open_adapter
+from reca_fast.models import open_model
 from reca_fast.models.bagel.weights import fill_bagel
 from reca_fast.models.files import uniform
 from reca_fast.train.distributed import Processes
@@ -283,11 +283,11 @@ def mb(key):
 
 with Processes() as processes:
     processes.join("cpu")
-    adapter = open_adapter(ModelConfig(path="{folder}", precision="fp32"))
+    model = open_model(ModelConfig(path="{folder}", precision="fp32"))
     if processes.mesh is not None:
-        shard(adapter.module, adapter.blocks(), processes.mesh, adapter.dtype)
+        shard(model.module, model.blocks(), processes.mesh, model.dtype)
     before = mb("RssAnon"), mb("VmRSS")
-    fill_bagel(adapter.module, Path("{folder}") / "ema.safetensors", uniform(torch.float32, "cpu"))
+    fill_bagel(model.module, Path("{folder}") / "ema.safetensors", uniform(torch.float32, "cpu"))
     print("grown", mb("RssAnon") - before[0], mb("VmRSS") - before[1])
 sys.exit(0)
 """

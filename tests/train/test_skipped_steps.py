@@ -12,9 +12,9 @@ from reca_fast.train.metrics import draw_curve
 
 BROKEN = """
 import math, os, torch
-from reca_fast.models.bagel.adapter import BagelAdapter
+from reca_fast.models.bagel.model import BagelModel
 
-loss_sums, calls = BagelAdapter.loss_sums, 0
+loss_sums, calls = BagelModel.loss_sums, 0
 
 def broken(self, *args):
     global calls
@@ -24,7 +24,7 @@ def broken(self, *args):
         return {term: total * math.nan for term, total in sums.items()}
     return sums
 
-BagelAdapter.loss_sums = broken
+BagelModel.loss_sums = broken
 """
 ONE_PACK = ["--data.packs_per_step", "1", "--optim.ema_decay", "0.5"]
 

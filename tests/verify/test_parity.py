@@ -156,7 +156,10 @@ BROKEN = {
     "cut inputs": (lambda case: os.truncate(case / "inputs.safetensors", 1000), r"inputs\.safetensors"),
     "no config": (lambda case: (case / "config.json").unlink(), r"config\.json is missing"),
     "cut config": (lambda case: os.truncate(case / "config.json", 100), r"config\.json cannot be read as JSON"),
-    "config of another model": (lambda case: (case / "config.json").write_text("{}"), "has no llm_config"),
+    "config of another model": (
+        lambda case: (case / "config.json").write_text("{}"),
+        "describes none of the models bagel",
+    ),
     "no weights": (lambda case: (case / "weights.safetensors").unlink(), r"weights\.safetensors is missing"),
     "cut weights": (
         lambda case: os.truncate(case / "weights.safetensors", 9000),

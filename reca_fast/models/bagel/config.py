@@ -179,3 +179,19 @@ class BagelConfig:
         places = {name: f"{name} of {folder / 'config.json'}" for name in SECTIONS} | files
         vae = KLVAEConfig.from_dict(values.get("vae_config", {}), places["vae_config"])
         return cls._from_sections(values, places, vae, vae.downsample)
+
+
+BAGEL_7B_MOT = BagelConfig(
+    llm=LLMConfig(
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        vocab_size=152064,
+    ),
+    vit=SiglipConfig(
+        hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16, image_size=980
+    ),
+)
+"""The sizes of the checkpoint that the authors published, 14.6 G numbers with the VAE."""

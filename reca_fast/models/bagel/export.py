@@ -14,8 +14,8 @@ from reca_fast.models.files import open_weights, rewrite_weights
 from reca_fast.models.files.folder import copy_files, files_inside
 
 from .config import CONFIG_FILES, BagelConfig
-from .model import Bagel
 from .names import TABLES
+from .network import Bagel
 from .tokenizer import TOKENIZER_FILES
 from .weights import WEIGHTS_FILE, check_weights, weights_file
 

@@ -29,9 +29,10 @@ def step_flops(config: BagelConfig, batch: BagelBatch, *, frozen: bool) -> float
     attention = llm.num_hidden_layers * heads * ((4 if frozen else 12) * pairs_und + 12 * pairs_gen)
 
     patches = len(batch.vit_position_ids)
+    seen = patches if batch.features is None else 0  # the ViT's work where it has not been done already
     vit_layer = 4 * vit.hidden_size**2 + 2 * vit.hidden_size * vit.intermediate_size
-    tower = 2 * patches * config.vit_layers * vit_layer
-    tower += 4 * config.vit_layers * vit.hidden_size * _pairs(batch.vit_segments)
+    tower = 2 * seen * config.vit_layers * vit_layer
+    tower += 4 * config.vit_layers * vit.hidden_size * (_pairs(batch.vit_segments) if seen else 0)
     tower += und_factor * patches * llm.hidden_size * (vit.hidden_size + llm.hidden_size)
     return float(linears + attention + tower)
 

@@ -1,171 +1,241 @@
-"""BAGEL: understanding and generation experts in one decoder (facts and names as in BAGEL-7B-MoT).
+"""BAGEL as the trainer sees it: weights, batches, losses, pictures, export."""
 
-The VAE is not part of this module: it belongs to the data side of a step (`vae.py`) and has its own file and dtype.
-"""
-
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from reca_fast.kernels import blur_patchify, template_concat
-from reca_fast.models.parts.position import sincos_table
-from reca_fast.models.parts.rotary import rotary_table
-from reca_fast.models.parts.siglip import SiglipNaViT
-from reca_fast.models.parts.timestep import TimestepEmbedder
+from reca_fast.config import DataConfig, ModelConfig, SamplingConfig
+from reca_fast.data.inputs import Size
+from reca_fast.errors import UserError
+from reca_fast.kernels import flow_interpolate
+from reca_fast.models.choices import choose_operations
+from reca_fast.models.files import Place, check_finite, open_weights
+from reca_fast.models.protocol import Case
+from reca_fast.objectives import flow_loss_by_task, next_token_loss
+from reca_fast.sample import I2T, Sample
 
 from .batch import BagelBatch
-from .config import BagelConfig
-from .connector import Connector
-from .layers import AttentionPlan, KeyValue, MoTLayer, RMSNorm, Stream
+from .config import BAGEL_7B_MOT, CONFIG_FILES, BagelConfig
+from .encoders import VAE_FILE, BagelEncoders
+from .export import export_folder
+from .flops import step_flops
+from .inputs import BagelInputs
+from .latent_tokens import unpatchify_latents
+from .network import Bagel
+from .sampling import Condition, sample_latents
+from .tokenizer import PUBLISHED_MARKERS, TOKENIZER_FILES, BagelTokenizer, open_tokenizer
+from .weights import check_weights, fill_bagel, missing_tables, weights_file
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What the model says about a batch; `und` is None (when trained: has no rows) when nothing reads it."""
-
-    velocity: Tensor  # [G, latent dim]
-    und: Tensor | None  # [U, D] after the final norm
-
-
-class Bagel(nn.Module):
-    """The whole model except the VAE.
+class BagelModel:
+    """One BAGEL: the network (`module`), and beside it the frozen encoders and the tokenizer. The methods are those of
+    `reca_fast.models.protocol.Model`.
 
     Args:
         config: architecture.
-        freeze_und: train the generation side alone; the understanding expert, the vision tower, the connector, the
-            token embedding and the head get requires_grad=False, and no gradient flows through them.
-        attention: backend name from `reca_fast.kernels.choose_backend`.
+        options: what of it is trained, and how. `options.path` is the checkpoint folder; only what reads files needs
+            it.
+        tokenizer: only what reads texts needs one.
     """
 
-    def __init__(self, config: BagelConfig, *, freeze_und: bool = True, attention: str = "sdpa") -> None:
-        super().__init__()
-        llm = config.llm
-        self.config, self.attention = config, attention
-        self.embed_tokens = nn.Embedding(llm.vocab_size, llm.hidden_size)
-        self.layers = nn.ModuleList(MoTLayer(llm) for _ in range(llm.num_hidden_layers))
-        self.norm = RMSNorm(llm.hidden_size, llm.rms_norm_eps)
-        self.norm_gen = RMSNorm(llm.hidden_size, llm.rms_norm_eps)
-        self.lm_head = nn.Linear(llm.hidden_size, llm.vocab_size, bias=False)
-        self.vit = SiglipNaViT(config.vit, config.vit_layers)
-        self.connector = Connector(config.vit.hidden_size, llm.hidden_size)
-        self.time_embedder = TimestepEmbedder(llm.hidden_size)
-        self.vae2llm = nn.Linear(config.patch_latent_dim, llm.hidden_size)
-        self.llm2vae = nn.Linear(llm.hidden_size, config.patch_latent_dim)
-        # The tables are formulas: recomputed as the authors' loader does, never trusted from a file.
-        self.latent_pos_embed: Tensor
-        self.vit_pos_embed: Tensor
-        self.fill_tables("meta")
-        self.set_trainable(freeze_und)
+    MARK: ClassVar[str] = "llm_config.json"
+    PUBLISHED: ClassVar[Sequence[str]] = ("BAGEL-7B-MoT",)
 
-    def fill_tables(self, device: torch.device | str) -> None:
-        """Compute the two fixed sin/cos position tables on `device` (fp32)."""
-        glue, width = self.config.glue, self.config.llm.hidden_size
-        sides = {"latent_pos_embed": glue.max_latent_size, "vit_pos_embed": glue.vit_max_num_patch_per_side}
-        with torch.device(device):  # on the meta device the formula costs nothing
-            for name, side in sides.items():
-                self.register_buffer(name, sincos_table(side, width), persistent=False)
+    def __init__(self, config: BagelConfig, options: ModelConfig, tokenizer: BagelTokenizer | None = None) -> None:
+        self.config, self.options, self.folder = config, options, Path(options.path)
+        self.dtype = DTYPES[options.precision]
+        self._tokenizer = tokenizer
+        with torch.device("meta"):
+            self.module = Bagel(config, freeze_und=options.freeze_und)
+        self.encoders = BagelEncoders(config)
 
-    def set_trainable(self, freeze_und: bool) -> None:
-        """Decide which parameters move. The vision tower never does (the authors' `freeze_vit`)."""
-        self.freeze_und = freeze_und
-        self.requires_grad_(True)
-        self.vit.requires_grad_(False)
-        if freeze_und:
-            for part in (self.embed_tokens, self.norm, self.lm_head, self.connector):
-                part.requires_grad_(False)
-            for layer in self.layers:
-                layer.und.requires_grad_(False)
+    @classmethod
+    def recognises(cls, folder: Path) -> bool:
+        return (folder / cls.MARK).exists()
 
-    def embed_understanding(self, batch: BagelBatch) -> Tensor:
-        """Token embeddings and vision features in stream order, [U, D]."""
-        embedding = self.embed_tokens.weight
-        patches = self.patches(batch)
-        if patches is None:
-            features = embedding.new_zeros(0, self.config.vit.hidden_size)  # the connector takes part (see MoTLayer)
-        else:
-            features = self.vit(patches, batch.vit_position_ids, batch.vit_segments, self.attention)
-        return template_concat(
-            token_ids=batch.text_ids,
-            embedding=embedding,
-            token_rows=batch.text_rows,
-            visual=self.connector(features),
-            visual_rows=batch.vit_rows,
-            visual_position_ids=batch.vit_position_ids,
-            visual_position_embedding=self.vit_pos_embed,
-            dtype=embedding.dtype,
-        )
+    @classmethod
+    def open(cls, options: ModelConfig) -> "BagelModel":
+        folder = Path(options.path)
+        config = BagelConfig.from_folder(folder)
+        weights_file(folder, options.weights)  # raises before the tokenizer, which takes seconds
+        return cls(config, options, open_tokenizer(folder, config.llm.vocab_size))
 
-    def patches(self, batch: BagelBatch) -> Tensor | None:
-        """Input of the vision tower [V, patch dim]: recorded patches, or uint8 pictures cut here; None: neither."""
-        if not batch.condition_images:
-            return batch.patches
-        sizes = [(int(image.shape[0]), int(image.shape[1])) for image in batch.condition_images]
-        dtype, patch_size = self.vit.patch_embedding.weight.dtype, self.config.vit.patch_size
-        return blur_patchify(batch.condition_images, size=sizes, patch_size=patch_size, mean=0.5, std=0.5, dtype=dtype)
+    @classmethod
+    def published(cls, name: str, options: ModelConfig) -> "BagelModel | None":
+        return cls(BAGEL_7B_MOT, options, PUBLISHED_MARKERS) if name in cls.PUBLISHED else None
 
-    def embed_latents(self, batch: BagelBatch, x_t: Tensor, timesteps: Tensor) -> Tensor:
-        """Noisy latent tokens x_t [G, C] at times [number of target pictures] -> [G, D]."""
-        time = self.time_embedder(timesteps)
-        if not torch.is_autocast_enabled(x_t.device.type):  # which casts by itself, and has made x_t narrow already
-            x_t = x_t.to(self.vae2llm.weight.dtype)
-        return template_concat(
-            latents=self.vae2llm(x_t),
-            latent_position_ids=batch.latent_position_ids,
-            latent_position_embedding=self.latent_pos_embed,
-            timestep_embedding=time,
-            latent_cu_seqlens=batch.latent_cu_seqlens,
-        )
+    @classmethod
+    def case(cls, folder: Path) -> Case | None:
+        from .cases import BagelCase  # here, since a case is replayed by this class
 
-    def decode(
-        self,
-        und: Tensor | None,
-        gen: Tensor | None,
-        plan: AttentionPlan,
-        und_positions: Tensor | None,
-        gen_positions: Tensor | None,
-        *,
-        past: list[KeyValue] | None = None,
-        need_und: bool = True,
-    ) -> tuple[Tensor | None, Tensor | None, list[KeyValue]]:
-        """The decoder layers; returns both streams before the final norms and, of a prefix pass, keys and values of
-        `und` per layer.
-        """
-        wide = torch.promote_types(self.norm_gen.weight.dtype, torch.float32)
-        head_dim, theta = self.config.llm.head_dim, self.config.llm.rope_theta
-        und_rope, gen_rope = (
-            () if positions is None else rotary_table(positions, head_dim, theta, wide)
-            for positions in (und_positions, gen_positions)
-        )
-        kept: list[KeyValue] = []
-        for number, layer in enumerate(self.layers):
-            und, gen, und_kv = layer(
-                None if und is None else Stream(und, *und_rope),
-                None if gen is None else Stream(gen, *gen_rope),
-                plan,
-                self.attention,
-                None if past is None else past[number],
-                self.freeze_und,
-                need_und or number + 1 < len(self.layers),
-            )
-            if und_kv is not None:
-                kept.append(und_kv)
-        return und, gen, kept
+        return BagelCase.open(folder)
 
-    def forward(self, batch: BagelBatch, x_t: Tensor, timesteps: Tensor) -> Prediction:
-        """Velocity of every latent token and, when the batch has labels, the understanding rows.
+    @classmethod
+    def check(cls, folder: Path, weights: str = "auto") -> str:
+        return check_checkpoint(folder, weights)
+
+    @property
+    def tokenizer(self) -> BagelTokenizer:
+        assert self._tokenizer is not None, "this model was made without a tokenizer"
+        return self._tokenizer
+
+    @property
+    def weights(self) -> Path:
+        """The file that the module's weights are read from."""
+        return weights_file(self.folder, self.options.weights)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module is; the meta device before it has weights."""
+        return self.module.latent_pos_embed.device
+
+    def files(self) -> Sequence[Path]:
+        beside = (self.folder / name for name in (VAE_FILE, *CONFIG_FILES, *TOKENIZER_FILES))
+        return [path for path in (self.weights, *beside) if path.is_file()]
+
+    def says_weights(self) -> str:
+        missing = " and ".join(missing_tables(self.weights))
+        note = f", which lacks {missing} (computed here; `reca-fast export` writes them)" if missing else ""
+        return f"weights: {self.weights}{note}"
+
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.module.layers)
+
+    def decays(self, name: str) -> bool:
+        """The authors train without weight decay; where it is asked for, it acts on the linear layers' matrices."""
+        return name.endswith(".weight") and "norm" not in name and not name.startswith("embed_tokens.")
+
+    def fill(self, place: Place) -> None:
+        device = torch.device(place("norm.weight", self.module.norm.weight).device)
+        self.module.attention = choose_operations(self.options, device, self.dtype)
+        fill_bagel(self.module, self.weights, place)
+
+    def fill_encoders(self, device: torch.device | str) -> None:
+        self.encoders.fill_vit(self.weights, self.dtype, device)
+        self.encoders.fill_vae(self.folder, device)
+
+    def drop_encoders(self) -> None:
+        self.encoders = BagelEncoders(self.config)
+
+    def tokenize(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text)
+
+    def inputs(self, config: DataConfig) -> BagelInputs:
+        return BagelInputs(self.config, self.tokenizer, config)
+
+    def autocast(self, *, keep_casts: bool = False) -> AbstractContextManager:
+        """bf16 arithmetic over fp32 master weights; nothing where the weights have the arithmetic's dtype.
 
         Args:
-            batch: a packed batch on this module's device.
-            x_t: [G, C] noisy latents; G is 0 in a batch without target pictures.
-            timesteps: [number of target pictures] in (0, 1).
+            keep_casts: keep the weights' bf16 copies until the context ends. A forward pass uses every weight once, so
+                that would hold 13 GB at BAGEL's size that recomputation has just set free; sampling uses them in every
+                step.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_und):
-            und: Tensor | None = self.embed_understanding(batch)
-        gen: Tensor | None = self.embed_latents(batch, x_t, timesteps)
-        need_und = batch.label_rows is not None
-        und, gen, _ = self.decode(und, gen, batch.plan, batch.und_positions, batch.gen_positions, need_und=need_und)
-        gen = self.norm_gen(gen)
-        if und is not None:
-            und = self.norm(und)
-        return Prediction(self.llm2vae(gen), und)
+        if self.dtype == self.module.llm2vae.weight.dtype:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype, cache_enabled=keep_casts)
+
+    def encode(self, batch: BagelBatch) -> BagelBatch:
+        with self.autocast():
+            return self.encoders.encode(batch, self.module.attention)
+
+    def loss_sums(self, batch: BagelBatch) -> dict[str, Tensor]:
+        """Noise the targets' latents as the batch has drawn it, predict, and sum the losses by task.
+
+        Args:
+            batch: an encoded one, on the model's device.
+        """
+        draws, latents = batch.draws, batch.latents
+        assert draws is not None, "a training batch holds its draws"
+        if latents is None:
+            if batch.target_tasks:
+                raise ValueError("the batch is not encoded; encode() comes first")
+            latents = draws.timesteps.new_zeros(0, self.config.patch_latent_dim)
+        # The noise is a function of the seed, the token's place in the pack and the channel: the same on every device.
+        noise = {"seed": draws.noise_seed} if draws.noise is None else {"noise": draws.noise}
+        with self.autocast():
+            x_t = flow_interpolate(latents, draws.timesteps[batch.image_index], **noise)
+            prediction = self.module(batch, x_t, draws.timesteps)
+        sums = flow_loss_by_task(
+            prediction.velocity, latents, draws.timesteps, batch.image_index, batch.target_tasks, **noise
+        )
+        if not self.options.freeze_und:
+            # Also without labels or without pictures, so that every trained weight has a gradient (see MoTLayer).
+            rows = prediction.und if batch.label_rows is None else prediction.und[batch.label_rows]
+            labels = batch.text_ids[:0] if batch.labels is None else batch.labels
+            with self.autocast():
+                sums[I2T] = next_token_loss(rows, self.module.lm_head.weight, labels, "sum")
+            if not batch.target_tasks:
+                sums[I2T] = sums[I2T] + prediction.velocity.sum()  # of no rows: zero, but in the graph
+        return sums
+
+    def flops(self, batch: BagelBatch) -> float:
+        return step_flops(self.config, batch, frozen=self.options.freeze_und)
+
+    @torch.no_grad()
+    def sample(
+        self, conditions: Sequence[Sample], sizes: Sequence[Size], sampling: SamplingConfig, seeds: Sequence[int]
+    ) -> list[Tensor]:
+        stride, side = self.config.latent_stride, self.config.glue.max_latent_size
+        for width, height in sizes:
+            if width % stride or height % stride or not 0 < min(width, height) <= max(width, height) <= side * stride:
+                raise UserError(
+                    f"A picture of {width} x {height} cannot be drawn: both sides must be multiples of {stride} "
+                    f"and at most {side * stride}."
+                )
+        pairs: list[Condition] = [(s.condition, None if s.text is None else s.text.ids) for s in conditions]
+        shapes = [(height // stride, width // stride) for width, height in sizes]
+        vae, patch, channels = self.encoders.vae, self.config.glue.latent_patch_size, self.config.latent_channels
+        if vae is None:
+            raise ValueError("the VAE has no weights; fill_encoders() comes first")
+        with self.autocast(keep_casts=True):
+            tokens = sample_latents(self.module, self.tokenizer, self.encode, pairs, shapes, sampling, seeds)
+            pictures = [
+                vae.decode(unpatchify_latents(x, rows, columns, patch, channels)[None])[0]
+                for x, (rows, columns) in zip(tokens, shapes, strict=True)
+            ]
+        # Cut to whole grey levels, not rounded: as the authors do.
+        return [((p.float() * 0.5 + 0.5).clamp(0, 1) * 255).to(torch.uint8).permute(1, 2, 0).cpu() for p in pictures]
+
+    def export(self, folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> list[str]:
+        if not os.path.lexists(self.folder / VAE_FILE):
+            raise UserError(f"{self.folder / VAE_FILE} is missing; the authors' code needs it beside the weights.")
+        return export_folder(self.folder, folder, self.config, weights, dtype, self.weights)
+
+
+def check_checkpoint(folder: Path, weights: str = "auto") -> str:
+    """Read a checkpoint folder strictly, names, shapes and numbers of its weights; one line that says what it holds.
+
+    Args:
+        weights: the file of weights, as `weights_file` takes it.
+
+    Raises:
+        UserError: anything missing, unexpected or misshapen, NaN or infinite numbers.
+    """
+    config = BagelConfig.from_folder(folder)
+    with torch.device("meta"):
+        model = Bagel(config)
+    encoders = BagelEncoders(config)
+    path = weights_file(folder, weights)
+    with open_weights(path) as file:
+        check_weights(model, file, encoders.vit)
+        tensors = f"{len(file.shapes)} tensors in {path.name}"
+    if missing := missing_tables(path):
+        raise UserError(
+            f"{path} lacks {' and '.join(missing)}, the position tables that the authors' code reads from it. Training "
+            "and sampling compute them, and what `reca-fast export` writes holds them; or copy them from the public "
+            "checkpoint."
+        )
+    open_tokenizer(folder, config.llm.vocab_size)
+    encoders.fill_vae(folder, "cpu")
+    for each in (path, folder / VAE_FILE):
+        check_finite(each)
+    numbers = sum(p.numel() for part in (model, encoders.vit) for p in part.parameters())
+    return f"{folder}: a whole BAGEL checkpoint, {tensors}, {numbers / 1e9:.3f} G parameters."

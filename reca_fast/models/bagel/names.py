@@ -27,7 +27,7 @@ def _expert(suffix: str) -> list[tuple[str, str]]:
     return [(own, public.replace("%", suffix)) for own, public in _EXPERT]
 
 
-DECODER_NAMES = NameTable(
+NETWORK_NAMES = NameTable(
     (
         ("embed_tokens.{kind}", "language_model.model.embed_tokens.{kind}"),
         *prefixed(_expert(""), "layers.{i}.und.", _LAYER),
@@ -40,8 +40,6 @@ DECODER_NAMES = NameTable(
     others=("vit_model.",),
     ignored=frozenset(TABLES),
 )
-"""The decoder with all that belongs to it, but not the vision tower."""
+"""The network: all that stands in the file of weights but the ViT."""
 VIT_NAMES = replace(SIGLIP_NAMES.within(file="vit_model."), under="vit_model.")
-"""The vision tower."""
-NAMES = replace(DECODER_NAMES, rules=DECODER_NAMES.rules + VIT_NAMES.within(module="vit.").rules, others=())
-"""The whole module, in which the vision tower is `vit`."""
+"""The ViT, which stands in the same file."""

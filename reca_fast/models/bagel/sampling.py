@@ -10,7 +10,7 @@ number of rows, and a trained model makes visible differences out of a last bit:
 would depend on each other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,9 +21,11 @@ from reca_fast.config import SamplingConfig
 from .batch import BagelBatch
 from .collate import collate_prefixes, collate_targets
 from .layers import KeyValue
-from .model import Bagel
+from .network import Bagel
 from .tokenizer import BagelTokenizer
 
+Encode = Callable[[BagelBatch], BagelBatch]
+"""Puts the ViT's features in the place of a batch's pictures."""
 Condition = tuple[Tensor | None, Sequence[int] | None]
 """What a picture is drawn from: an understanding picture uint8 [H, W, 3] and prompt ids, None where there is none."""
 
@@ -57,6 +59,7 @@ def time_grid(steps: int, shift: float) -> Tensor:
 def sample_latents(
     model: Bagel,
     tokenizer: BagelTokenizer,
+    encode: Encode,
     conditions: Sequence[Condition],
     shapes: Sequence[tuple[int, int]],
     sampling: SamplingConfig,
@@ -66,6 +69,7 @@ def sample_latents(
 
     Args:
         model: on its device, with weights.
+        encode: computes the ViT's features of the conditions.
         conditions: what each picture is drawn from.
         shapes: (rows, columns) of each picture in latent tokens.
         sampling: steps, shift and guidance; its seed is not read.
@@ -79,7 +83,7 @@ def sample_latents(
     """
     sampling.check()
     return [
-        _draw(model, tokenizer, condition, shape, sampling, seed)
+        _draw(model, tokenizer, encode, condition, shape, sampling, seed)
         for condition, shape, seed in zip(conditions, shapes, seeds, strict=True)
     ]
 
@@ -87,6 +91,7 @@ def sample_latents(
 def _draw(
     model: Bagel,
     tokenizer: BagelTokenizer,
+    encode: Encode,
     condition: Condition,
     shape: tuple[int, int],
     sampling: SamplingConfig,
@@ -97,7 +102,7 @@ def _draw(
     above, up_to = sampling.guidance_interval
     inside = ((grid[:-1] > above) & (grid[:-1] <= up_to)).tolist()
     branches = _branches(condition, sampling) if any(inside) else [condition]
-    prefix = encode_conditions(model, tokenizer, branches)
+    prefix = encode_conditions(model, tokenizer, encode, branches)
 
     unguided = _target(model, tokenizer, shape, prefix, 1)
     guided = _target(model, tokenizer, shape, prefix, len(branches)) if len(branches) > 1 else unguided
@@ -129,12 +134,14 @@ def _branches(condition: Condition, sampling: SamplingConfig) -> list[Condition]
     return branches
 
 
-def encode_conditions(model: Bagel, tokenizer: BagelTokenizer, conditions: Sequence[Condition]) -> Prefix:
+def encode_conditions(
+    model: Bagel, tokenizer: BagelTokenizer, encode: Encode, conditions: Sequence[Condition]
+) -> Prefix:
     """Send the conditions, packed into one batch, through the decoder and keep what the targets read of it."""
     batch, lengths, following = collate_prefixes(conditions, model.config, tokenizer)
     if not sum(lengths):
         return Prefix(None, lengths, following)
-    batch = batch.to(model.latent_pos_embed.device)
+    batch = encode(batch.to(model.latent_pos_embed.device))
     und = model.embed_understanding(batch)
     _, _, cache = model.decode(und, None, batch.plan, batch.und_positions, None, need_und=False)
     packed_order = torch.argsort(batch.und_rows)  # the stream is ordered by split mode, the cache by condition

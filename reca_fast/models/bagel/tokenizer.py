@@ -44,16 +44,28 @@ class BagelTokenizer:
     eos: int
     start_of_image: int
     end_of_image: int
-    qwen: "PreTrainedTokenizerBase"
+    qwen: "PreTrainedTokenizerBase | None"  # None where only the markers are known, as of a model without files
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text. No marker is added, and where the text spells a marker it becomes ordinary tokens."""
+        """The ids of a text. No marker is added, and where the text spells a marker it becomes ordinary tokens.
+
+        Raises:
+            ValueError: only the markers are known.
+        """
+        if self.qwen is None:
+            raise ValueError("texts cannot be tokenized without the files of a tokenizer")
         ids: list[int] = self.qwen.encode(text, add_special_tokens=False, split_special_tokens=True)
         return ids
 
     def decode(self, ids: list[int]) -> str:
         """The text of these ids, markers included."""
+        if self.qwen is None:
+            raise ValueError("ids cannot be read without the files of a tokenizer")
         return str(self.qwen.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+PUBLISHED_MARKERS = BagelTokenizer(bos=151644, eos=151645, start_of_image=151652, end_of_image=151653, qwen=None)
+"""The markers of the checkpoint that the authors published."""
 
 
 def open_tokenizer(folder: str | Path, vocab_size: int | None = None) -> BagelTokenizer:

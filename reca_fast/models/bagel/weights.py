@@ -7,10 +7,11 @@ from pathlib import Path
 from reca_fast.errors import UserError
 from reca_fast.models.files import Place, Weights, check_fit, fill, open_weights, stored_shapes
 from reca_fast.models.files.fill import ORIGIN
+from reca_fast.models.parts.siglip import SiglipNaViT
 from reca_fast.schema import shown
 
-from .model import Bagel
-from .names import NAMES, TABLES
+from .names import NETWORK_NAMES, TABLES, VIT_NAMES
+from .network import Bagel
 
 WEIGHTS_FILE = "ema.safetensors"
 """The file that an export has: what the authors' app reads, and their scripts when given --use-ema."""
@@ -49,7 +50,7 @@ def weights_file(folder: Path, choice: str = "auto") -> Path:
     return folder / found[0]
 
 
-def check_weights(model: Bagel, weights: Weights) -> dict[str, str]:
+def check_weights(model: Bagel, weights: Weights, vit: SiglipNaViT | None = None) -> dict[str, str]:
     """Refuse a file whose keys or shapes differ from the model's. It may lack the position tables.
 
     Returns:
@@ -58,7 +59,8 @@ def check_weights(model: Bagel, weights: Weights) -> dict[str, str]:
     Raises:
         UserError: naming the tensors; and, when a position table has another size, the setting that fits it.
     """
-    read = check_fit(weights, (model, NAMES), origin=f"{ORIGIN} (BAGEL-7B-MoT's ema.safetensors)")
+    also = [] if vit is None else [(vit, VIT_NAMES)]
+    read = check_fit(weights, (model, NETWORK_NAMES), *also, origin=f"{ORIGIN} (BAGEL-7B-MoT's ema.safetensors)")
     for key, setting in TABLES.items():
         wanted = tuple(model.get_buffer(key.removesuffix(".pos_embed")).shape)
         stored = weights.shapes.get(key, wanted)
@@ -91,5 +93,5 @@ def fill_bagel(model: Bagel, path: Path, place: Place) -> None:
     """
     with open_weights(path) as weights:
         check_weights(model, weights)
-        fill(model, weights, place, NAMES)
+        fill(model, weights, place, NETWORK_NAMES)
     model.fill_tables(model.norm.weight.device)

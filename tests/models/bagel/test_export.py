@@ -14,7 +14,7 @@ from reca_fast.checkpoints import CheckpointStore, SavedWeights
 from reca_fast.errors import UserError
 from reca_fast.models.bagel.config import BagelConfig
 from reca_fast.models.bagel.export import export_folder
-from reca_fast.models.bagel.names import NAMES, TABLES
+from reca_fast.models.bagel.names import NETWORK_NAMES, TABLES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -52,7 +52,7 @@ def saved_weights(run: Path) -> dict[str, torch.Tensor]:
     """Public key -> fp32 tensor, as the training checkpoint holds them."""
     newest = CheckpointStore(run / "checkpoints").newest()
     assert newest is not None
-    return {NAMES.key(name): tensor for name, tensor in SavedWeights(newest, "model").items()}
+    return {NETWORK_NAMES.key(name): tensor for name, tensor in SavedWeights(newest, "model").items()}
 
 
 def test_an_export_loads_and_holds_what_was_trained(trained_run, bf16_base, reca_fast, tmp_path) -> None:

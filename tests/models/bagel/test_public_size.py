@@ -5,9 +5,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.gpu_stages.bagel import LAYERS, PUBLIC, fill_fake, kept_activations, make_model, pack
+from bench.gpu_stages.bagel import LAYERS, fill_fake, kept_activations, make_model, pack
 from reca_fast.config import LossWeights
 from reca_fast.models.bagel.batch import BagelBatch
+from reca_fast.models.bagel.config import BAGEL_7B_MOT
 from reca_fast.objectives import weighted_loss
 
 pytestmark = pytest.mark.slow
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def batch() -> BagelBatch:
     """Two pictures of 1024 x 1024 with prompts of 21 tokens: 4379 tokens each (facts of the public recipe)."""
-    return pack(make_model(PUBLIC), pictures=2)
+    return pack(make_model(BAGEL_7B_MOT), pictures=2)
 
 
 def test_a_picture_has_as_many_tokens_as_in_the_authors_pack(batch):
@@ -26,7 +27,7 @@ def test_a_picture_has_as_many_tokens_as_in_the_authors_pack(batch):
 
 @pytest.mark.parametrize("freeze_und", [True, False])
 def test_the_step_runs_and_trains_just_what_it_should(batch, freeze_und):
-    model = make_model(PUBLIC, freeze_und=freeze_und)
+    model = make_model(BAGEL_7B_MOT, freeze_und=freeze_und)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
         fill_fake(model)
         velocities: list[torch.Tensor] = []
@@ -48,12 +49,12 @@ def test_activations_that_one_picture_keeps():
 
 def test_flops_are_those_counted_from_the_authors_step(batch):
     """Needed arithmetic per picture: 190 TFLOP with a prompt of 40 tokens, within 5 % (no VAE, no recomputation)."""
-    assert make_model(PUBLIC).flops(batch) / 2 == pytest.approx(190e12, rel=0.05)
+    assert make_model(BAGEL_7B_MOT).flops(batch) / 2 == pytest.approx(190e12, rel=0.05)
 
 
 def test_flops_are_those_of_the_step_itself(batch):
     """As torch counts them while the step runs, less the scores that attention's backward pass computes again."""
-    model = make_model(PUBLIC)
+    model = make_model(BAGEL_7B_MOT)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
         fill_fake(model, torch.float32)
         with FlopCounterMode(display=False) as counter:

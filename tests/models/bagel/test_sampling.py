@@ -18,9 +18,10 @@ from reca_fast.cli.options import parse
 from reca_fast.config import PRESETS, DataConfig, ModelConfig, SamplingConfig
 from reca_fast.errors import UserError
 from reca_fast.evaluation.reconstruction import reconstruct
-from reca_fast.models.bagel import BagelAdapter
+from reca_fast.memory import fill_model
+from reca_fast.models.bagel import BagelModel
 from reca_fast.models.bagel import sampling as rule
-from reca_fast.models.bagel.names import NAMES
+from reca_fast.models.bagel.names import NETWORK_NAMES, VIT_NAMES
 from reca_fast.models.bagel.sampling import Condition, sample_latents, time_grid
 from reca_fast.randomness import draw_of_pack
 from reca_fast.sample import RECA, Sample, Text
@@ -29,24 +30,26 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def bagel(tiny_folder: Path) -> BagelAdapter:
+def bagel(tiny_folder: Path) -> BagelModel:
     """The tiny model with every weight random: a fresh one predicts a velocity of zero."""
-    adapter = BagelAdapter.open(ModelConfig(path=str(tiny_folder), precision="fp32"))
-    adapter.load(torch.device("cpu"))
+    model = BagelModel.open(ModelConfig(path=str(tiny_folder), precision="fp32"))
+    fill_model(model, torch.device("cpu"))
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, parameter in adapter.module.named_parameters():
+        for name, parameter in model.module.named_parameters():
             if ".gen." in name or name.startswith("llm2vae"):
                 parameter.copy_(torch.randn(parameter.shape, generator=draw) / max(parameter.shape[-1], 16) ** 0.5)
                 parameter.add_("norm" in name)
-    return adapter
+    return model
 
 
-def checkpoint(weights: dict[str, Tensor], bagel: BagelAdapter, tiny_folder: Path, folder: Path) -> Path:
+def checkpoint(weights: dict[str, Tensor], bagel: BagelModel, tiny_folder: Path, folder: Path) -> Path:
     """A copy of the tiny checkpoint with other weights, by their names in the module of `bagel`."""
     shutil.copytree(tiny_folder, folder)
     tables = {f"{name}.pos_embed": bagel.module.get_buffer(name) for name in ("latent_pos_embed", "vit_pos_embed")}
-    save_file({NAMES.key(name): x for name, x in weights.items()} | tables, folder / "ema.safetensors")
+    vit = {VIT_NAMES.key(name): x for name, x in bagel.encoders.vit.named_parameters()}
+    network = {NETWORK_NAMES.key(name): x for name, x in weights.items()}
+    save_file(network | vit | tables, folder / "ema.safetensors")
     return folder
 
 
@@ -57,9 +60,14 @@ def draw(bagel) -> Callable[..., list[Tensor]]:
     def sample(conditions, shapes, guidance: float = 1.0, steps: int = 2, seeds=None, **options) -> list[Tensor]:
         options = SamplingConfig(steps=steps, guidance=guidance, **options)
         seeds = range(len(shapes)) if seeds is None else seeds
-        return sample_latents(bagel.module, bagel.tokenizer, conditions, shapes, options, seeds)
+        return sample_latents(bagel.module, bagel.tokenizer, bagel.encode, conditions, shapes, options, seeds)
 
     return sample
+
+
+def prompts(bagel: BagelModel, *texts: str) -> list[Sample]:
+    """Conditions that are a text alone."""
+    return [Sample(text, (), None, None, Text(tuple(bagel.tokenize(text)))) for text in texts]
 
 
 def picture(height: int, width: int, seed: int = 0) -> Tensor:
@@ -102,7 +110,7 @@ def test_cached_prefix_is_worth_the_whole_sequence(t, bagel, draw, monkeypatch) 
         )
         for number, ((image, ids), (rows, columns)) in enumerate(zip(conditions, SHAPES, strict=True))
     ]
-    batch = bagel.inputs(DataConfig()).collate(samples, draw_of_pack(0, 0, 0))
+    batch = bagel.encode(bagel.inputs(DataConfig()).collate(samples, draw_of_pack(0, 0, 0)))
     want = bagel.module(batch, noise_of(SHAPES, got.shape[1]), torch.full((len(SHAPES),), t)).velocity
     assert want.abs().mean() > 0.1
     assert (got - want).abs().max() <= 1e-5 * want.abs().max()
@@ -345,7 +353,7 @@ def test_euler_steps_reach_the_end_of_a_straight_path(bagel, draw, monkeypatch) 
 
 
 @pytest.fixture(scope="module")
-def amplifying(bagel: BagelAdapter, tiny_folder: Path, tmp_path_factory) -> Path:
+def amplifying(bagel: BagelModel, tiny_folder: Path, tmp_path_factory) -> Path:
     """A checkpoint folder that makes visible differences out of a last bit, as trained weights do: 176 grey levels
     after 12 steps in fp32, where the generation expert's matrices are ten times as large.
     """
@@ -372,16 +380,16 @@ def test_batch_changes_no_pixel(precision, amplifying, tmp_path, reca_fast) -> N
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_reconstructions_do_not_depend_on_what_is_beside_them(precision, amplifying) -> None:
-    adapter = BagelAdapter.open(ModelConfig(path=str(amplifying), precision=precision))
-    adapter.load(torch.device("cpu"))
+    model = BagelModel.open(ModelConfig(path=str(amplifying), precision=precision))
+    fill_model(model, torch.device("cpu"))
     sizes = [(16, 16), (24, 8), (32, 16)]
     samples = [
         Sample(str(n), (RECA,), picture(28, 28, n), picture(*size, n), Text((3,) * n)) for n, size in enumerate(sizes)
     ]
     sampling = SamplingConfig(steps=12, guidance=4.0)
-    together = reconstruct(adapter, samples, sampling)
-    assert torch.equal(reconstruct(adapter, samples[:1], sampling)[0].drawn, together[0].drawn)
-    pair = reconstruct(adapter, samples[:2], sampling)
+    together = reconstruct(model, samples, sampling)
+    assert torch.equal(reconstruct(model, samples[:1], sampling)[0].drawn, together[0].drawn)
+    pair = reconstruct(model, samples[:2], sampling)
     assert all(torch.equal(one.drawn, other.drawn) for one, other in zip(pair, together[:2], strict=True))
 
 
@@ -389,14 +397,15 @@ def test_pixels_are_cut_to_grey_levels(bagel, monkeypatch) -> None:
     """As the authors do: 0.999 of a level is not the next one."""
     levels = torch.tensor([-5.0, 0.0, 0.6, 1.1, 41.999, 254.9, 255.0, 300.0])
     pixels = (levels / 255 * 2 - 1).double().expand(1, 3, 1, 8)
-    monkeypatch.setattr(bagel.vae, "decode", lambda z: pixels)
-    (got,) = bagel.generate(["x"], (8, 8), SamplingConfig(steps=1))
+    monkeypatch.setattr(bagel.encoders.vae, "decode", lambda z: pixels)
+    (got,) = bagel.sample(prompts(bagel, "x"), [(8, 8)], SamplingConfig(steps=1), [0])
     assert got[0, :, 0].tolist() == [0, 0, 0, 1, 41, 254, 255, 255]
 
 
 def test_same_seed_same_picture(bagel) -> None:
     def pictures(seed: int) -> list[Tensor]:
-        return bagel.generate(["a red square", "a cat"], (32, 16), SamplingConfig(steps=4, guidance=2.0, seed=seed))
+        conditions = prompts(bagel, "a red square", "a cat")
+        return bagel.sample(conditions, [(32, 16)] * 2, SamplingConfig(steps=4, guidance=2.0), [seed, seed + 1])
 
     first = pictures(1)
     assert [(p.shape, p.dtype) for p in first] == [((16, 32, 3), torch.uint8)] * 2
@@ -410,7 +419,7 @@ def test_reconstructions_have_the_sizes_of_their_targets(bagel) -> None:
         Sample("a", (RECA,), picture(28, 42), picture(16, 24), Text((3, 4))),
         Sample("b", (RECA,), picture(28, 28), picture(32, 8), None),
     ]
-    got = bagel.reconstruct(samples, SamplingConfig(steps=3))
+    got = [r.drawn for r in reconstruct(bagel, samples, SamplingConfig(steps=3))]
     assert [tuple(p.shape) for p in got] == [(16, 24, 3), (32, 8, 3)]
 
 
@@ -419,4 +428,4 @@ def test_impossible_sizes_are_refused_in_one_sentence(size, bagel) -> None:
     with pytest.raises(
         UserError, match=f"A picture of {size[0]} x {size[1]} cannot be drawn: .* multiples of 8 and at most 128"
     ):
-        bagel.generate(["a cat"], size, SamplingConfig(steps=1))
+        bagel.sample(prompts(bagel, "a cat"), [size], SamplingConfig(steps=1), [0])

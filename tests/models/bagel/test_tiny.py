@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from reca_fast.errors import UserError
 from reca_fast.kernels import Varlen
 from reca_fast.models.bagel.config import BagelConfig
-from reca_fast.models.bagel.model import Bagel
+from reca_fast.models.bagel.encoders import BagelEncoders
+from reca_fast.models.bagel.network import Bagel
 from reca_fast.models.bagel.tiny import write_tiny_checkpoint
 from reca_fast.models.bagel.tiny.config import TinyConfig
 from reca_fast.models.bagel.tokenizer import MARKERS, open_tokenizer
@@ -91,17 +92,19 @@ def test_keys_and_shapes(folder: Path) -> None:
 @torch.no_grad()
 def test_condition_keeps_the_picture(folder: Path) -> None:
     """A linear map must find a 2x2 thumbnail of every patch in what the language model gets of it."""
+    config, path = BagelConfig.from_folder(folder), folder / "ema.safetensors"
     with torch.device("meta"):
-        model = Bagel(BagelConfig.from_folder(folder))
-    path = folder / "ema.safetensors"
+        model = Bagel(config)
     fill_bagel(model, path, uniform(torch.float32, "cpu"))
+    encoders = BagelEncoders(config)
+    encoders.fill_vit(path, torch.float32, "cpu")
     count, draw = 400, torch.Generator().manual_seed(0)
     small = torch.rand(count, 3, 8, 8, generator=draw) * 2 - 1
     pixels = F.interpolate(small, scale_factor=7, mode="bilinear")
     patches = pixels.view(count, 3, 4, 14, 4, 14).permute(0, 2, 4, 3, 5, 1).reshape(-1, 588)
     ids = (torch.arange(4)[:, None] * TinyConfig().vit_side + torch.arange(4)).flatten().repeat(count)
     segments = Varlen.from_lengths([16] * count, [16] * count, causal=False)
-    condition = model.connector(model.vit(patches, ids, segments, "sdpa"))
+    condition = model.connector(encoders.vit(patches, ids, segments, "sdpa"))
     wanted = F.avg_pool2d(pixels, 7).view(count, 3, 4, 2, 4, 2).permute(0, 2, 4, 1, 3, 5).reshape(-1, 12)
     features = torch.cat((condition, torch.ones(len(condition), 1)), dim=1).double()
     fit, judge = slice(0, 4800), slice(4800, None)

@@ -14,20 +14,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reca_fast.config import ModelConfig
 from reca_fast.errors import UserError
-from reca_fast.models.bagel import BagelAdapter, check_checkpoint
-from reca_fast.models.bagel.config import BagelConfig, GlueConfig, LLMConfig
-from reca_fast.models.bagel.model import Bagel
-from reca_fast.models.bagel.names import DECODER_NAMES, NAMES, TABLES, VIT_NAMES
+from reca_fast.memory import fill_model
+from reca_fast.models.bagel import BagelModel
+from reca_fast.models.bagel.config import BAGEL_7B_MOT, BagelConfig, GlueConfig, LLMConfig
+from reca_fast.models.bagel.encoders import BagelEncoders
+from reca_fast.models.bagel.names import NETWORK_NAMES, TABLES, VIT_NAMES
+from reca_fast.models.bagel.network import Bagel
 from reca_fast.models.bagel.weights import fill_bagel, weights_file
-from reca_fast.models.files import Place, Placement, check_fit, fill, open_weights, uniform
+from reca_fast.models.files import Place, Placement, check_fit, open_weights, uniform
 from reca_fast.models.parts.siglip_config import SiglipConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-PUBLIC = BagelConfig(
-    LLMConfig(3584, 18944, 28, 28, 4, 152064),
-    SiglipConfig(1152, 4304, 27, 16, 980),
-)
 
 
 def on_meta(config: BagelConfig, freeze_und: bool = True) -> Bagel:
@@ -88,11 +85,14 @@ def test_weights_are_cast_on_the_device(copy) -> None:
 
 def test_every_parameter_is_the_file_s_tensor(tiny_folder) -> None:
     stored = load_file(tiny_folder / "ema.safetensors")
-    model = filled(tiny_folder)
-    parameters = NAMES.keys(dict(model.named_parameters()))
-    assert parameters.keys() == stored.keys() - set(TABLES)
-    for key, name in parameters.items():
-        assert torch.equal(model.get_parameter(name), stored[key]), key
+    model, encoders = filled(tiny_folder), BagelEncoders(BagelConfig.from_folder(tiny_folder))
+    encoders.fill_vit(tiny_folder / "ema.safetensors", torch.float32, "cpu")
+    found = set(TABLES)
+    for part, names in ((model, NETWORK_NAMES), (encoders.vit, VIT_NAMES)):
+        for key, name in names.keys(dict(part.named_parameters())).items():
+            assert torch.equal(part.get_parameter(name), stored[key]), key
+            found.add(key)
+    assert found == stored.keys()
     for table in TABLES:  # computed, not read
         torch.testing.assert_close(model.get_buffer(table.removesuffix(".pos_embed")), stored[table])
 
@@ -121,8 +121,8 @@ def test_missing_position_tables_are_said(copy, reca_fast) -> None:
     said = reca_fast("verify", copy).sentence
     assert "ema.safetensors lacks latent_pos_embed.pos_embed and vit_pos_embed.pos_embed" in said
     assert "what `reca-fast export` writes holds them" in said
-    adapter = BagelAdapter.open(ModelConfig(path=str(copy), precision="fp32"))
-    assert "lacks latent_pos_embed.pos_embed and vit_pos_embed.pos_embed (computed here" in adapter.says_weights()
+    model = BagelModel.open(ModelConfig(path=str(copy), precision="fp32"))
+    assert "lacks latent_pos_embed.pos_embed and vit_pos_embed.pos_embed (computed here" in model.says_weights()
 
 
 @pytest.mark.parametrize(
@@ -181,10 +181,10 @@ def test_of_several_files_one_must_be_named(copy, reca_fast) -> None:
         assert "holds ema.safetensors and model.safetensors: name the one to read with --model.weights" in said
     for name, shift in (("ema.safetensors", 0), ("model.safetensors", 1)):
         assert f"tensors in {name}" in reca_fast("verify", copy, "--weights", name).out
-        adapter = BagelAdapter.open(ModelConfig(path=str(copy), weights=name, precision="fp32"))
-        assert adapter.says_weights() == f"weights: {copy / name}" and copy / name in adapter.files()
-        adapter.load(torch.device("cpu"))
-        assert torch.equal(adapter.module.llm2vae.bias, weights["llm2vae.bias"] + shift)
+        model = BagelModel.open(ModelConfig(path=str(copy), weights=name, precision="fp32"))
+        assert model.says_weights() == f"weights: {copy / name}" and copy / name in model.files()
+        fill_model(model, torch.device("cpu"))
+        assert torch.equal(model.module.llm2vae.bias, weights["llm2vae.bias"] + shift)
     assert "gone.safetensors is missing" in reca_fast("verify", copy, "--weights", "gone.safetensors").sentence
 
 
@@ -219,7 +219,7 @@ FAULTS = {
 def test_keys_must_fit(fault, copy) -> None:
     changes, message = FAULTS[fault]
     rewrite(copy, **changes)
-    for read in (filled, check_checkpoint):
+    for read in (filled, BagelModel.check):
         with pytest.raises(UserError, match=message):
             read(copy)
 
@@ -228,7 +228,7 @@ def test_keys_must_fit(fault, copy) -> None:
 def test_a_missing_file_is_named(name, copy) -> None:
     (copy / name).unlink()
     with pytest.raises(UserError, match=rf"{name} is missing"):
-        check_checkpoint(copy)
+        BagelModel.check(copy)
 
 
 @pytest.mark.parametrize(
@@ -252,19 +252,19 @@ def test_numbers_that_are_none_are_named(copy) -> None:
     weights["llm2vae.bias"][0], weights["connector.fc1.weight"][0, 0] = torch.nan, torch.inf
     save_file(weights, path)
     with pytest.raises(UserError, match=r"2 tensors hold NaN .* \(connector\.fc1\.weight, llm2vae\.bias\)"):
-        check_checkpoint(copy)
+        BagelModel.check(copy)
 
 
 def test_a_file_without_the_vision_tower_says_what_to_do(copy) -> None:
     path = copy / "ema.safetensors"
     save_file({key: x for key, x in load_file(path).items() if not key.startswith("vit_model.")}, path)
     with pytest.raises(UserError, match=r"was saved without vit_model\.\* .* copy these tensors into it from"):
-        check_checkpoint(copy)
+        BagelModel.check(copy)
 
 
 def test_a_whole_checkpoint_is_told_by_its_tensors(tiny_folder) -> None:
     tensors = len(load_file(tiny_folder / "ema.safetensors"))
-    assert f"a whole BAGEL checkpoint, {tensors} tensors" in check_checkpoint(tiny_folder)
+    assert f"a whole BAGEL checkpoint, {tensors} tensors" in BagelModel.check(tiny_folder)
 
 
 def test_a_link_to_nowhere_is_named(copy, reca_fast) -> None:
@@ -310,35 +310,17 @@ def test_a_tokenizer_larger_than_the_embedding(name, copy, reca_fast) -> None:
     said = reca_fast("verify", copy).sentence
     assert f"has ids up to {rows}, the embedding has {rows} rows" in said
     with pytest.raises(UserError, match=r"take the tokenizer, llm_config\.json and the weights from one checkpoint"):
-        BagelAdapter.open(ModelConfig(path=str(copy)))
+        BagelModel.open(ModelConfig(path=str(copy)))
 
 
 # Part by part
 
 
-def test_the_tower_and_the_decoder_from_one_file(tiny_folder) -> None:
-    """Each has its own table of names; together they account for every tensor, and each refuses what is its own."""
-    path = tiny_folder / "ema.safetensors"
-    whole, decoder = filled(tiny_folder), on_meta(BagelConfig.from_folder(tiny_folder))
-    tower = decoder.vit
-    del decoder.vit
-    place = uniform(torch.float32, "cpu")
-    with open_weights(path) as weights:
-        read = check_fit(weights, (decoder, DECODER_NAMES), (tower, VIT_NAMES))
-        assert read.keys() == weights.shapes.keys() - TABLES
-        fill(decoder, weights, place, DECODER_NAMES)
-        fill(tower, weights, place, VIT_NAMES)
-    filled_parts = dict(decoder.named_parameters()) | {f"vit.{name}": p for name, p in tower.named_parameters()}
-    assert all(torch.equal(p, filled_parts.pop(name)) for name, p in whole.named_parameters()) and not filled_parts
-
-
-@pytest.mark.parametrize(("stranger", "names"), [("lm_head.bias", "decoder"), ("vit_model.bias", "tower")])
+@pytest.mark.parametrize(("stranger", "names"), [("lm_head.bias", "network"), ("vit_model.bias", "vit")])
 def test_each_part_refuses_what_is_its_own(stranger, names, copy) -> None:
     rewrite(copy, **{stranger.replace(".", "__"): torch.zeros(3)})
-    decoder = on_meta(BagelConfig.from_folder(copy))
-    tower = decoder.vit
-    del decoder.vit
-    parts = {"decoder": (decoder, DECODER_NAMES), "tower": (tower, VIT_NAMES)}
+    config = BagelConfig.from_folder(copy)
+    parts = {"network": (on_meta(config), NETWORK_NAMES), "vit": (BagelEncoders(config).vit, VIT_NAMES)}
     with open_weights(copy / "ema.safetensors") as weights:
         with pytest.raises(UserError, match=rf"1 unexpected \({re.escape(stranger)}\)"):
             check_fit(weights, parts.pop(names))
@@ -371,7 +353,7 @@ def test_frozen_weights_stay_in_the_file(tmp_path) -> None:
     )
     model = on_meta(config).requires_grad_(False)
     path = tmp_path / "ema.safetensors"
-    save_file({NAMES.key(n): torch.full(p.shape, 0.5) for n, p in model.named_parameters()}, path)
+    save_file({NETWORK_NAMES.key(n): torch.full(p.shape, 0.5) for n, p in model.named_parameters()}, path)
     assert path.stat().st_size >= 60_000_000
 
     before = private_bytes()
@@ -404,24 +386,27 @@ def count(model: Bagel, part: str = "", trained: bool = False) -> int:
 
 def test_public_model_has_the_public_numbers() -> None:
     """Numbers of parameters by part, and what of them moves, as counted on the authors' model."""
-    model = on_meta(PUBLIC)
+    model, vit = on_meta(BAGEL_7B_MOT), BagelEncoders(BAGEL_7B_MOT).vit
     assert count(model, r"layers\.\d+\.gen\.") == count(model, r"layers\.\d+\.und\.") == 6_525_625_344
     assert count(model, r"layers\.7\.gen\.") == 233_058_048
     parts = {"time_embedder": 13_769_728, "vae2llm": 232_960, "llm2vae": 229_440, "norm_gen": 3584, "norm": 3584}
-    parts |= {"embed_tokens": 544_997_376, "lm_head": 544_997_376, "vit": 402_552_736, "connector": 16_980_992}
+    parts |= {"embed_tokens": 544_997_376, "lm_head": 544_997_376, "connector": 16_980_992}
     for part, numbers in parts.items():
         assert count(model, rf"{part}\.") == numbers, part
     tables = model.latent_pos_embed.numel(), model.vit_pos_embed.numel()
     assert tables == (14_680_064, 17_561_600)
-    assert count(model) + sum(tables) == 14_607_260_128
+    assert count(model) + sum(p.numel() for p in vit.parameters()) + sum(tables) == 14_607_260_128
+    assert sum(p.numel() for p in vit.parameters()) == 402_552_736
     assert count(model, trained=True) == 6_539_861_056
-    joint = on_meta(PUBLIC, freeze_und=False)
-    assert count(joint, trained=True) == count(joint) - 402_552_736
+    joint = on_meta(BAGEL_7B_MOT, freeze_und=False)
+    assert count(joint, trained=True) == count(joint)
+    assert not any(p.requires_grad for p in vit.parameters())
 
 
 def test_public_model_has_the_public_keys() -> None:
     """1223 tensors with the two tables, every name once, and some of them letter by letter."""
-    shapes = {NAMES.key(name): list(p.shape) for name, p in on_meta(PUBLIC).named_parameters()}
+    parts = ((on_meta(BAGEL_7B_MOT), NETWORK_NAMES), (BagelEncoders(BAGEL_7B_MOT).vit, VIT_NAMES))
+    shapes = {names.key(name): list(p.shape) for part, names in parts for name, p in part.named_parameters()}
     assert len(shapes) == 1223 - len(TABLES)
     layer = "language_model.model.layers.27"
     tower = "vit_model.vision_model"

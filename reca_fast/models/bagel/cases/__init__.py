@@ -1,0 +1,5 @@
+"""Parity with the authors' code: recorded cases of BAGEL, and their replay through the step of training."""
+
+from .case import BagelCase
+
+__all__ = ["BagelCase"]

@@ -1,0 +1,159 @@
+"""A parity case of BAGEL: what the authors' code was given and what it computed, recorded in a folder.
+
+config.json holds the sizes, inputs.safetensors a pack with every draw of a step, weights.safetensors the weights, and
+expected*.safetensors and expected*.json what came of it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reca_fast.config import Attention
+from reca_fast.errors import UserError
+from reca_fast.models.files.folder import read_object
+from reca_fast.objectives import shifted_logit_normal
+from reca_fast.sample import RECA
+
+from ..batch import BagelBatch, Draws, PackedSequence, make_batch
+from ..config import BagelConfig
+from ..latent_tokens import patchify_latents
+from .recorded import read_inputs, read_tensors
+
+JOINT = "joint"
+"""The run of a case in which nothing but the ViT and the VAE is frozen, with cross-entropy on the texts."""
+
+
+@dataclass(frozen=True)
+class BagelCase:
+    """A case folder, read. `runs` of one case share the pack and differ in what is trained."""
+
+    folder: Path
+    config: BagelConfig
+    raw: dict[str, Any]  # config.json as it stands
+    inputs: dict[str, Tensor]  # inputs.safetensors, checked
+
+    @classmethod
+    def open(cls, folder: Path) -> "BagelCase | None":
+        """The case in a folder, or None when its config.json describes no BAGEL.
+
+        Raises:
+            UserError: config.json or inputs.safetensors is missing or damaged.
+        """
+        raw = read_object(folder / "config.json")
+        if "llm_config" not in raw:
+            return None
+        config = BagelConfig.from_dict(raw, str(folder / "config.json"))
+        return cls(folder, config, raw, read_inputs(folder / "inputs.safetensors"))
+
+    @property
+    def runs(self) -> list[str]:
+        """The names of the case's runs; the plain one, with the understanding side frozen, is ""."""
+        named = {path.stem.removeprefix("expected_") for path in self.folder.glob("expected_*.safetensors")}
+        return ["", *sorted(named | ({JOINT} if self.raw.get("has_joint_run") else set()))]
+
+    def batch(self, dtype: torch.dtype = torch.float32) -> BagelBatch:
+        """The recorded pack as a batch of training: its latents and every draw of its step are recorded, in `dtype`.
+
+        A case without ViT tokens or without labels simply lacks those tensors.
+        """
+        recorded, empty = self.inputs, torch.zeros(0, dtype=torch.int64)
+        shapes = [tuple(shape) for shape in recorded["patchified_vae_latent_shapes"].tolist()]
+        try:
+            packed = PackedSequence(
+                sample_lens=recorded["sample_lens"].tolist(),
+                split_lens=recorded["split_lens"].tolist(),
+                attn_modes=recorded["attn_modes"].tolist(),
+                packed_text_ids=recorded["packed_text_ids"],
+                packed_text_indexes=recorded["packed_text_indexes"],
+                packed_position_ids=recorded["packed_position_ids"],
+                packed_vit_tokens=recorded.get("packed_vit_tokens"),
+                packed_vit_token_indexes=recorded.get("packed_vit_token_indexes", empty),
+                packed_vit_position_ids=recorded.get("packed_vit_position_ids", empty),
+                vit_token_seqlens=recorded.get("vit_token_seqlens", empty).tolist(),
+                packed_vae_token_indexes=recorded["packed_vae_token_indexes"],
+                packed_latent_position_ids=recorded["packed_latent_position_ids"],
+                patchified_vae_latent_shapes=shapes,
+                target_tasks=[RECA] * len(shapes),
+                ce_loss_indexes=recorded.get("ce_loss_indexes", empty),
+                packed_label_ids=recorded.get("packed_label_ids", empty),
+            )
+            batch = make_batch(packed)
+        except ValueError as error:
+            raise UserError(f"{self.folder} holds a pack that RECA training never makes: {error}.") from None
+        first_token = torch.searchsorted(batch.image_index, torch.arange(len(shapes)))
+        normal = recorded["packed_timesteps"][first_token].to(dtype)
+        timesteps = shifted_logit_normal(normal, self.config.glue.timestep_shift)
+        draws = Draws(timesteps, noise_seed=0, noise=recorded["noise"].to(dtype))
+        return replace(batch, latents=self.latents().to(dtype), draws=draws)
+
+    def latents(self) -> Tensor:
+        """Latent tokens [G, C] cut out of the padded canvas."""
+        patch = self.config.glue.latent_patch_size
+        shapes = self.inputs["patchified_vae_latent_shapes"].tolist()
+        pictures = zip(self.inputs["padded_latent"], shapes, strict=True)
+        return torch.cat(
+            [patchify_latents(z[:, : rows * patch, : columns * patch], patch) for z, (rows, columns) in pictures]
+        )
+
+    def replay(self, *, attention: Attention, dtype: torch.dtype, weights: Path | None) -> Iterator[tuple[str, Tensor]]:
+        """Compute every tensor of every run, on the CPU, under the names that `expected` gives them.
+
+        Args:
+            attention: backend.
+            dtype: of the arithmetic and the weights.
+            weights: file or checkpoint folder to take the weights from instead of the case's own.
+        """
+        from .replay import replay_pictures, replay_run  # here, since that module builds on this one
+
+        yield from replay_pictures(self, dtype).items()
+        for run in self.runs:
+            prefix = f"{run}/" if run else ""
+            computed = replay_run(self, run, attention=attention, dtype=dtype, weights=weights)
+            yield from ((prefix + name, tensor) for name, tensor in computed.items())
+
+    def expected(self) -> dict[str, Tensor]:
+        """What the case's expected files (and its recorded pictures) say, under the names of `replay`. May be empty."""
+        out = {
+            name: tensor
+            for name, tensor in self.inputs.items()
+            if "image.0.uint8_hwc" in self.inputs
+            and (name.endswith(("vae_tensor", "vit_tensor")) or name == "packed_vit_tokens")
+        }
+        if "vae_posterior_noise" in self.inputs and (self.folder / "ae.safetensors").exists():
+            out["padded_latent"] = self.inputs["padded_latent"]
+        for run in self.runs:
+            stem, prefix = (f"expected_{run}", f"{run}/") if run else ("expected", "")
+            tensors, scalars = self.folder / f"{stem}.safetensors", self.folder / f"{stem}.json"
+            if tensors.exists():
+                out |= {prefix + key: tensor for key, tensor in read_tensors(tensors).items()}
+            if scalars.exists():
+                out |= {f"{prefix}scalar/{path}": value for path, value in _scalars(read_object(scalars))}
+        return out
+
+    def tolerance(self, name: str, dtype: torch.dtype) -> float:
+        """Largest error relative to the tensor's largest entry: the cases' READMEs for fp32, rounding of the dtype for
+        bf16.
+        """
+        if dtype is torch.bfloat16:
+            return 0.1 if "grad" in name else 0.05
+        if name.endswith(("vae_tensor", "vit_tensor", "packed_vit_tokens")):
+            return 0.0  # the resize is Pillow's to the last bit
+        return 1e-6 if "scalar/" in name and "grad" not in name else 1e-5
+
+
+def _scalars(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Numbers whose path ends in a loss or a gradient norm, or lies under `losses`."""
+    for key, value in values.items():
+        here = f"{path}.{key}" if path else key
+        if isinstance(value, dict):
+            yield from _scalars(value, here)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool) and _is_scalar(here.split(".")):
+            yield here, torch.tensor(value, dtype=torch.float64)
+
+
+def _is_scalar(path: list[str]) -> bool:
+    return path[-1] in ("loss", "mse", "ce", "grad_norm", "grad_norm_all") or "losses" in path[:-1]

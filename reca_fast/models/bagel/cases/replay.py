@@ -1,0 +1,160 @@
+"""Replay of a parity case: its recorded batch goes through the step of training, watched by forward hooks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from reca_fast.config import Attention, LossWeights, ModelConfig, Pixels, ResizeConfig
+from reca_fast.data.images import fitted_size, patchify, resize, to_model_range
+from reca_fast.errors import UserError
+from reca_fast.kernels import flow_matching_loss
+from reca_fast.models.files import uniform
+from reca_fast.models.parts.kl_vae import read_kl_vae
+from reca_fast.objectives import next_token_loss, weighted_loss
+from reca_fast.sample import I2T, RECA
+from reca_fast.schema import fill
+
+from ..batch import BagelBatch
+from ..model import BagelModel
+from ..names import NETWORK_NAMES
+from ..network import Bagel
+from ..weights import weights_file
+from .case import JOINT, BagelCase
+
+
+@dataclass(frozen=True)
+class RecordedResize:
+    """How a case's pictures were resized, under the authors' names."""
+
+    max_image_size: Pixels
+    min_image_size: Pixels
+    image_stride: Pixels
+
+
+def replay_pictures(case: BagelCase, dtype: torch.dtype) -> dict[str, Tensor]:
+    """From raw pixels (when recorded): both resizes bit for bit, the ViT patches, the VAE's moments and sampled
+    latents.
+    """
+
+    out: dict[str, Tensor] = {}
+    count = len(case.inputs["patchified_vae_latent_shapes"])
+    if "image.0.uint8_hwc" not in case.inputs:
+        return out
+    targets, patches = [], []
+    for i in range(count):
+        picture = case.inputs[f"image.{i}.uint8_hwc"]
+        size = (picture.shape[1], picture.shape[0])
+        for kind, key in (("vae", "image_transform_args"), ("vit", "vit_image_transform_args")):
+            rule = fill(RecordedResize, case.raw.get(key), f"{key} of {case.folder / 'config.json'}")
+            limits = ResizeConfig(rule.max_image_size, rule.min_image_size, rule.image_stride)
+            resized = resize(picture, fitted_size(*size, limits), "exact")
+            out[f"image.{i}.{kind}_tensor"] = to_model_range(resized, torch.float32)
+            if kind == "vit":
+                patches.append(patchify(resized, case.config.vit.patch_size, torch.float32))
+        targets.append(out[f"image.{i}.vae_tensor"])
+    out["packed_vit_tokens"] = torch.cat(patches)
+    weights = case.folder / "ae.safetensors"
+    if not weights.exists():
+        return out
+    # The authors encode all target pictures of a pack on one canvas, padded with mid grey.
+    height, width = (max(t.shape[side] for t in targets) for side in (1, 2))
+    canvas = torch.zeros(count, 3, height, width, dtype=dtype)
+    for i, target in enumerate(targets):
+        canvas[i, :, : target.shape[1], : target.shape[2]] = target
+    vae = read_kl_vae(weights, case.config.vae, device="cpu", dtype=dtype)
+    with torch.no_grad():
+        out["vae_moments"] = vae.moments(canvas)
+        if "vae_posterior_noise" in case.inputs:
+            out["padded_latent"] = vae.sample(out["vae_moments"], case.inputs["vae_posterior_noise"].to(dtype))
+    return out
+
+
+class Recorder:
+    """What the modules of a `Bagel` take and give while a batch goes through, under the names of the parity cases.
+
+    A context manager: its forward hooks are gone when it ends.
+    """
+
+    def __init__(self, model: Bagel, batch: BagelBatch) -> None:
+        self._model, self._batch = model, batch
+        self._hooks: list[RemovableHandle] = []
+        self.seen: dict[str, Tensor] = {}
+
+    def __enter__(self) -> dict[str, Tensor]:
+        model, first = self._model, self._model.layers[0]
+        self._before(first, lambda und, gen, *_: self._keep("llm_input", und.hidden_states, gen.hidden_states))
+        # Training leaves out what nobody reads: the last layer's understanding rows without cross-entropy.
+        ask = model.layers[-1].register_forward_pre_hook(lambda _, args: (*args[:6], True))
+        self._hooks.append(ask)
+        self._after(first, lambda out: self._keep("layer0_out", out[0], out[1]))
+        self._after(model.norm_gen, lambda out: self.seen.update(last_hidden_gen=out))
+        self._after(model.norm, lambda out: self._keep("last_hidden", out, self.seen["last_hidden_gen"]))
+        time_of_token = self._batch.image_index
+        self._after(model.time_embedder, lambda out: self.seen.update(timestep_embed=out[time_of_token]))
+        self._before(model.vae2llm, lambda x_t: self.seen.update(x_t=x_t))
+        self._after(model.llm2vae, lambda out: self.seen.update(velocity_pred=out))
+        return self.seen
+
+    def __exit__(self, *error: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _before(self, module: nn.Module, see: Callable[..., None]) -> None:
+        self._hooks.append(module.register_forward_pre_hook(lambda _, args: see(*args)))
+
+    def _after(self, module: nn.Module, see: Callable[[Any], None]) -> None:
+        self._hooks.append(module.register_forward_hook(lambda _, args, out: see(out)))
+
+    def _keep(self, name: str, und: Tensor, gen: Tensor) -> None:
+        """Two streams in the packed order of the authors."""
+        batch = self._batch
+        out = und.new_empty(len(batch.und_rows) + len(batch.gen_rows), und.shape[-1])
+        out[batch.und_rows], out[batch.gen_rows] = und, gen
+        self.seen[name] = out
+
+
+def replay_run(
+    case: BagelCase, run: str, *, attention: Attention, dtype: torch.dtype, weights: Path | None
+) -> dict[str, Tensor]:
+    """One run of a case on the CPU: intermediates, losses, `grad.<parameter>`, and scalars as `scalar/<path>`."""
+    joint = run == JOINT
+    path = case.folder / "weights.safetensors" if weights is None else weights
+    path = (weights_file(path) if path.is_dir() else path).absolute()
+    if not path.exists():
+        raise UserError(f"{path} is missing; name a file of weights or a checkpoint folder.")
+    options = ModelConfig(weights=str(path), attention=attention, freeze_und=not joint)
+    model = BagelModel(case.config, options)
+    model.dtype = dtype
+    model.fill(uniform(dtype, "cpu"))
+    model.encoders.fill_vit(path, dtype, "cpu")
+
+    batch = model.encode(case.batch(dtype))
+    with Recorder(model.module, batch) as out:
+        sums = model.loss_sums(batch)
+    weighted_loss(sums, batch.counts, LossWeights(reca=1.0, i2t=1.0)).backward()
+
+    draws, latents, velocity = batch.draws, batch.latents, out["velocity_pred"]
+    assert draws is not None and draws.noise is not None and latents is not None
+    times = draws.timesteps[batch.image_index]
+    out["t_after_shift"] = times
+    if batch.features is not None:
+        out["vit_out"] = batch.features
+    out["mse_elementwise"] = (velocity - (draws.noise - latents)).square()
+    out["mse_per_token"] = flow_matching_loss(velocity, latents, times, noise=draws.noise, reduction="none")
+    means = {task: total / max(1, batch.counts[task]) for task, total in sums.items()}
+    out["scalar/mse"] = means[RECA]
+    if batch.labels is not None and joint:
+        und = out["last_hidden"][batch.und_rows][batch.label_rows]
+        out["ce_per_token"] = next_token_loss(und, model.module.lm_head.weight, batch.labels)
+        out["scalar/ce"] = means[I2T]
+    out["scalar/loss"] = torch.stack(list(means.values())).sum()
+    gradients = {
+        f"grad.{NETWORK_NAMES.key(n)}": p.grad for n, p in model.module.named_parameters() if p.grad is not None
+    }
+    out["scalar/grad_norm_all"] = torch.nn.utils.get_total_norm(list(gradients.values()))
+    return {name: tensor.detach() for name, tensor in (out | gradients).items()}

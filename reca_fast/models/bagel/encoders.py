@@ -1,0 +1,89 @@
+"""BAGEL's two frozen encoders: the ViT that sees conditions and the VAE that encodes targets.
+
+They stand beside the network, which reads nothing but their outputs. So a run whose batches hold these outputs needs
+neither of them.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from reca_fast.kernels import blur_patchify
+from reca_fast.models.files import check_fit, fill, open_weights, uniform
+from reca_fast.models.parts.kl_vae import KLVAE, encode_pictures, read_kl_vae
+from reca_fast.models.parts.siglip import SiglipNaViT
+
+from .batch import BagelBatch
+from .config import BagelConfig
+from .latent_tokens import patchify_latents
+from .names import VIT_NAMES
+
+VAE_FILE = "ae.safetensors"
+"""Of a checkpoint folder; the VAE has a file of its own, the ViT stands in the file of weights."""
+
+
+class BagelEncoders:
+    """Both encoders, without weights until they are filled; the VAE stays None until then.
+
+    Args:
+        config: architecture.
+    """
+
+    def __init__(self, config: BagelConfig) -> None:
+        self.config = config
+        with torch.device("meta"):
+            self.vit = SiglipNaViT(config.vit, config.vit_layers).requires_grad_(False)
+        self.vae: KLVAE | None = None
+
+    def fill_vit(self, weights: Path, dtype: torch.dtype, device: torch.device | str) -> None:
+        """Give the ViT its weights from the file of weights of a checkpoint.
+
+        Raises:
+            UserError: the file is missing or damaged, or its tensors are not the ViT's.
+        """
+        with open_weights(weights) as stored:
+            check_fit(stored, (self.vit, VIT_NAMES))
+            fill(self.vit, stored, uniform(dtype, device), VIT_NAMES)
+
+    def fill_vae(self, folder: Path, device: torch.device | str, dtype: torch.dtype = torch.float32) -> None:
+        """Give the VAE its weights from VAE_FILE of a checkpoint folder.
+
+        Raises:
+            UserError: the file is missing or damaged, or its tensors are not the VAE's.
+        """
+        self.vae = read_kl_vae(folder / VAE_FILE, self.config.vae, device=device, dtype=dtype)
+
+    @torch.no_grad()
+    def encode(self, batch: BagelBatch, attention: str) -> BagelBatch:
+        """The batch with features and latents in place of its pictures; those that it holds already are kept.
+
+        Args:
+            batch: on the encoders' device.
+            attention: backend from `reca_fast.kernels.choose_backend`.
+        """
+        features, latents = batch.features, batch.latents
+        if features is None and (patches := self.patches(batch)) is not None:
+            features = self.vit(patches, batch.vit_position_ids, batch.vit_segments, attention)
+        if latents is None and batch.target_images:
+            latents = self.latents(batch)
+        return replace(batch, features=features, latents=latents, condition_images=(), patches=None, target_images=())
+
+    def patches(self, batch: BagelBatch) -> Tensor | None:
+        """What the ViT reads: recorded patches [V, patch dim], or the conditions cut into patches here; None where the
+        batch has neither.
+        """
+        if not batch.condition_images:
+            return batch.patches
+        sizes = [(int(image.shape[0]), int(image.shape[1])) for image in batch.condition_images]
+        dtype, patch_size = self.vit.patch_embedding.weight.dtype, self.config.vit.patch_size
+        return blur_patchify(batch.condition_images, size=sizes, patch_size=patch_size, mean=0.5, std=0.5, dtype=dtype)
+
+    def latents(self, batch: BagelBatch) -> Tensor:
+        """Latent tokens [G, C] fp32 of the target pictures, sampled from the VAE's posterior as the batch has drawn."""
+        if self.vae is None:
+            raise ValueError("the VAE has no weights; fill_encoders() comes first")
+        assert batch.draws is not None, "a batch with targets has draws"
+        latents = encode_pictures(self.vae, batch.target_images, batch.draws.posterior)
+        return torch.cat([patchify_latents(z, self.config.glue.latent_patch_size) for z in latents])

@@ -1,0 +1,192 @@
+"""What training, sampling and export need of a model. Everything else in this project is written against this page.
+
+A model is built on the meta device from a configuration alone, so that its sizes are known before any weight is read.
+Then the trainer pulls its memory levers on `blocks()`, says where each parameter belongs (`fill`), and goes through
+the packs: `encode` runs the frozen encoders, `loss_sums` the rest. `docs/adding-a-model.md` shows how to write one.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from reca_fast.config import Attention, DataConfig, ModelConfig, SamplingConfig
+from reca_fast.data.inputs import Batch, Inputs, Size
+from reca_fast.models.files import Place
+from reca_fast.sample import Sample
+
+__all__ = ["Batch", "Case", "Inputs", "Model", "Place", "Size"]
+
+
+class Case(Protocol):
+    """A recorded parity case: what the authors' code was given, and every tensor that it computed."""
+
+    def replay(self, *, attention: Attention, dtype: torch.dtype, weights: Path | None) -> Iterator[tuple[str, Tensor]]:
+        """Compute the tensors again on the CPU, through the model's own `loss_sums`, and give them by name.
+
+        Args:
+            attention: backend of the attention.
+            dtype: of the arithmetic and the weights.
+            weights: file or checkpoint folder to take the weights from instead of the case's own.
+        """
+        ...
+
+    def expected(self) -> dict[str, Tensor]:
+        """The recorded tensors, under the same names."""
+        ...
+
+    def tolerance(self, name: str, dtype: torch.dtype) -> float:
+        """Largest allowed difference between the two, as a share of the recorded tensor's largest entry."""
+        ...
+
+
+class Model(Protocol):
+    """One architecture with one set of weights. The batches in its methods are of a kind of its own: what the `collate`
+    of its inputs makes.
+    """
+
+    MARK: ClassVar[str]
+    """The file by which a checkpoint folder of this architecture is told, for messages."""
+    PUBLISHED: ClassVar[Sequence[str]]
+    """Names under which its authors published models, for `published`."""
+
+    module: nn.Module
+    """What is trained, together with the frozen parts through which gradients flow; on the meta device until `fill`."""
+    dtype: torch.dtype
+    """Of the arithmetic."""
+
+    @classmethod
+    def recognises(cls, folder: Path) -> bool:
+        """Whether a checkpoint folder is one of this architecture's, told by its file names."""
+        ...
+
+    @classmethod
+    def open(cls, options: ModelConfig) -> Self:
+        """The model of the checkpoint folder `options.path`, of which the configuration and the tokenizer are read.
+
+        Raises:
+            UserError: a file is missing or damaged, or an option does not fit the model.
+        """
+        ...
+
+    @classmethod
+    def published(cls, name: str, options: ModelConfig) -> Self | None:
+        """The model that its authors published under `name`, at its true sizes and without any file; None when
+        `name` is not one of them. It serves to plan memory and time.
+        """
+        ...
+
+    @classmethod
+    def case(cls, folder: Path) -> Case | None:
+        """The parity case in a folder, or None when it is one of another architecture.
+
+        Raises:
+            UserError: a file of it is missing or damaged.
+        """
+        ...
+
+    @classmethod
+    def check(cls, folder: Path, weights: str = "auto") -> str:
+        """Read a checkpoint folder strictly, names, shapes and numbers, and say in one line what it holds.
+
+        Args:
+            weights: which file of weights, as `ModelConfig.weights` names it.
+
+        Raises:
+            UserError: anything is missing, unexpected or misshapen, or a number is NaN or infinite.
+        """
+        ...
+
+    # The data side
+
+    def inputs(self, config: DataConfig) -> Inputs:
+        """How samples are planned and packed under a data configuration.
+
+        Raises:
+            UserError: the configuration's picture sizes do not fit the model.
+        """
+        ...
+
+    def tokenize(self, text: str) -> Sequence[int]:
+        """Token ids of a text, without markers."""
+        ...
+
+    # The weights
+
+    def files(self) -> Sequence[Path]:
+        """The files of the checkpoint folder that the model is made of: others there have no effect."""
+        ...
+
+    def says_weights(self) -> str:
+        """One line that says which file `fill` reads."""
+        ...
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The repeated blocks of `module`, in the order in which they run: what memory levers act on one by one."""
+        ...
+
+    def decays(self, name: str) -> bool:
+        """Whether weight decay acts on the parameter `name` of `module`."""
+        ...
+
+    def fill(self, place: Place) -> None:
+        """Give `module` (on the meta device, possibly sharded by now) its weights. `place` says for each parameter on
+        which device and in which dtype.
+
+        Raises:
+            UserError: a file is missing or damaged, or its tensors are not the model's.
+        """
+        ...
+
+    def fill_encoders(self, device: torch.device) -> None:
+        """Give the frozen encoders, which stand beside `module`, their weights. Nothing needs them where all batches
+        hold the encoders' outputs already.
+        """
+        ...
+
+    def drop_encoders(self) -> None:
+        """Free the frozen encoders' memory."""
+        ...
+
+    # The step
+
+    def encode(self, batch: Any) -> Any:
+        """The batch, which is on the model's device, with what the frozen encoders make of its pictures in their place.
+        Nothing of it has a gradient. A batch that holds these outputs already passes through unchanged.
+        """
+        ...
+
+    def loss_sums(self, batch: Any) -> dict[str, Tensor]:
+        """Task -> sum of the losses of its `batch.counts[task]` tokens, 0-d, of an encoded batch.
+
+        It draws no random number and never waits for the device. Every trained parameter takes part in every batch,
+        with a gradient of zero where the batch has no token for it: FSDP would wait for a missing one.
+        """
+        ...
+
+    def flops(self, batch: Any) -> float:
+        """Useful floating-point operations of forward and backward on a batch that is on the CPU, without those of
+        recomputation.
+        """
+        ...
+
+    # What comes of it
+
+    def sample(
+        self, conditions: Sequence[Sample], sizes: Sequence[Size], sampling: SamplingConfig, seeds: Sequence[int]
+    ) -> list[Tensor]:
+        """Pictures uint8 [H, W, 3], one for each condition, of the given sizes.
+
+        Args:
+            conditions: samples of which the condition and the text count; either may be None.
+            seeds: of the starting noise. A picture depends on nothing but its own condition, size and seed.
+        """
+        ...
+
+    def export(self, folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> list[str]:
+        """Write a checkpoint folder in the authors' layout, with `weights` (by parameter name of `module`) in place of
+        the base's; `dtype` None keeps the base's. Returns what else lies in the base's folder and was not copied.
+        """
+        ...
