@@ -1,7 +1,9 @@
 """Values from outside, read through types: JSON of bounded size and depth, and dataclasses whose fields state ranges.
 
-A field's range stands in its type, `steps: Annotated[int, Range(at_least=1)]`, whether the value comes from a file or
-from the command line. Rules between fields stand in the dataclass's `__post_init__`, which raises ValueError.
+The numbers that a field may have stand in its type, whether the value comes from a file or from the command line:
+`steps: PositiveInt`, or `workers: Annotated[int, Range(1, 1024)]` for a closed interval of its own. Rules between the
+fields of what a file holds stand in the dataclass's `__post_init__`, which raises ValueError; those between settings of
+a run stand in `config_rules.py`.
 """
 
 import json
@@ -24,7 +26,10 @@ SHOWN = 60
 
 @dataclass(frozen=True, repr=False)
 class Range:
-    """What a number must fulfil besides being finite; of a list, each number in it."""
+    """Which finite numbers a field may have: `Range(1, 1024)` is a closed interval, `Range(above=0)` leaves 0 out.
+
+    On a field that holds several numbers it speaks of each.
+    """
 
     at_least: float = -math.inf
     at_most: float = math.inf
@@ -43,6 +48,14 @@ class Range:
     def __repr__(self) -> str:
         """What `--help` shows of it."""
         return str(self)
+
+
+PositiveInt = Annotated[int, Range(1, 10**9)]
+NonNegativeInt = Annotated[int, Range(0, 10**9)]
+PositiveFloat = Annotated[float, Range(above=0, at_most=1e9)]
+NonNegativeFloat = Annotated[float, Range(0, 1e9)]
+Fraction = Annotated[float, Range(0, 1)]
+Probability = Fraction
 
 
 def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from reca_fast.cli.options import parse
-from reca_fast.config import Few, ModelConfig, Pixels, Place, SamplingConfig
+from reca_fast.config import ModelConfig, Pixels, Place, SamplingConfig
+from reca_fast.config_rules import check_sampling
 from reca_fast.errors import UserError, reading, writing
-from reca_fast.schema import parse_json, shown
+from reca_fast.schema import PositiveInt, parse_json, shown
 
 MAX_BYTES = 2**28
 MAX_NAME = 200
@@ -28,7 +29,7 @@ class GenerateOptions:
     """Width in pixels."""
     height: Pixels = 1024
     """Height in pixels."""
-    batch: Few = 4
+    batch: PositiveInt = 4
     """Pictures that are drawn before they are written and told. Only that depends on it: each picture goes through the
     model alone, picture i from the noise of sampling.seed + i.
     """
@@ -49,7 +50,7 @@ def run(args: Sequence[str]) -> int:
         raise UserError(f"{options.prompts}: two prompts would be drawn to {repeated[0]}.png; give each its own 'id'.")
     if not prompts:
         raise UserError("No prompt given; use --prompt 'a cat' or --prompts FILE.jsonl.")
-    options.sampling.check()
+    check_sampling(options.sampling)
     from PIL import Image
 
     from reca_fast.hardware import pick_device

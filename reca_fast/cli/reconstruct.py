@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from reca_fast.cli.options import parse
-from reca_fast.config import DataConfig, Few, ModelConfig, Place, SamplingConfig
+from reca_fast.config import DataConfig, ModelConfig, Place, SamplingConfig
+from reca_fast.config_rules import check_sampling
 from reca_fast.errors import UserError, writing
+from reca_fast.schema import PositiveInt
 
 POSITIONAL = {
     "images": "A picture, or any source that --data.source of `train` takes.",
@@ -23,7 +25,7 @@ class ReconstructOptions:
     images: Place
     out: Place = "reconstruction.png"
     """PNG with the originals above and the reconstructions below, whatever the name ends in."""
-    count: Few = 4
+    count: PositiveInt = 4
     """How many pictures of a source are taken."""
     device: str = "auto"
     """auto, cpu or cuda."""
@@ -36,7 +38,7 @@ def run(args: Sequence[str]) -> int:
     options = parse(ReconstructOptions, "reconstruct", args, positional=POSITIONAL)
     if Path(options.out).is_dir():
         raise UserError(f"{options.out} is a folder; set --out to the name of a PNG file.")
-    options.sampling.check()
+    check_sampling(options.sampling)
     from reca_fast.data.samples import SampleBuilder
     from reca_fast.data.sources import open_source
     from reca_fast.data.tally import Reasons, printable

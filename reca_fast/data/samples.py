@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from reca_fast.config import DataConfig
+from reca_fast.config_rules import check_data
 from reca_fast.data.captions import NO_CAPTION, Caption
 from reca_fast.data.images import blur, decode, picture_size, resize
 from reca_fast.data.inputs import Inputs, Plan, Size
 from reca_fast.data.orientation import exif_orientation, seen, upright
 from reca_fast.data.records import BadImage, NoCaption, Record
 from reca_fast.data.templates import choose_caption, choose_template
-from reca_fast.errors import UserError
 from reca_fast.randomness import stable_uniform
 from reca_fast.sample import I2T, RECA, TASKS, Sample, Text
-from reca_fast.schema import check_ranges
 
 
 @dataclass(frozen=True)
@@ -43,10 +42,8 @@ class SampleBuilder:
     """Plans and builds the samples of one model (`inputs`) as the data configuration says."""
 
     def __init__(self, config: DataConfig, inputs: Inputs) -> None:
-        check_ranges(config, "data.")
+        check_data(config)
         self._weights = {task: getattr(config.tasks, task) for task in TASKS}
-        if sum(self._weights.values()) == 0:
-            raise UserError(f"data.tasks {self._weights}: at least one weight must be above 0.")
         self._config, self._inputs = config, inputs
 
     def picture_size(self, image: bytes) -> Size:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from reca_fast.checkpoints import CheckpointStore
 from reca_fast.config import RunConfig
+from reca_fast.config_rules import check_run
 from reca_fast.data.identity import identity_of_source
 from reca_fast.data.loader import PackLoader
 from reca_fast.data.samples import SampleBuilder
@@ -20,8 +21,6 @@ from reca_fast.memory import apply_levers, fill_model
 from reca_fast.models import open_model
 from reca_fast.models.files.identity import identity_of_files
 from reca_fast.optim import AdamWUpdate, MovingAverage, SkippedSteps
-from reca_fast.sample import TASKS
-from reca_fast.schema import check_ranges
 
 from .determinism import make_deterministic
 from .distributed import Processes
@@ -38,29 +37,6 @@ UNWRITABLE = {
 }
 
 
-def check_config(config: RunConfig, world: int) -> None:
-    """Refuse configurations that cannot work, before anything is loaded."""
-    check_ranges(config)
-    if not config.out:
-        raise UserError("out is empty; set --out to a folder for this run.")
-    if config.loss.i2t > 0 and config.model.freeze_und:
-        raise UserError("loss.i2t > 0 trains the understanding side: set --model.freeze_und false as well.")
-    for task in TASKS:
-        drawn, weighted = getattr(config.data.tasks, task) > 0, getattr(config.loss, task) > 0
-        if drawn != weighted:
-            raise UserError(
-                f"data.tasks.{task} and loss.{task} must both be above 0 or both be 0, they are "
-                f"{getattr(config.data.tasks, task)} and {getattr(config.loss, task)}."
-            )
-    if config.data.packs_per_step % world:
-        raise UserError(
-            f"data.packs_per_step={config.data.packs_per_step} cannot be shared by {world} processes; "
-            f"set it to a multiple of {world}."
-        )
-    if config.sample_every:
-        config.sampling.check()
-
-
 def train(config: RunConfig) -> None:
     """Train as configured. Returns when done or asked to stop.
 
@@ -72,7 +48,7 @@ def train(config: RunConfig) -> None:
         if config.deterministic:
             make_deterministic()
         processes.join(config.device, config.parallel.replicate)
-        check_config(config, processes.world)
+        check_run(config, processes.world)
         model = open_model(config.model)
         source = open_source(config.data)
         inputs = model.inputs(config.data)

@@ -29,7 +29,7 @@ IMPOSSIBLE = {
     "no steps": ("--steps 0", r"steps=0: .*at least 1"),
     "dropout above 1": ("--data.text_dropout 1.5", r"data\.text_dropout=1\.5"),
     "stride": ("--data.condition_resize.stride 15", r"data\.condition_resize\.stride is 15; .* multiple of 14"),
-    "size": ("--data.target_resize.max_size 32", r"data\.target_resize: min_size 64"),
+    "size": ("--data.target_resize.max_size 32", r"data\.target_resize\.min_size=64 is above"),
     "backend": ("--model.attention flash_attn", r"attention='flash_attn' cannot run on cpu .* `reca-fast doctor`"),
     "kernels": ("--model.kernels triton", r"kernels=triton cannot run here: .* `reca-fast doctor`"),
     "device": ("--device tpu", r"device.*tpu"),

@@ -13,7 +13,7 @@ from reca_fast.errors import UserError
 from reca_fast.hardware import peak_flops
 from reca_fast.train.determinism import make_deterministic
 from reca_fast.train.distributed import Processes
-from reca_fast.train.run import check_config, unwritable_folder_is_a_user_error
+from reca_fast.train.run import unwritable_folder_is_a_user_error
 from reca_fast.train.telemetry import Telemetry
 
 
@@ -155,47 +155,6 @@ def test_graphs_are_counted():
     assert compiled_graphs() - before == 1  # one for both blocks and all lengths
     blocks[0](torch.randn(2, 4, 3))
     assert compiled_graphs() - before == 2
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"loss.i2t": 1.0, "data.tasks.i2t": 1.0}, "freeze_und"),
-        ({"data.tasks.t2i": 1.0}, "data.tasks.t2i and loss.t2i must both"),
-        ({"loss.reca": 0.0}, "data.tasks.reca and loss.reca must both"),
-        ({"data.packs_per_step": 3}, "multiple of 2"),
-        ({"steps": 0}, "steps=0"),
-        ({"keep": 0}, "keep=0"),
-        ({"log_every": 0}, "log_every=0"),
-        ({"save_every": -1}, "save_every=-1"),
-        ({"sample_every": -1}, "sample_every=-1"),
-        ({"optim.lr": -1e-4}, "optim.lr=-0.0001: it must be at least 0"),
-        ({"optim.lr": math.nan}, "optim.lr=nan"),
-        ({"optim.eps": -1.0}, "optim.eps=-1.0"),
-        ({"optim.weight_decay": -0.1}, "optim.weight_decay=-0.1"),
-        ({"optim.betas": (0.9, 1.0)}, "optim.betas=.* below 1"),
-        ({"optim.ema_decay": 1.0}, "optim.ema_decay=1.0: it must be at least 0 and below 1"),
-        ({"optim.warmup_steps": -1}, "optim.warmup_steps=-1"),
-        ({"optim.max_grad_norm": -1.0}, "optim.max_grad_norm=-1.0"),
-        ({"optim.min_lr_ratio": 1.5}, "optim.min_lr_ratio=1.5"),
-        ({"optim.max_skipped_steps": -1}, "optim.max_skipped_steps=-1"),
-        ({"sample_count": 0}, "sample_count=0"),
-        ({"sampling.steps": 0}, "sampling.steps=0"),
-        ({"sampling.timestep_shift": 0.0}, "sampling.timestep_shift=0.0"),
-    ],
-)
-def test_configurations_that_cannot_work(change, says):
-    config = RunConfig()
-    config.data.packs_per_step = 2
-    check_config(config, world=2)
-    for name, value in change.items():
-        *path, last = name.split(".")
-        part = config
-        for step in path:
-            part = getattr(part, step)
-        setattr(part, last, value)
-    with pytest.raises(UserError, match=says):
-        check_config(config, world=2)
 
 
 def test_a_cpu_has_no_peak():

@@ -57,5 +57,3 @@ def _grid(size: Size | None, side: int) -> int | None:
 def _check_stride(option: str, rule: ResizeConfig, side: int) -> None:
     if rule.stride % side:
         raise UserError(f"{option}.stride is {rule.stride}; this model needs a multiple of {side}.")
-    if rule.min_size > rule.max_size:
-        raise UserError(f"{option}: min_size {rule.min_size} must be at most max_size {rule.max_size}.")

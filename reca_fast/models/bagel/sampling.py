@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from reca_fast.config import SamplingConfig
+from reca_fast.config_rules import check_sampling
 
 from .batch import BagelBatch
 from .collate import collate_prefixes, collate_targets
@@ -79,9 +80,9 @@ def sample_latents(
         Latent tokens fp32 [rows * columns, C] of each picture.
 
     Raises:
-        UserError: settings that draw nothing (`SamplingConfig.check`).
+        UserError: settings that draw nothing (`config_rules.check_sampling`).
     """
-    sampling.check()
+    check_sampling(sampling)
     return [
         _draw(model, tokenizer, encode, condition, shape, sampling, seed)
         for condition, shape, seed in zip(conditions, shapes, seeds, strict=True)

@@ -1,0 +1,82 @@
+"""What several settings allow together. What one setting may be by itself stands in its type, in `config.py`.
+
+Rules that need more than the settings stand where the rest is known: what a checkpoint asks of a size with its model,
+whether a file exists where it is opened.
+"""
+
+from reca_fast.config import DataConfig, ResizeConfig, RunConfig, SamplingConfig
+from reca_fast.errors import UserError
+from reca_fast.schema import check_ranges
+
+
+def check_run(config: RunConfig, processes: int) -> None:
+    """Refuse a training run that cannot work, before anything is opened.
+
+    Args:
+        config: the whole run.
+        processes: how many train together.
+
+    Raises:
+        UserError: names the settings and the way out.
+    """
+    check_ranges(config)
+    check_data(config.data)
+    if not config.out:
+        raise UserError("out is empty; set --out to a folder for this run.")
+    if config.loss.i2t > 0 and config.model.freeze_und:
+        raise UserError("loss.i2t > 0 trains the understanding side: set --model.freeze_und false as well.")
+    for task, weight in vars(config.loss).items():
+        drawn = getattr(config.data.tasks, task)
+        if (drawn > 0) != (weight > 0):
+            raise UserError(
+                f"data.tasks.{task} and loss.{task} must both be above 0 or both be 0, they are {drawn} and {weight}."
+            )
+    packs = config.data.packs_per_step
+    if packs % processes:
+        raise UserError(
+            f"data.packs_per_step={packs} cannot be shared by {processes} processes; set it to a multiple of "
+            f"{processes}."
+        )
+    if config.sample_every:
+        check_sampling(config.sampling)
+
+
+def check_data(config: DataConfig) -> None:
+    """Refuse data settings of which no sample can be made.
+
+    Raises:
+        UserError: names the settings and the way out.
+    """
+    check_ranges(config, "data.")
+    _check_resize(config.condition_resize, "data.condition_resize")
+    _check_resize(config.target_resize, "data.target_resize")
+    tasks = vars(config.tasks)
+    if not any(tasks.values()):
+        raise UserError(f"{', '.join(f'data.tasks.{task}' for task in tasks)} are all 0; set at least one above 0.")
+
+
+def _check_resize(config: ResizeConfig, group: str) -> None:
+    if config.min_size > config.max_size:
+        raise UserError(
+            f"{group}.min_size={config.min_size} is above {group}.max_size={config.max_size}; lower the first or raise "
+            "the second."
+        )
+
+
+def check_sampling(config: SamplingConfig) -> None:
+    """Refuse sampling settings that draw nothing, or not what they seem to say.
+
+    Raises:
+        UserError: names the settings and the way out.
+    """
+    check_ranges(config, "sampling.")
+    first, second = config.guidance_interval
+    if first > second:
+        raise UserError(
+            f"sampling.guidance_interval=[{first}, {second}]: the second time must be the later one; swap them."
+        )
+    if config.image_guidance > 1 and config.guidance == 1:
+        raise UserError(
+            f"sampling.image_guidance={config.image_guidance} acts only where sampling.guidance does: set "
+            "--sampling.guidance above 1 as well."
+        )
