@@ -15,7 +15,7 @@ EXECUTES = {
 
 KNOWN = {
     "reca_fast/train/distributed.py": {"all_gather_object"},  # pickled from one of our processes to another, no file
-    "reca_fast/cli/recipe.py": {"yaml.load"},  # with a loader that makes plain values only
+    "reca_fast/cli/recipe_reader.py": {"yaml.load"},  # with a loader that makes plain values only
 }
 
 OBJECT_COLLECTIVES = {"all_gather_object", "gather_object", "broadcast_object_list", "scatter_object_list"}

@@ -16,6 +16,7 @@ VERBS = {
     "reconstruct": "send a picture through the condition path and back to a picture",
     "generate": "draw pictures from prompts",
     "verify": "replay a recorded parity case, or check a checkpoint folder",
+    "recipes": "list, show or copy the recipes that ship with the package",
     "export": "turn a training checkpoint into a folder that the authors' code loads",
     "doctor": "show what this machine can run, and why not the rest",
 }
@@ -29,8 +30,8 @@ def usage() -> str:
         "usage: reca-fast VERB [--config RECIPE] [--option VALUE ...]\n\n"
         "RECA post-training of unified multimodal models, fast and cheap.\n\n"
         f"verbs:\n{verbs}\n\n"
-        "`reca-fast VERB --help` lists a verb's options. RECIPE is a YAML file or the name of a shipped recipe\n"
-        "(bagel, demo); every option on the command line overrides it."
+        "`reca-fast VERB --help` lists a verb's options. RECIPE is a YAML file or the name of a shipped recipe,\n"
+        "which `reca-fast recipes` lists; every option on the command line overrides it."
     )
 
 

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from types import MappingProxyType, NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_type_hints
 
@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_setti
 
 from reca_fast.cli import VERBS
 from reca_fast.cli.habits import suggestion
-from reca_fast.cli.recipe import as_argument, check_names, parse_yaml, read_recipe, shipped
+from reca_fast.cli.recipe_reader import as_argument, check_names, parse_yaml, read_recipe, shipped
 from reca_fast.config import HOME, PRESETS, RunConfig
 from reca_fast.errors import UserError
 from reca_fast.schema import check_ranges, shown
@@ -166,7 +166,8 @@ def parse(kind: type[T], verb: str, args: Sequence[str], *, positional: Mapping[
 
     Args:
         kind: dataclass whose fields (nested dataclasses too) are the options.
-        positional: fields that are given by position, in this order, with their help; the rest are --options.
+        positional: fields that are given by position, in this order, with their help; the rest are --options. Fields
+            with a default may be left out.
 
     Raises:
         UserError: unknown option (the nearest valid one is named), missing recipe, value of another type or range.
@@ -179,8 +180,10 @@ def parse(kind: type[T], verb: str, args: Sequence[str], *, positional: Mapping[
         formatter_class=HelpFormatter,
     )
     parser.add_argument("--config", action="config", help="YAML recipe: a file, or the name of a shipped one")
+    defaults = {entry.name: entry.default for entry in fields(kind)}  # type: ignore[arg-type]
     for name, about in positional.items():
-        parser.add_argument(name, type=str, help=about)
+        optional = {} if defaults[name] is MISSING else {"nargs": "?", "default": defaults[name]}
+        parser.add_argument(name, type=str, help=about, **optional)
     parser.add_class_arguments(kind, as_group=False, skip=set(positional))
     options = {name: empty for name, empty in option_names(kind) if name not in positional}
     if any(name.startswith("sampling.") for name in options):

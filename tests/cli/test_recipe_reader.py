@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from reca_fast.cli.options import parse
-from reca_fast.cli.recipe import SHIPPED
+from reca_fast.cli.recipe_reader import SHIPPED
 from reca_fast.config import RunConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")

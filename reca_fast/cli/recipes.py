@@ -1,0 +1,75 @@
+"""`reca-fast recipes`: which recipes ship with the package, what is in them, and copies to start an own one from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from reca_fast.cli.options import parse
+from reca_fast.cli.recipe_reader import shipped
+from reca_fast.config import Place
+from reca_fast.errors import UserError, did_you_mean, writing
+
+Action = Literal["list", "show", "copy"]
+POSITIONAL = {
+    "action": "list: every recipe in one line; show NAME: print one; copy NAME [FILE]: write one to a file",
+    "name": "Which recipe to show or to copy",
+    "file": "Where the copy goes: a file that does not exist yet, or a folder; NAME.yaml by default",
+}
+
+
+@dataclass
+class RecipesOptions:
+    action: str = "list"
+    name: str = ""
+    file: Place = ""
+
+
+def run(args: Sequence[str]) -> int:
+    options = parse(RecipesOptions, "recipes", args, positional=POSITIONAL)
+    if options.action not in get_args(Action):
+        hint = did_you_mean(options.action, get_args(Action))
+        raise UserError(f"recipes {options.action}: it can {', '.join(get_args(Action))}.{hint}")
+    recipes = shipped()
+    if options.action == "list":
+        if options.name:
+            raise UserError(f"recipes list takes no name; `reca-fast recipes show {options.name}` prints one recipe.")
+        width = max(map(len, recipes))
+        for name in sorted(recipes):
+            print(f"{name:<{width}}  {purpose(recipes[name])}")
+        return 0
+    if not options.name:
+        raise UserError(f"recipes {options.action} takes a name: one of {', '.join(sorted(recipes))}.")
+    if options.name not in recipes:
+        hint = did_you_mean(options.name, recipes)
+        raise UserError(f"There is no recipe {options.name!r}, only {', '.join(sorted(recipes))}.{hint}")
+    if options.action == "show":
+        if options.file:
+            raise UserError(f"recipes show takes no file; `reca-fast recipes copy {options.name} FILE` writes one.")
+        print(recipes[options.name].read_text(), end="")
+        return 0
+    target = copy(recipes[options.name], Path(options.file or f"{options.name}.yaml"))
+    print(f"{target}: a copy of the recipe {options.name}. Change it, then `reca-fast train --config {target}`.")
+    return 0
+
+
+def purpose(recipe: Path) -> str:
+    """What a recipe is for, in one line: its first one, a comment."""
+    return recipe.read_text().partition("\n")[0].removeprefix("#").strip()
+
+
+def copy(recipe: Path, target: Path) -> Path:
+    """Write a recipe to a new file, under its own name where `target` is a folder. Returns the file.
+
+    Raises:
+        UserError: there is a file of that name, which stays as it is; or it cannot be written.
+    """
+    if target.is_dir():
+        target /= recipe.name
+    with writing(target):
+        try:
+            with target.open("x") as file:
+                file.write(recipe.read_text())
+        except FileExistsError:
+            raise UserError(f"{target} exists and is not overwritten; name another file, or remove it.") from None
+    return target

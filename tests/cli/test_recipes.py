@@ -1,0 +1,51 @@
+"""`reca-fast recipes`: the shipped recipes listed, shown and copied."""
+
+import pytest
+
+from reca_fast.cli.options import parse
+from reca_fast.cli.recipe_reader import shipped
+from reca_fast.config import RunConfig
+
+
+@pytest.mark.parametrize("args", [[], ["list"]])
+def test_the_list_says_what_each_recipe_is_for(args, reca_fast) -> None:
+    said = reca_fast("recipes", *args)
+    lines = dict(line.split(maxsplit=1) for line in said.out.splitlines())
+    assert said.code == 0 and lines.keys() == shipped().keys()
+    assert all(len(purpose) > 20 and purpose.endswith(".") for purpose in lines.values())
+
+
+def test_a_recipe_is_shown_as_it_is(reca_fast) -> None:
+    assert reca_fast("recipes", "show", "demo").out == shipped()["demo"].read_text()
+
+
+def test_a_copy_trains_like_the_recipe(reca_fast, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for given, written in (([], "demo.yaml"), (["mine.yaml"], "mine.yaml"), (["folder"], "folder/demo.yaml")):
+        said = reca_fast("recipes", "copy", "demo", *given)
+        assert said.code == 0 and said.out.startswith(f"{written}: a copy of the recipe demo.")
+        assert parse(RunConfig, "train", ["--config", written]) == parse(RunConfig, "train", ["--config", "demo"])
+
+
+def test_a_copy_overwrites_nothing(reca_fast, tmp_path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("steps: 7\n")
+    assert f"{mine} exists and is not overwritten" in reca_fast("recipes", "copy", "demo", mine).sentence
+    assert mine.read_text() == "steps: 7\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ("shw demo", "recipes shw: it can list, show, copy. Did you mean 'show'?"),
+        ("show", "recipes show takes a name: one of bagel, demo"),
+        ("copy", "recipes copy takes a name: one of bagel, demo"),
+        ("show nope", "There is no recipe 'nope', only bagel, demo"),
+        ("list demo", "`reca-fast recipes show demo` prints one recipe"),
+        ("show demo x.yaml", "`reca-fast recipes copy demo FILE` writes one"),
+        ("copy demo /nowhere/x.yaml", "/nowhere/x.yaml cannot be written: No such file or directory"),
+    ],
+)
+def test_mistakes_are_told_with_the_way_out(args, says, reca_fast) -> None:
+    assert says in reca_fast("recipes", *args.split()).sentence
