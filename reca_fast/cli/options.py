@@ -182,7 +182,7 @@ def parse(kind: type[T], verb: str, args: Sequence[str], *, positional: Mapping[
     parser.add_argument("--config", action="config", help="YAML recipe: a file, or the name of a shipped one")
     defaults = {entry.name: entry.default for entry in fields(kind)}  # type: ignore[arg-type]
     for name, about in positional.items():
-        optional = {} if defaults[name] is MISSING else {"nargs": "?", "default": defaults[name]}
+        optional: dict[str, Any] = {} if defaults[name] is MISSING else {"nargs": "?", "default": defaults[name]}
         parser.add_argument(name, type=str, help=about, **optional)
     parser.add_class_arguments(kind, as_group=False, skip=set(positional))
     options = {name: empty for name, empty in option_names(kind) if name not in positional}
