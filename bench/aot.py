@@ -131,7 +131,7 @@ def compiling(target: int) -> Iterator[list[Any]]:
         driver._active = None
 
 
-def assembled(compile_all: Callable[[], None], target: int) -> list[Compiled]:
+def assembled(compile_all: Callable[[], object], target: int) -> list[Compiled]:
     """Every kernel that `compile_all` launches, once per specialisation.
 
     One that several variants launch counts for the first of them.
@@ -154,7 +154,10 @@ def _width(opcode: str) -> int:
 def read(hits: list[Any], target: int) -> list[Compiled]:
     """What compiled kernels need, given as `compiling` yields them."""
     codes = [_code(kernel.asm["cubin"]) for _, kernel, _ in hits]
-    return [_read(*hit, opcodes, target) for hit, opcodes in zip(hits, _disassembled(codes, target), strict=True)]
+    return [
+        _read(name, kernel, variant, opcodes, target)
+        for (name, kernel, variant), opcodes in zip(hits, _disassembled(codes, target), strict=True)
+    ]
 
 
 def _code(cubin: bytes) -> bytes:

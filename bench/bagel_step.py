@@ -276,7 +276,8 @@ def main() -> None:
 
     from bench.environment import environment
 
-    console, rounds = Console(stderr=True), []
+    console = Console(stderr=True)
+    rounds: list[dict[str, Any]] = []
     for number in range(args.rounds):
         rounds.append({})
         for name in args.variants:

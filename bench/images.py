@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -60,7 +61,9 @@ def authors(data: bytes) -> tuple[Tensor, Tensor]:
     return target, torch.einsum("chpwq->hwpqc", grid).reshape(-1, PATCH * PATCH * 3)
 
 
-def ours(method: str, patch_dtype: torch.dtype = torch.bfloat16) -> Callable[[bytes], tuple[Tensor, Tensor]]:
+def ours(
+    method: Literal["fast", "exact"], patch_dtype: torch.dtype = torch.bfloat16
+) -> Callable[[bytes], tuple[Tensor, Tensor]]:
     """The target stays uint8 (the device normalises it); patches are made from the resized uint8 picture."""
 
     def pipeline(data: bytes) -> tuple[Tensor, Tensor]:

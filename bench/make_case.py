@@ -63,7 +63,7 @@ def run_reference(
     values, wanted = expected_names(config["llm_config"]["num_hidden_layers"], joint)
     params = dict(model.named_parameters())
     tensors = {name: trace[name].detach().contiguous() for name in values}
-    tensors |= {f"grad.{name}": params[name].grad for name in wanted}
+    tensors |= {f"grad.{name}": gradient for name in wanted if (gradient := params[name].grad) is not None}
     norms = {name: p.grad.double().norm().item() for name, p in params.items() if p.grad is not None}
     moved = {name: norm for name, norm in norms.items() if norm > 0}
     scalars = {
@@ -140,11 +140,11 @@ def parse_sample(text: str) -> Sample:
     parts = text.split(",")
     try:
         fields = dict(part.split("=") for part in parts if part != "dropped")
-        vit, vae = (tuple(int(side) for side in fields.pop(name).split("x")) for name in ("vit", "vae"))
-        sample = Sample(int(fields.pop("text")), vit, vae, "dropped" in parts)
+        (vit_h, vit_w), (vae_h, vae_w) = (map(int, fields.pop(name).split("x")) for name in ("vit", "vae"))
+        sample = Sample(int(fields.pop("text")), (vit_h, vit_w), (vae_h, vae_w), "dropped" in parts)
     except (KeyError, ValueError) as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not like text=7,vit=28x42,vae=64x96[,dropped]") from error
-    if fields or len(vit) != 2 or len(vae) != 2:
+    if fields:
         raise argparse.ArgumentTypeError(f"{text!r} is not like text=7,vit=28x42,vae=64x96[,dropped]")
     return sample
 

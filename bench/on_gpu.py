@@ -232,7 +232,7 @@ class Run:
         for child in self.compiling:
             child.kill()
         self.compiling.clear()
-        line = {"stage": "compile", "name": f"kernels compiled ahead for sm_{self.target}"}
+        line: Line = {"stage": "compile", "name": f"kernels compiled ahead for sm_{self.target}"}
         line |= {"value": sum(int(made) for made, _ in counts), "unit": "launches", "expected": "no failure"}
         error = f"{failed} of its launches failed: {words}" if failed else None
         if unfinished:

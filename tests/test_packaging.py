@@ -96,7 +96,7 @@ def test_every_extra_that_we_name_exists() -> None:
         "*.md",
         "Makefile",
     )
-    named = {}
+    named: dict[str, Path] = {}
     for path in [path for pattern in folders for path in ROOT.glob(pattern)]:
         for inside in re.findall(r"(?:reca-fast|'\.)\[([a-z][a-z,-]*)\]", path.read_text()):
             named |= dict.fromkeys(inside.split(","), path)

@@ -94,7 +94,7 @@ def unpacked_sdist(python: Path, folder: Path) -> Path:
 
 def suite(python: Path, root: Path, arguments: list[str]) -> tuple[bool, str]:
     """Runs pytest in `root`; returns whether it passed and its closing line."""
-    command = [python, "-m", "pytest", "--numprocesses", "auto", "--maxprocesses", "4", *arguments]
+    command = [str(python), "-m", "pytest", "--numprocesses", "auto", "--maxprocesses", "4", *arguments]
     print("+", *command, flush=True)
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

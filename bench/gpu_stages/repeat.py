@@ -1,5 +1,7 @@
 """The same step of two real-width layers twice, with `deterministic` and without: which gradients change in any bit."""
 
+from collections.abc import Callable
+
 import torch
 
 from reca_fast.train.determinism import make_deterministic
@@ -21,7 +23,7 @@ def repeat(report: Report, deterministic: bool) -> None:
         make_deterministic()
     try:
         with training(2, 1 if report.rehearsal else PICTURES, report.device, recompute=True) as work:
-            phases = {"forward": work.forward, "backward": work.backward}
+            phases: dict[str, Callable[[], object]] = {"forward": work.forward, "backward": work.backward}
             rounds, times = [], {}
             for _ in range(3):  # the first compiles
                 work.model.module.zero_grad(set_to_none=True)

@@ -48,8 +48,8 @@ def run(report: Report) -> None:
 
         @cache
         def truth(joint: bool) -> tuple[dict[str, Tensor], dict[str, float], float]:
-            options = {"precision": "fp32", "kernels": "reference", "attention": "sdpa", "freeze_und": not joint}
-            return gradients_of(prepare(folder, torch.device("cpu"), **options))
+            options: dict[str, Any] = {"precision": "fp32", "kernels": "reference", "attention": "sdpa"}
+            return gradients_of(prepare(folder, torch.device("cpu"), **options, freeze_und=not joint))
 
         for name, options in settings(report.device):
             needs = COMPILING if options.get("compile") else 0.0

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +200,7 @@ class SavedWeights(Mapping[str, Tensor]):
         if not self._names:
             raise UserError(f"The checkpoint {path} holds no {section!r} weights.")
 
-    def _reading(self):
+    def _reading(self) -> AbstractContextManager[None]:
         return _reading(self.path, "Export an older one.")
 
     def __getitem__(self, name: str) -> Tensor:

@@ -101,4 +101,5 @@ def _run(args: list[str]) -> int:
     set_up_allocator()
     if verb not in VERBS:
         raise UserError(f"Unknown verb {verb!r}.{did_you_mean(verb, VERBS)} `reca-fast --help` lists them.")
-    return importlib.import_module(f"reca_fast.cli.{verb}").run(options)
+    code: int = importlib.import_module(f"reca_fast.cli.{verb}").run(options)
+    return code

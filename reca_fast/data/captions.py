@@ -1,12 +1,13 @@
 """Captions: from the bytes of a file or the cell of a table to texts, or to the reason why there are none.
 
 A record may have several captions: a list, or BAGEL's own layout, JSON text of {name: caption}. Each epoch uses one of
-them, see `prompts.choose_caption`.
+them, see `templates.choose_caption`.
 """
 
 import codecs
 import json
 from dataclasses import dataclass
+from typing import Any
 
 ENDINGS = (".txt", ".caption", ".json")
 """Of caption files beside a picture, in lower case; the first with a usable caption counts."""
@@ -75,7 +76,7 @@ def _decoded(data: bytes) -> str:
     return data.decode(encoding)
 
 
-def _under_fields(fields: dict) -> Captions:
+def _under_fields(fields: dict[str, Any]) -> Captions:
     found = [captions_in_cell(fields[field]) for field in FIELDS if fields.get(field) is not None]
     return next((captions for captions in found if captions.texts), found[0] if found else Captions())
 

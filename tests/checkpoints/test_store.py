@@ -131,7 +131,7 @@ DAMAGE = {
     "checksums gone": lambda folder: (folder / CHECKSUMS_FILE).unlink(),
     "checksums empty": lambda folder: (folder / CHECKSUMS_FILE).write_text(""),
     "checksums no text": lambda folder: (folder / CHECKSUMS_FILE).write_bytes(b"\xff" * 100),
-    "nothing there": lambda folder: (shutil.rmtree(folder), folder.mkdir()),
+    "nothing there": lambda folder: [path.unlink() for path in folder.iterdir()],
 }
 
 

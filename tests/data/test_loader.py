@@ -52,7 +52,8 @@ def test_order_changes_with_epoch_and_seed_unless_shuffling_is_off() -> None:
 def test_packs_do_not_depend_on_processes_workers_or_prefetch(workers: int, prefetch: int) -> None:
     with loader(PHOTOS, SMALL) as packs:
         alone, state = described(take(packs, 8)), packs.state_dict()
-    together, states = {}, {}
+    together: dict[tuple[int, int], tuple] = {}
+    states: dict[str, LaneState] = {}
     for lanes in ((3,), (0, 2), (1,)):  # three processes
         with loader(PHOTOS, replace(SMALL, workers=workers, prefetch=prefetch), lanes) as packs:
             together |= described(take(packs, 8))
@@ -77,7 +78,9 @@ def test_a_resumed_run_goes_on_exactly(before: tuple, after: tuple) -> None:
             take(packs, 5)
             saved |= saved_by(packs)
     assert len(str(saved)) < 4 * 2000
-    resumed, reports, states = {}, [], {}
+    resumed: dict[tuple[int, int], tuple] = {}
+    states: dict[str, LaneState] = {}
+    reports = []
     for lanes in after:
         with loader(broken, replace(SMALL, workers=4, prefetch=5), lanes) as packs:
             packs.load_state_dict(saved)

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -74,7 +75,7 @@ def test_nobody_waits_longer_than_the_lookahead() -> None:
 def test_the_waiting_items_are_the_whole_state() -> None:
     items = list(reca_plans(400, SIZES))
     stream = iter(items)
-    packer = Packer(16384, 32)
+    packer: Packer[Any] = Packer(16384, 32)
     first = [packer.next_pack(stream) for _ in range(10)]
     resumed = Packer(16384, 32, packer.waiting)
     drawn = sum(map(len, first)) + len(packer.waiting)

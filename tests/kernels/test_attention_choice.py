@@ -52,9 +52,9 @@ def test_what_gpus_can_run(backend, capability, dtype, reason, monkeypatch) -> N
     for module, function in FLASHES.values():
         install(monkeypatch, module, flash_attn_varlen_func=function)
     install(monkeypatch, "flash_attn.cute", flash_attn_varlen_func=flash_4)
-    sys.modules["flash_attn"].flash_attn_varlen_func = flash_2
+    vars(sys.modules["flash_attn"]).update(flash_attn_varlen_func=flash_2)
     install(monkeypatch, "xformers.ops", memory_efficient_attention=documented_attention)
-    sys.modules["xformers"]._cpp_lib = types.SimpleNamespace(_cpp_library_load_exception=None)
+    vars(sys.modules["xformers"]).update(_cpp_lib=types.SimpleNamespace(_cpp_library_load_exception=None))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     found = available_backends("cuda", dtype)
     assert found[backend] is None if reason is None else re.search(reason, found[backend])

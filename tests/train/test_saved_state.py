@@ -36,7 +36,7 @@ def test_a_run_of_another_version_is_refused_by_what_it_did_not_know(begun, conf
         find_saved(configured(tmp_path / "run", False), store, print)
 
 
-ODD = [None, True, "", "x" * 2000, -1, 1e999, 2**70, 0.5, [], [1], {}, {"a": 1}, [[]]]
+ODD: list[Any] = [None, True, "", "x" * 2000, -1, 1e999, 2**70, 0.5, [], [1], {}, {"a": 1}, [[]]]
 
 
 def places(value: Any, path: tuple = ()) -> Iterator[tuple]:

@@ -34,7 +34,7 @@ def copy(written_case: Path, tmp_path: Path) -> Path:
 
 def expected_shapes(case: Path) -> dict[str, list[int]]:
     """Everything that the expected files hold, under the names that `verify --out` promises."""
-    shapes = {}
+    shapes: dict[str, list[int]] = {}
     for stem, prefix in (("expected", ""), ("expected_joint", "joint/")):
         if (case / f"{stem}.safetensors").exists():
             shapes |= {prefix + name: list(x.shape) for name, x in load_file(case / f"{stem}.safetensors").items()}

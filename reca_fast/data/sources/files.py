@@ -78,7 +78,7 @@ def _walk(folder: str, ignored: Reasons) -> Iterator[str]:
                     (linked if entry.is_symlink() else below).append(entry.path)
 
 
-def _why_not(entry: os.DirEntry) -> str:
+def _why_not(entry: os.DirEntry[str]) -> str:
     """Why an entry of a folder is left out; empty for a file or folder."""
     if hidden(entry.name):
         return "hidden"

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reca_fast.config import DataConfig
 from reca_fast.data.captions import captions_in_cell
@@ -63,10 +63,11 @@ class HuggingFaceSource:
         return record(self.key(index), _encoded(row[self._image]), captions_in_cell(row.get(self._caption)))
 
 
-def _encoded(picture: dict | None) -> bytes:
+def _encoded(picture: dict[str, Any] | None) -> bytes:
     """The bytes in a cell, or those of the file that it names."""
     if picture and picture["bytes"]:
-        return picture["bytes"]
+        inside: bytes = picture["bytes"]
+        return inside
     if not (picture and picture["path"]):
         raise BadRecord("row without picture bytes")
     return read_picture(picture["path"])
