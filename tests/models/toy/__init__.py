@@ -1,0 +1,5 @@
+"""A masked-token model of some 200 lines. It belongs to the tests alone: it shows that the protocol suffices."""
+
+from .model import ToyModel, write_toy_checkpoint
+
+__all__ = ["ToyModel", "write_toy_checkpoint"]
