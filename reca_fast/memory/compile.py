@@ -17,7 +17,7 @@ def compile_blocks(blocks: Sequence[nn.Module], compiler: str = "inductor") -> N
         compiler: what torch.compile hands the graphs to, its argument `backend`.
     """
     for block in blocks:
-        block.forward = torch.compile(block.forward, backend=compiler, fullgraph=True, dynamic=True)  # type: ignore[method-assign]
+        block.forward = torch.compile(block.forward, backend=compiler, fullgraph=True, dynamic=True)
 
 
 def compiled_graphs() -> int:

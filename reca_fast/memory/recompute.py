@@ -19,7 +19,7 @@ def recompute(blocks: Sequence[nn.Module]) -> None:
     inputs. Values and gradients stay the same to the last bit, and so do the names of the parameters.
     """
     for block in blocks:
-        block.forward = partial(_run_again_in_backward, block.forward)  # type: ignore[method-assign]
+        block.forward = partial(_run_again_in_backward, block.forward)
 
 
 def _run_again_in_backward(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.rendezvous import rendezvous
 
 from reca_fast.errors import UserError
 from reca_fast.hardware import pick_device
@@ -54,7 +55,7 @@ class Processes:
         if self.world > 1:
             _from_environment("MASTER_PORT", 0, range(1 << 16))  # when it is missing, rendezvous says so
         try:
-            self._store = next(iter(dist.rendezvous("env://")))[0] if self.world > 1 else None
+            self._store = next(iter(rendezvous("env://")))[0] if self.world > 1 else None
         except (ValueError, RuntimeError) as error:  # a variable is missing, an address cannot be reached or bound
             reason = str(error).splitlines()[0].removesuffix(".")
             raise UserError(f"WORLD_SIZE is {self.world}, but {reason}; start processes with torchrun.") from None
@@ -136,6 +137,6 @@ class Processes:
     def _first_to_fail(self) -> bool:
         assert self._store is not None
         try:
-            return self._store.add("reca_fast/failures", 1) == 1
+            return bool(self._store.add("reca_fast/failures", 1) == 1)
         except RuntimeError:  # the store went down with the process that held it
             return False

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from reca_fast.checkpoints import MAX_STATE_BYTES, STATE_FILE, CheckpointStore, folder_name
 from reca_fast.config import RunConfig, settings
-from reca_fast.data.loader import LaneState
+from reca_fast.data.lanes import LaneState
 from reca_fast.data.outcomes import Count
 from reca_fast.errors import UserError
 from reca_fast.schema import Range, fill, read_json, shown
@@ -119,4 +119,5 @@ def check_content(saved: Content, now: Content, config: RunConfig) -> None:
 
 def as_json(config: RunConfig) -> dict[str, Any]:
     """The configuration as it comes back from a file: nested dicts, tuples as lists."""
-    return json.loads(json.dumps(asdict(config)))
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return plain
