@@ -35,7 +35,8 @@ def test_what_is_no_tensor_of_numbers(op: str, name: str) -> None:
         refuses(op, **{name: wrong})
     if isinstance(given, Tensor):
         refuses(op, **{name: [1.0]})
-        refuses(op, **{name: given.to("meta")})
+        if sum(isinstance(x, Tensor) for x in GOOD[op].values()) > 1:  # one alone may be anywhere
+            refuses(op, **{name: given.to("meta")})
         refuses(op, **{name: given.unsqueeze(-1).expand(*given.shape, 3)})
 
 

@@ -1,3 +1,5 @@
+"""Valid arguments of the operation `adaln_modulate`."""
+
 from torch import ones
 
 EXAMPLES = {

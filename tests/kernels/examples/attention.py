@@ -1,3 +1,5 @@
+"""Valid arguments of the operation `attention`."""
+
 from torch import ones
 
 from reca_fast.kernels import Varlen

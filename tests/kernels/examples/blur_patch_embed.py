@@ -1,3 +1,5 @@
+"""Valid arguments of the operation `blur_patch_embed`."""
+
 import torch
 from torch import ones
 

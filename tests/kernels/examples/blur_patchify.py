@@ -1,3 +1,5 @@
+"""Valid arguments of the operation `blur_patchify`."""
+
 import torch
 
 EXAMPLES = {

@@ -1,3 +1,5 @@
+"""Valid arguments of the operation `flow_matching`."""
+
 from torch import ones
 
 EXAMPLES = {

@@ -1,3 +1,5 @@
+"""Valid arguments of the operation `fused_linear_cross_entropy`."""
+
 import torch
 from torch import ones
 

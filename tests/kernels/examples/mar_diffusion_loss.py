@@ -1,3 +1,5 @@
+"""Valid arguments of the operation `mar_diffusion_loss`."""
+
 import torch
 from torch import ones
 

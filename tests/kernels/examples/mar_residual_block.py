@@ -1,3 +1,5 @@
+"""Valid arguments of the operation `mar_residual_block`."""
+
 from torch import ones
 
 EXAMPLES = {

@@ -1,3 +1,5 @@
+"""Valid arguments of the operation `qk_norm_rope`."""
+
 from torch import ones
 
 EXAMPLES = {

@@ -1,3 +1,5 @@
+"""Valid arguments of the operation `template_concat`."""
+
 import torch
 from torch import ones
 
