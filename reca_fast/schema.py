@@ -97,7 +97,7 @@ def parse_json(data: bytes | str, where: str) -> Any:
     return value
 
 
-def fill(kind: type[T], values: Any, where: str, *, strict: bool = False, remedy: str = "") -> T:
+def from_dict(kind: type[T], values: Any, where: str, *, strict: bool = False, remedy: str = "") -> T:
     """An instance of the dataclass `kind` from a JSON object; `where` names the object in messages.
 
     Understands bool, int, float, str, None, Any, Literal, unions of these, list[X], tuple[X, Y], tuple[X, ...],
@@ -182,7 +182,7 @@ def _convert(hint: Any, value: Any, where: str, name: str) -> Any:
         if value in parts and type(value) in map(type, parts):
             return value
     elif is_dataclass(hint) and isinstance(hint, type):
-        return fill(hint, value, f"{name} of {where}")
+        return from_dict(hint, value, f"{name} of {where}")
     elif origin in (list, tuple) and isinstance(value, list):
         kinds = [parts[0]] * len(value) if origin is list or parts[1:] == (...,) else list(parts)
         if len(kinds) == len(value):

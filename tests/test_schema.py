@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from reca_fast.errors import UserError
-from reca_fast.schema import Range, check_ranges, fill, parse_json, read_json
+from reca_fast.schema import Range, check_ranges, from_dict, parse_json, read_json
 
 
 @dataclass
@@ -45,10 +45,10 @@ WHOLE = {
 
 def test_fill_gives_every_kind_of_value() -> None:
     want = Outer(3, "b", False, "x", (0.0, 0.5), [(1, 2), (3, 4)], {"k": 0}, Inner(0.0), [None])
-    assert fill(Outer, WHOLE, "f.json") == want
-    assert fill(Outer, {"count": 1}, "f.json") == Outer(1)
+    assert from_dict(Outer, WHOLE, "f.json") == want
+    assert from_dict(Outer, {"count": 1}, "f.json") == Outer(1)
     with pytest.raises(UserError, match=r"f.json has the unknown key 'unknown'."):
-        fill(Outer, WHOLE, "f.json", strict=True)
+        from_dict(Outer, WHOLE, "f.json", strict=True)
 
 
 @pytest.mark.parametrize(
@@ -79,13 +79,13 @@ def test_fill_gives_every_kind_of_value() -> None:
 )
 def test_fill_names_the_value_and_what_it_must_be(change: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError) as raised:
-        fill(Outer, WHOLE | change, "f.json")
+        from_dict(Outer, WHOLE | change, "f.json")
     assert str(raised.value) == sentence
 
 
 def test_fill_names_what_is_missing() -> None:
     with pytest.raises(UserError, match=r"^f.json lacks count"):
-        fill(Outer, {}, "f.json")
+        from_dict(Outer, {}, "f.json")
 
 
 @pytest.mark.parametrize(

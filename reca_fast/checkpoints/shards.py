@@ -155,11 +155,11 @@ class ShardFiles:
         """The whole tensor, on the CPU, in the dtype of the file."""
         dtype = self._pieces[name][0].dtype
         tensor = torch.empty(self.shapes[name], dtype=dtype)
-        self.fill(name, tensor)
+        self.read_into(name, tensor)
         return tensor
 
     @torch.no_grad()
-    def fill(self, name: str, tensor: Tensor) -> None:
+    def read_into(self, name: str, tensor: Tensor) -> None:
         """Copy into this process's part of `tensor`.
 
         Raises:

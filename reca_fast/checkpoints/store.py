@@ -173,7 +173,7 @@ class CheckpointStore:
                 if strangers := files.shapes.keys() - flat.keys():
                     raise Misfit(f"it holds {min(strangers)}, which has no place here")
                 for name, tensor in flat.items():
-                    files.fill(name, tensor)
+                    files.read_into(name, tensor)
             if not all_finite(flat):
                 raise Damaged("it holds inf or NaN")
 

@@ -40,7 +40,7 @@ def run(args: Sequence[str]) -> int:
     from reca_fast.config import ModelConfig
     from reca_fast.models import open_model
     from reca_fast.models.files.identity import identity_of_files
-    from reca_fast.schema import fill
+    from reca_fast.schema import from_dict
     from reca_fast.train.saved import read_saved
 
     folder = Path(options.run)
@@ -58,7 +58,7 @@ def run(args: Sequence[str]) -> int:
     if not Path(base).is_dir():
         moved = "" if options.base else ", from which the run started,"
         raise UserError(f"The checkpoint folder {base}{moved} does not exist; set --base to where it is.")
-    before = fill(ModelConfig, state.config.get("model"), f"model of the settings in {folder}")
+    before = from_dict(ModelConfig, state.config.get("model"), f"model of the settings in {folder}")
     model = open_model(ModelConfig(path=base, weights=options.base_weights or before.weights))
     now = identity_of_files(model.files())
     if differing := [name for name, sum_ in now.items() if state.content.get("model.path", {}).get(name) != sum_]:

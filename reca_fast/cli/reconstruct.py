@@ -39,9 +39,9 @@ def run(args: Sequence[str]) -> int:
     if Path(options.out).is_dir():
         raise UserError(f"{options.out} is a folder; set --out to the name of a PNG file.")
     check_sampling(options.sampling)
+    from reca_fast.data.reasons import Reasons, printable
     from reca_fast.data.samples import SampleBuilder
     from reca_fast.data.sources import open_source
-    from reca_fast.data.tally import Reasons, printable
     from reca_fast.evaluation.grids import draw_comparison
     from reca_fast.evaluation.reconstruction import pick_samples, psnr, reconstruct
     from reca_fast.hardware import pick_device

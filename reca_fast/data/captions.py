@@ -1,7 +1,7 @@
 """Captions: from the bytes of a file or the cell of a table to texts, or to the reason why there are none.
 
-A record may have several captions: a list, or BAGEL's own layout, JSON text of {name: caption}. Each epoch uses one of
-them, see `templates.choose_caption`.
+A record may have several captions, as a list or as a JSON object {name: caption} (the layout of BAGEL's authors). Each
+epoch uses one of them, which `choose_caption` draws.
 """
 
 import codecs
@@ -9,13 +9,17 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from reca_fast.randomness import stable_uniform
+
 ENDINGS = (".txt", ".caption", ".json")
-"""Of caption files beside a picture, in lower case; the first with a usable caption counts."""
+"""Endings of caption files beside a picture, in lower case. Of several files the first with a usable caption counts."""
 FIELDS = ("caption", "captions", "text", "prompt")
-"""Where a JSON object holds captions; the first with a usable one counts."""
+"""Keys under which a JSON object holds captions. Of several, the first with a usable caption counts."""
 MAX_BYTES = 2**20
+"""A caption file that is larger is not used."""
 NO_CAPTION = "no caption"
-BYTE_ORDER_MARKS = (  # the longer ones first: UTF-16's begins UTF-32's
+"""The reason that is given where nothing was found at all."""
+BYTE_ORDER_MARKS = (  # the longer ones first, because UTF-32's little-endian mark begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -30,18 +34,29 @@ Caption = str | tuple[str, ...]
 
 @dataclass(frozen=True)
 class Captions:
-    """What was found for one record; when that is nothing, `lack` says why in a short fixed phrase."""
+    """The captions that were found for one record."""
 
     texts: tuple[str, ...] = ()
-    lack: str = NO_CAPTION
+    lack: str = NO_CAPTION  # why `texts` is empty, in a short fixed phrase; means nothing when it is not
 
     @property
     def caption(self) -> Caption | None:
+        """The only text, all of several, or None when there is none."""
         return self.texts if len(self.texts) > 1 else self.texts[0] if self.texts else None
 
 
+def choose_caption(caption: Caption, seed: int, epoch: int, key: str) -> str:
+    """The only caption, or of several the one for the record `key` in `epoch`, drawn uniformly.
+
+    `seed` is that of the data (`data.seed`).
+    """
+    if isinstance(caption, str):
+        return caption
+    return caption[int(stable_uniform("caption", seed, epoch, key) * len(caption))]
+
+
 def captions_in_file(data: bytes, ending: str) -> Captions:
-    """The captions in a file of text, or in a .json under one of FIELDS."""
+    """The captions in a file: the whole text, or what a file ending in .json holds under one of FIELDS."""
     if len(data) > MAX_BYTES:
         return Captions(lack="caption of more than 1 MB")
     try:
@@ -58,7 +73,10 @@ def captions_in_file(data: bytes, ending: str) -> Captions:
 
 
 def captions_in_cell(value: object) -> Captions:
-    """The captions in the cell of a table: text, a list or mapping of texts, or either of these as JSON text."""
+    """The captions in a cell of a table: a text, a list or mapping of texts, or JSON that spells such a list.
+
+    A mapping with one of FIELDS among its keys holds captions under these alone.
+    """
     if isinstance(value, bytes):
         return captions_in_file(value, ".txt")
     if not isinstance(value, str):
@@ -82,7 +100,7 @@ def _under_fields(fields: dict[str, Any]) -> Captions:
 
 
 def _as_json(text: str) -> object:
-    """The list or mapping that a text spells; None when it spells neither."""
+    """The list or mapping that a text spells in JSON; None when it spells neither."""
     if not text.lstrip().startswith(("{", "[")):
         return None
     try:
@@ -92,9 +110,9 @@ def _as_json(text: str) -> object:
 
 
 def _together(value: object) -> Captions:
-    """Every text anywhere in lists and mappings, in their order."""
+    """Every text anywhere inside nested lists and mappings, in order."""
     texts: list[str] = []
-    lack, open_values = NO_CAPTION, [value]  # a stack of its own: nesting may be deep
+    lack, open_values = NO_CAPTION, [value]  # a stack instead of recursion, since nesting may be deep
     while open_values:
         value = open_values.pop()
         if isinstance(value, dict):

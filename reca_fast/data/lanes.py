@@ -17,7 +17,7 @@ from reca_fast.data.outcomes import Count, SavedOutcomes
 from reca_fast.data.packing import Packer
 from reca_fast.data.records import BadRecord, NoCaption
 from reca_fast.data.samples import SampleBuilder, SamplePlan
-from reca_fast.data.skips import InVain, Skip, limits_below
+from reca_fast.data.skips import Patience, Skip, limits_below
 from reca_fast.data.sources.base import Source
 from reca_fast.randomness import generator
 
@@ -73,7 +73,7 @@ class Lane:
         self._skipped: list[Skip] = []  # since the last pack
         self._packer: Packer[SamplePlan] = Packer(config.tokens_per_pack, config.lookahead)
         self._stream = self._plans()
-        self._in_vain = self.watch()
+        self._patience = self.watch()
 
     def load(self, saved: Position) -> None:
         """Go on from there; the buffer's plans are made anew from their records."""
@@ -96,7 +96,7 @@ class Lane:
                 index = int(items[self._position])
                 self._position += 1
                 if plan := self._plan(index, self._epoch):
-                    self._in_vain.clear()
+                    self._patience.clear()
                     yield plan
             self._epoch, self._position = self._epoch + 1, 0
 
@@ -117,13 +117,13 @@ class Lane:
 
     def _skip(self, skip: Skip) -> None:
         self._skipped.append(skip)
-        self._in_vain.add(skip)
+        self._patience.add(skip)
 
-    def watch(self) -> InVain:
+    def watch(self) -> Patience:
         """Gives up when no record of this lane can be used."""
         records, length = len(self._source), len(self._items(0))
         others_come = length < records and self._config.shuffle  # in the next epochs
-        return InVain(length, min(20 * records, 1000) if others_come else length, self._config)
+        return Patience(length, min(20 * records, 1000) if others_come else length, self._config)
 
     def _items(self, epoch: int) -> Tensor:
         records, lanes = len(self._source), self._config.packs_per_step

@@ -84,7 +84,7 @@ class PackLoader(Generic[T]):
         self._drafts: dict[int, deque[Future[_Draft[T]]]] = {lane: deque() for lane in self._lanes}
         self._ahead = -(-config.prefetch // len(self._lanes))  # packs of each lane beyond the one asked for
         self._outcomes = {lane: Outcomes(len(source)) for lane in self._lanes}
-        self._in_vain = {number: lane.watch() for number, lane in self._lanes.items()}
+        self._patience = {number: lane.watch() for number, lane in self._lanes.items()}
         self._positions: dict[int, Position] = {}  # after the packs handed out
         # One thread plans, so that lanes need no locks; pictures are decoded and collated by the others.
         self._planner = ThreadPoolExecutor(1, "reca-plan")
@@ -200,9 +200,9 @@ class PackLoader(Generic[T]):
             for skip in (*draft.planned.skipped, *built.skipped):
                 self._outcomes[lane].skip(skip)
                 if not built.good:
-                    self._in_vain[lane].add(skip)
+                    self._patience[lane].add(skip)
             if built.batch is not None:
-                self._in_vain[lane].clear()
+                self._patience[lane].clear()
                 self._positions[lane] = draft.planned.after
                 self._outcomes[lane].use(built.good)
                 keys = tuple(plan.key for plan in built.good)

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from reca_fast.config import DataConfig
 from reca_fast.config_rules import check_data
-from reca_fast.data.captions import NO_CAPTION, Caption
+from reca_fast.data.captions import NO_CAPTION, Caption, choose_caption
 from reca_fast.data.images import blur, decode, picture_size, resize
 from reca_fast.data.inputs import Inputs, Plan, Size
 from reca_fast.data.orientation import exif_orientation, seen, upright
 from reca_fast.data.records import BadImage, NoCaption, Record
-from reca_fast.data.templates import choose_caption, choose_template
+from reca_fast.data.templates import choose_template
 from reca_fast.randomness import stable_uniform
 from reca_fast.sample import I2T, RECA, TASKS, Sample, Text
 

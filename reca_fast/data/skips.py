@@ -1,27 +1,34 @@
-"""Records that are left out: one at a time with the reason, and the end of the run when nothing else is left."""
+"""One record that was left out, and the end of the run when there is nothing but such records.
+
+What all the skips of a run add up to is kept in `outcomes.py`.
+"""
 
 from dataclasses import dataclass
 
 from reca_fast.config import DataConfig
-from reca_fast.data.tally import Reasons
+from reca_fast.data.reasons import Reasons
 from reca_fast.errors import UserError
 
 
 @dataclass(frozen=True)
 class Skip:
-    """One visit to a record that left it out."""
+    """A record that one epoch left out."""
 
-    index: int
+    index: int  # number of the record in its source
     epoch: int
     key: str
-    reason: str
-    tokens: int = 0  # of a sample that is too long
-    lacks_caption: bool = False
+    reason: str  # a short fixed phrase
+    tokens: int = 0  # what the sample would take, if it was left out for being too long
+    lacks_caption: bool = False  # whether it was left out because its task needs a caption
 
 
-class InVain:
-    """Skips since the last usable record. They end the run after `visits` of them that met `records` different records:
-    by then nothing usable is to be expected.
+class Patience:
+    """Ends the run when no usable record has come for so long that none is to be expected.
+
+    Args:
+        records: how many different records must have been skipped since the last usable one.
+        visits: how many skips there must have been, counting a record again in each epoch.
+        config: for the settings that the last sentence names.
     """
 
     def __init__(self, records: int, visits: int, config: DataConfig) -> None:
@@ -29,9 +36,11 @@ class InVain:
         self.clear()
 
     def clear(self) -> None:
+        """A usable record has come: begin to count again."""
         self._made, self._skips = 0, dict[int, Skip]()
 
     def add(self, skip: Skip) -> None:
+        """Count a skip. Raises UserError when both limits are reached."""
         self._made += 1
         self._skips[skip.index] = skip
         if self._made >= self._visits and len(self._skips) >= self._records:
@@ -39,7 +48,7 @@ class InVain:
 
 
 def limits_below(tokens: int, config: DataConfig) -> list[str]:
-    """The options that refuse a sample of so many tokens."""
+    """The options whose limit a sample of `tokens` tokens exceeds, for messages."""
     limits = ("max_tokens_per_sample", "tokens_per_pack")
     return [f"data.{option}" for option in limits if getattr(config, option) < tokens]
 

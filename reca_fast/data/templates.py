@@ -1,7 +1,8 @@
-"""Prompts that ask for a description of a picture, made by a small grammar, and the hash that chooses among them.
+"""Templates: sentences that ask for a description of a picture, written out from the small grammar in grammar.yaml.
 
-Every choice is a pure function of (seed, epoch, key): no generator's state has to be saved or shared, so a resumed run
-repeats its prompts whatever the number of processes.
+Which template a record gets in an epoch is a function of (seed, epoch, key) alone. No generator's state has to be saved
+or shared, so a resumed run repeats its prompts, whatever the number of processes. `python -m reca_fast.data.templates`
+prints all of them.
 """
 
 import itertools
@@ -18,7 +19,7 @@ SLOT = re.compile(r"\{(\w+)\}")
 
 @lru_cache(maxsize=1)
 def templates() -> tuple[str, ...]:
-    """All templates: distinct sentences in a fixed order, from three words to about fifty."""
+    """All templates: distinct sentences of three to about fifty words, always in the same order."""
     grammar = yaml.safe_load(resources.files("reca_fast.data").joinpath("grammar.yaml").read_text("utf-8"))
     kept: dict[str, None] = {}
     for pattern in grammar["patterns"]:
@@ -29,19 +30,12 @@ def templates() -> tuple[str, ...]:
 
 
 def choose_template(seed: int, epoch: int, key: str) -> str:
-    """The template for record `key` in `epoch`, drawn uniformly."""
+    """The template for the record `key` in `epoch`, drawn uniformly. `seed` is that of the data (`data.seed`)."""
     return templates()[int(stable_uniform("template", seed, epoch, key) * len(templates()))]
 
 
-def choose_caption(caption: str | tuple[str, ...], seed: int, epoch: int, key: str) -> str:
-    """The caption itself, or the one of several that record `key` uses in `epoch`, drawn uniformly."""
-    if isinstance(caption, str):
-        return caption
-    return caption[int(stable_uniform("caption", seed, epoch, key) * len(caption))]
-
-
 def _sentences(pattern: str, slots: dict[str, list[str]]) -> list[str]:
-    """Every way to fill the pattern; a slot that occurs twice is filled twice."""
+    """Every sentence that the pattern stands for. A slot that occurs twice takes two choices, which may differ."""
     pieces = SLOT.split(pattern)  # text, name of slot, text, ...
     choices = [slots[piece] if i % 2 else [piece] for i, piece in enumerate(pieces)]
     return ["".join(parts) for parts in itertools.product(*choices)]

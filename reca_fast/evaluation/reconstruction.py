@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from reca_fast.config import SamplingConfig
+from reca_fast.data.reasons import Reasons
 from reca_fast.data.records import BadRecord
 from reca_fast.data.samples import SampleBuilder
 from reca_fast.data.sources import Source
-from reca_fast.data.tally import Reasons
 from reca_fast.models import Model
 from reca_fast.sample import RECA, Sample
 

@@ -13,7 +13,7 @@ from reca_fast.config import RunConfig, settings
 from reca_fast.data.lanes import LaneState
 from reca_fast.data.outcomes import Count
 from reca_fast.errors import UserError
-from reca_fast.schema import Range, fill, read_json, shown
+from reca_fast.schema import Range, from_dict, read_json, shown
 
 Word = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
 
@@ -66,7 +66,7 @@ def read_saved(path: Path) -> SavedState:
         UserError: its run_state.json is not what a run writes.
     """
     file = path / STATE_FILE
-    state = fill(SavedState, read_json(file, max_bytes=MAX_STATE_BYTES), str(file))
+    state = from_dict(SavedState, read_json(file, max_bytes=MAX_STATE_BYTES), str(file))
     if path.name != folder_name(state.step):
         raise UserError(f"{path} holds the state of step {state.step}; rename it to {folder_name(state.step)}.")
     return state

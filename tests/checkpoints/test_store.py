@@ -257,7 +257,7 @@ def test_every_kind_of_float_and_of_shape(dtype, tmp_path):
         for name, tensor in saved.items():
             assert torch.equal(files.read(name), tensor) and files.read(name).dtype == dtype
         with pytest.raises(Misfit):
-            files.fill("other", torch.zeros(1))
+            files.read_into("other", torch.zeros(1))
 
 
 PEAK = """

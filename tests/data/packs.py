@@ -13,10 +13,10 @@ from skimage import data as photos
 from reca_fast.config import DataConfig, ResizeConfig
 from reca_fast.data.lanes import LaneState
 from reca_fast.data.loader import Pack, PackLoader
+from reca_fast.data.reasons import Reasons
 from reca_fast.data.sources import Record
-from reca_fast.data.tally import Reasons
 from reca_fast.sample import Sample
-from reca_fast.schema import fill
+from reca_fast.schema import from_dict
 from tests.builders import builder_of
 
 SMALL = DataConfig(
@@ -81,7 +81,7 @@ def take(packs: PackLoader, steps: int) -> list[Pack]:
 def saved_by(packs: PackLoader) -> dict[str, LaneState]:
     """The loader's state after a round trip through a file."""
     lanes = json.loads(json.dumps({lane: asdict(state) for lane, state in packs.state_dict().items()}))
-    return {lane: fill(LaneState, state, f"lane {lane}") for lane, state in lanes.items()}
+    return {lane: from_dict(LaneState, state, f"lane {lane}") for lane, state in lanes.items()}
 
 
 def epoch(packs: PackLoader) -> int:

@@ -21,7 +21,7 @@ from reca_fast.data.sources import open_source
 from reca_fast.errors import UserError
 from reca_fast.evaluation.reconstruction import pick_samples
 from reca_fast.sample import I2T, RECA, T2I, Sample
-from reca_fast.schema import fill
+from reca_fast.schema import from_dict
 from tests.builders import builder_of
 from tests.data.packs import PHOTOS, SMALL, Pictures, described, loader, saved_by, take
 
@@ -135,7 +135,7 @@ def test_a_damaged_state_is_one_sentence(place: str, value: object, sentence: st
     *above, name = place.split(".")
     reduce(getitem, above, lanes["0"])[name] = value
     with loader(PHOTOS, SMALL) as packs, pytest.raises(UserError, match=sentence):
-        packs.load_state_dict({lane: fill(LaneState, json.loads(json.dumps(lanes[lane])), lane) for lane in lanes})
+        packs.load_state_dict({lane: from_dict(LaneState, json.loads(json.dumps(lanes[lane])), lane) for lane in lanes})
 
 
 def test_fewer_records_than_lanes() -> None:

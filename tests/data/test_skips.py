@@ -8,9 +8,9 @@ import pytest
 
 from reca_fast.config import TaskWeights
 from reca_fast.data.outcomes import describe
+from reca_fast.data.reasons import Reasons
 from reca_fast.data.records import BadRecord
 from reca_fast.data.sources import Record
-from reca_fast.data.tally import Reasons
 from reca_fast.errors import UserError
 from tests.data.packs import PHOTOS, SMALL, Pictures, epoch, loader, saved_by, take
 

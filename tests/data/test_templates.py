@@ -5,7 +5,8 @@ import subprocess
 import sys
 from collections import Counter
 
-from reca_fast.data.templates import choose_caption, choose_template, stable_uniform, templates
+from reca_fast.data.captions import choose_caption
+from reca_fast.data.templates import choose_template, stable_uniform, templates
 
 
 def test_there_are_enough_distinct_templates() -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from reca_fast.config import DataConfig
 from reca_fast.data.formats import PICTURES
+from reca_fast.data.reasons import Reasons
 from reca_fast.data.records import Record
 from reca_fast.data.sources.base import Source, ending_of, why_no_picture
 from reca_fast.data.sources.files import find_files, is_pattern
 from reca_fast.data.sources.metadata import is_metadata, read_metadata
-from reca_fast.data.tally import Reasons
 from reca_fast.errors import UserError
 
 __all__ = ["Record", "Source", "open_source"]

@@ -4,8 +4,8 @@ import os
 from typing import Protocol
 
 from reca_fast.data.formats import why_not_by_name
+from reca_fast.data.reasons import Reasons
 from reca_fast.data.records import Record
-from reca_fast.data.tally import Reasons
 from reca_fast.errors import UserError, did_you_mean
 
 MAX_PICTURE_BYTES = 2**30

@@ -6,8 +6,8 @@ import os
 import re
 from collections.abc import Iterator
 
+from reca_fast.data.reasons import Reasons
 from reca_fast.data.sources.base import hidden
-from reca_fast.data.tally import Reasons
 from reca_fast.errors import UserError
 
 BRACES = re.compile(r"\{([^{}]*)\}")

@@ -4,10 +4,10 @@ import os
 from collections.abc import Mapping, Sequence
 
 from reca_fast.data.captions import MAX_BYTES, Captions, captions_in_file
+from reca_fast.data.reasons import Reasons
 from reca_fast.data.records import BadRecord, Record, record
 from reca_fast.data.sources.base import MAX_PICTURE_BYTES
 from reca_fast.data.sources.sidecars import first_usable, group
-from reca_fast.data.tally import Reasons
 
 
 class FolderSource:

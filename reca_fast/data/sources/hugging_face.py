@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from reca_fast.config import DataConfig
 from reca_fast.data.captions import captions_in_cell
+from reca_fast.data.reasons import Reasons
 from reca_fast.data.records import BadRecord, Record, record
 from reca_fast.data.sources.base import check_column
 from reca_fast.data.sources.folder import read_picture
 from reca_fast.data.sources.hub import endpoint, go_offline_unless_reachable, may_be_cached
-from reca_fast.data.tally import Reasons
 from reca_fast.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from reca_fast.data.captions import FIELDS, Captions, captions_in_cell
-from reca_fast.data.tally import Reasons
+from reca_fast.data.reasons import Reasons
 
 NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 

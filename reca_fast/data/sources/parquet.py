@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 
 from reca_fast.config import DataConfig
 from reca_fast.data.captions import captions_in_cell
+from reca_fast.data.reasons import Reasons
 from reca_fast.data.records import BadRecord, Record, record
 from reca_fast.data.sources.base import check_column
 from reca_fast.data.sources.folder import read_picture
-from reca_fast.data.tally import Reasons
 from reca_fast.errors import UserError
 
 DAMAGED = (OSError, ValueError, pa.ArrowException)  # what pyarrow raises on damaged files

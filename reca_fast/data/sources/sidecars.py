@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from reca_fast.data import captions
 from reca_fast.data.captions import Captions
 from reca_fast.data.formats import PICTURES
+from reca_fast.data.reasons import Reasons
 from reca_fast.data.sources.base import ending_of, why_no_picture
-from reca_fast.data.tally import Reasons
 
 
 def group(names: Iterable[str], ignored: Reasons) -> dict[str, tuple[str, ...]]:

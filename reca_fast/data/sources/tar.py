@@ -12,10 +12,10 @@ from typing import BinaryIO
 import numpy as np
 
 from reca_fast.data.captions import ENDINGS, MAX_BYTES, Captions, captions_in_file
+from reca_fast.data.reasons import Reasons
 from reca_fast.data.records import BadRecord, Record, record
 from reca_fast.data.sources.base import MAX_PICTURE_BYTES, hidden
 from reca_fast.data.sources.sidecars import first_usable, group
-from reca_fast.data.tally import Reasons
 from reca_fast.errors import UserError
 
 Place = tuple[int, int]  # offset and size in bytes

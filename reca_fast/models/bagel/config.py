@@ -9,7 +9,7 @@ from reca_fast.models.files.folder import REMEDY, check_links, read_object
 from reca_fast.models.parts.kl_vae_config import KLVAEConfig
 from reca_fast.models.parts.ranges import Epsilon, Heads, Layers, Side, Width
 from reca_fast.models.parts.siglip_config import SiglipConfig
-from reca_fast.schema import Range, fill, shown
+from reca_fast.schema import Range, from_dict, shown
 
 CONFIG_FILES = ("llm_config.json", "vit_config.json", "config.json")
 SECTIONS = ("llm_config", "vit_config", "bagel_config", "vae_config")
@@ -149,9 +149,9 @@ class BagelConfig:
     ) -> "BagelConfig":
         try:
             config = cls(
-                llm=fill(LLMConfig, values["llm_config"], where["llm_config"], remedy=REMEDY),
-                vit=fill(SiglipConfig, values["vit_config"], where["vit_config"], remedy=REMEDY),
-                glue=fill(GlueConfig, values.get("bagel_config", {}), where["bagel_config"]),
+                llm=from_dict(LLMConfig, values["llm_config"], where["llm_config"], remedy=REMEDY),
+                vit=from_dict(SiglipConfig, values["vit_config"], where["vit_config"], remedy=REMEDY),
+                glue=from_dict(GlueConfig, values.get("bagel_config", {}), where["bagel_config"]),
                 vae=vae,
                 latent_downsample=latent_downsample,
             )

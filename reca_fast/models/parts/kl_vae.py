@@ -139,7 +139,7 @@ def save_kl_vae(vae: KLVAE, path: str | Path) -> None:
 def encode_pictures(
     vae: KLVAE,
     pictures: Sequence[Tensor],
-    noise: torch.Generator | Sequence[Tensor],
+    noise: Sequence[Tensor],
     *,
     pixels_at_once: int = PIXELS_AT_ONCE,
 ) -> list[Tensor]:
@@ -151,16 +151,12 @@ def encode_pictures(
     Args:
         vae: whose device is used.
         pictures: uint8 [H, W, 3] each, on any device; H and W are multiples of `vae.downsample`.
-        noise: standard normal noise [z, h, w] for each picture; or a generator, which draws it in the order of the
-            pictures, so that the draw does not depend on how they share batches.
+        noise: for each picture, standard normal noise [z, h, w].
 
     Returns:
         fp32 [z, h, w] on the VAE's device for each picture, in their order.
     """
-    device, s, z = next(vae.encoder.parameters()).device, vae.downsample, vae.config.z_channels
-    if isinstance(noise, torch.Generator):
-        sizes = [(z, picture.shape[0] // s, picture.shape[1] // s) for picture in pictures]
-        noise = [torch.randn(size, generator=noise, device=noise.device) for size in sizes]
+    device = next(vae.encoder.parameters()).device
     by_size: dict[torch.Size, list[int]] = {}
     for index, picture in enumerate(pictures):
         by_size.setdefault(picture.shape, []).append(index)

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from reca_fast.errors import UserError, did_you_mean
-from reca_fast.schema import Range, fill
+from reca_fast.schema import Range, from_dict
 
 from .ranges import RGB, Side
 
@@ -80,8 +80,8 @@ class KLVAEConfig:
         for key in values if isinstance(values, dict) else ():
             if key not in (*known, "resolution", "downsample"):
                 raise UserError(f"{where} has the unknown key {key[:60]!r}.{did_you_mean(key[:60], known)}")
-        config = fill(cls, values, where)
-        return config, fill(_Downsample, {"downsample": config.downsample} | values, where).downsample
+        config = from_dict(cls, values, where)
+        return config, from_dict(_Downsample, {"downsample": config.downsample} | values, where).downsample
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object that `from_dict` reads back."""

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,12 @@ TINY = KLVAEConfig(ch=32, ch_mult=(1, 1, 2), num_res_blocks=1, z_channels=4)
 def tiny() -> KLVAE:
     torch.manual_seed(0)
     return KLVAE(TINY).requires_grad_(False).eval()
+
+
+def noise_of(vae: KLVAE, pictures: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    draw, cell = torch.Generator().manual_seed(0), vae.downsample
+    sizes = [(vae.config.z_channels, picture.shape[0] // cell, picture.shape[1] // cell) for picture in pictures]
+    return [torch.randn(size, generator=draw) for size in sizes]
 
 
 def test_recorded_moments_and_latents() -> None:
@@ -181,14 +188,13 @@ def test_patchify_and_its_inverse() -> None:
 def test_pictures_share_batches_without_a_trace(tiny: KLVAE) -> None:
     sizes = ((16, 16), (16, 24), (16, 16), (32, 16), (16, 16))
     pictures = [torch.randint(0, 256, (*size, 3), dtype=torch.uint8) for size in sizes]
-    noise = [torch.randn(4, height // 4, width // 4, generator=torch.manual_seed(5)) for height, width in sizes]
+    noise = noise_of(tiny, pictures)
     together = encode_pictures(tiny, pictures, noise)
     for picture, draw, latents in zip(pictures, noise, together, strict=True):
         alone = encode_pictures(tiny, [picture], [draw])[0]
         torch.testing.assert_close(latents, alone, atol=1e-5, rtol=0)
-    small_batches = encode_pictures(tiny, pictures, torch.Generator().manual_seed(7), pixels_at_once=1)
-    large_batches = encode_pictures(tiny, pictures, torch.Generator().manual_seed(7))
-    torch.testing.assert_close(small_batches, large_batches, atol=1e-5, rtol=0)
+    one_by_one = encode_pictures(tiny, pictures, noise, pixels_at_once=1)
+    torch.testing.assert_close(one_by_one, together, atol=1e-5, rtol=0)
 
 
 def test_demo_photos_and_the_vae_that_was_trained_on_them(tmp_path: Path) -> None:
@@ -203,7 +209,7 @@ def test_demo_photos_and_the_vae_that_was_trained_on_them(tmp_path: Path) -> Non
     pictures = [torch.from_numpy(np.array(Image.open(path))) for path in paths]
     assert {tuple(picture.shape) for picture in pictures} == {(64, 64, 3)}
     vae = read_kl_vae(Path(photos.__file__).with_name("vae.safetensors"), TinyConfig().vae)
-    latents = torch.stack(encode_pictures(vae, pictures, torch.Generator().manual_seed(0)))
+    latents = torch.stack(encode_pictures(vae, pictures, noise_of(vae, pictures)))
     assert 0.7 < latents.std() < 1.3 and abs(latents.mean()) < 0.3
     seen = (vae.decode(latents).clamp(-1, 1) + 1) / 2
     truth = torch.stack(pictures).permute(0, 3, 1, 2) / 255
@@ -244,8 +250,9 @@ def test_channels_last_changes_the_layout_and_no_value(tiny) -> None:
     latents = vae.sample(moments, torch.zeros(2, 4, 8, 4))
     torch.testing.assert_close(turned.decode(latents), vae.decode(latents), rtol=1e-5, atol=1e-5)
     pictures = [torch.randint(0, 256, (32, 16, 3), dtype=torch.uint8) for _ in range(2)]
-    tokens = [patchify_latents(z) for z in encode_pictures(turned, pictures, torch.Generator().manual_seed(0))]
-    for ours, theirs in zip(tokens, encode_pictures(vae, pictures, torch.Generator().manual_seed(0)), strict=True):
+    noise = noise_of(vae, pictures)
+    tokens = [patchify_latents(z) for z in encode_pictures(turned, pictures, noise)]
+    for ours, theirs in zip(tokens, encode_pictures(vae, pictures, noise), strict=True):
         torch.testing.assert_close(ours, patchify_latents(theirs), rtol=1e-5, atol=1e-5)
     wide = [x for pair in layouts for x in pair if x.dim() == 4 and x.shape[1] > 4]
     assert len(wide) > 40 and all(x.is_contiguous(memory_format=torch.channels_last) for x in wide)

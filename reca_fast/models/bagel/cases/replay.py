@@ -17,7 +17,7 @@ from reca_fast.models.files import uniform
 from reca_fast.models.parts.kl_vae import read_kl_vae
 from reca_fast.objectives import next_token_loss, weighted_loss
 from reca_fast.sample import I2T, RECA
-from reca_fast.schema import fill
+from reca_fast.schema import from_dict
 
 from ..batch import BagelBatch
 from ..model import BagelModel
@@ -50,7 +50,7 @@ def replay_pictures(case: BagelCase, dtype: torch.dtype) -> dict[str, Tensor]:
         picture = case.inputs[f"image.{i}.uint8_hwc"]
         size = (picture.shape[1], picture.shape[0])
         for kind, key in (("vae", "image_transform_args"), ("vit", "vit_image_transform_args")):
-            rule = fill(RecordedResize, case.raw.get(key), f"{key} of {case.folder / 'config.json'}")
+            rule = from_dict(RecordedResize, case.raw.get(key), f"{key} of {case.folder / 'config.json'}")
             limits = ResizeConfig(rule.max_image_size, rule.min_image_size, rule.image_stride)
             resized = resize(picture, fitted_size(*size, limits), "exact")
             out[f"image.{i}.{kind}_tensor"] = to_model_range(resized, torch.float32)
