@@ -37,20 +37,21 @@ def run(args: Sequence[str]) -> int:
         raise UserError(f"{folder} {'is a file' if folder.exists() else 'does not exist'}; verify takes a folder.")
     if (folder / "inputs.safetensors").exists():
         return _verify_case(folder, options)
-    if any((folder / name).exists() for name in ("llm_config.json", "ema.safetensors", "model.safetensors")):
-        return _verify_checkpoint(folder, options.weights or "auto")
-    raise UserError(
-        f"{folder} is neither a parity case (config.json and inputs.safetensors) nor a checkpoint folder "
-        "(llm_config.json and ema.safetensors); name the folder that holds these files."
-    )
+    return _verify_checkpoint(folder, options.weights or "auto")
 
 
 def _verify_checkpoint(folder: Path, weights: str) -> int:
     from reca_fast.models import MODELS, model_class, recognised
 
-    # Without the file that tells it, the first one says what is missing.
-    cls = recognised(folder) or model_class(next(iter(MODELS)))
-    print(cls.check(folder, weights))
+    known = recognised(folder)
+    if known is None and not any(folder.glob("*ema*.safetensors")) and not any(folder.glob("*model*.safetensors")):
+        marks = " or ".join(model_class(name).MARK for name in MODELS)
+        raise UserError(
+            f"{folder} is neither a parity case (config.json and inputs.safetensors) nor a checkpoint folder "
+            f"({marks} and weights); name the folder that holds these files."
+        )
+    # Weights without the file that tells whose they are: the first model says what is missing.
+    print((known or model_class(next(iter(MODELS)))).check(folder, weights))
     return 0
 
 
