@@ -1,4 +1,4 @@
-"""The command `reca-fast VERB [options]`. A verb's module is imported only when that verb runs."""
+"""The command `reca-fast VERB [options]`. A verb is a module here with a `main`, imported when it is asked for."""
 
 import errno
 import importlib
@@ -13,11 +13,11 @@ from reca_fast.errors import UserError, did_you_mean
 
 VERBS = {
     "train": "post-train a checkpoint on a folder, tar shards, parquet files or a dataset of pictures",
-    "reconstruct": "send a picture through the condition path and back to a picture",
+    "reconstruct": "draw pictures again from what the model sees of them, beside the originals",
     "generate": "draw pictures from prompts",
     "verify": "replay a recorded parity case, or check a checkpoint folder",
     "recipes": "list, show or copy the recipes that ship with the package",
-    "export": "turn a training checkpoint into a folder that the authors' code loads",
+    "export": "turn a training checkpoint into a folder that the authors' code reads",
     "doctor": "show what this machine can run, and why not the rest",
 }
 
@@ -36,9 +36,11 @@ def usage() -> str:
 
 
 def set_up_allocator() -> None:
-    """On a GPU: memory segments that grow. Packs differ in length, and fixed segments would leave gaps of gigabytes.
+    """Let torch take GPU memory in segments that can grow: packs differ in length, and segments of fixed sizes would
+    leave gaps of gigabytes between them.
 
-    torch reads the variable when it is imported, so that is too late; a setting of the user's stays.
+    torch reads the environment variable when it is imported, so nothing is set afterwards. A value that the user has
+    set stays.
     """
     names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second is the old name
     if "torch" not in sys.modules and not any(name in os.environ for name in names):
@@ -46,10 +48,11 @@ def set_up_allocator() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb. Returns the exit code.
+    """Do what the command line `argv` (by default the process's own) asks for. Returns the exit code.
 
-    2 is a user's mistake, told in one sentence on stderr; 1 a bug, with a sentence on how to report it; 130 Ctrl-C; 141
-    a reader of the output that went away, as in `reca-fast train --help | head -1`.
+    0 is success. 2 is a user's mistake, told in one sentence on stderr; 1 is a bug, with a sentence on how to report
+    it, or a disagreement that `verify` found; 130 is Ctrl-C; 141 is a reader of the output that went away, as in
+    `reca-fast train --help | head -1`.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     for name in ("stdout", "stderr"):
@@ -59,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # file names and prompts may hold what it has no bytes for
     try:
         try:
-            return _run(args)
+            return _dispatch(args)
         finally:
             sys.stdout.flush()  # at the end of the interpreter a full disk would be a traceback
     except UserError as error:
@@ -81,16 +84,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _one_line(text: str) -> str:
-    """A sentence as a terminal can show it, whatever names from outside are in it."""
+    """The text on one line of printable characters, whatever the names of files in it hold."""
     return "".join(c if c.isprintable() else " " if c.isspace() else f"\\x{ord(c):02x}" for c in text)
 
 
 def _drop_output() -> None:
-    """What is still buffered for stdout goes nowhere; the interpreter would try again."""
+    """Send what is still buffered for stdout nowhere: the interpreter would try to write it once more at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _run(args: list[str]) -> int:
+def _dispatch(args: list[str]) -> int:
+    """Let the verb that was asked for do its work; its exit code."""
     if not args or args[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -101,5 +105,5 @@ def _run(args: list[str]) -> int:
     set_up_allocator()
     if verb not in VERBS:
         raise UserError(f"Unknown verb {verb!r}.{did_you_mean(verb, VERBS)} `reca-fast --help` lists them.")
-    code: int = importlib.import_module(f"reca_fast.cli.{verb}").run(options)
+    code: int = importlib.import_module(f"reca_fast.cli.{verb}").main(options)
     return code

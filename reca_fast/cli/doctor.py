@@ -28,10 +28,10 @@ PACKAGES = (
 
 @dataclass
 class DoctorOptions:
-    pass
+    """None: the doctor looks at everything."""
 
 
-def run(args: Sequence[str]) -> int:
+def main(args: Sequence[str]) -> int:
     parse(DoctorOptions, "doctor", args)
     import torch
     from rich.console import Console

@@ -1,4 +1,4 @@
-"""`reca-fast export RUN OUT`: a training checkpoint becomes a folder that the authors' code loads."""
+"""`reca-fast export RUN OUT`: a training checkpoint becomes a checkpoint folder that the authors' code reads."""
 
 import re
 from collections.abc import Sequence
@@ -21,18 +21,18 @@ class ExportOptions:
     run: Place
     out: Place
     base: Place = ""
-    """Checkpoint folder that the run started from, when it has moved since."""
+    """The checkpoint folder that the run started from, where it has moved since."""
     base_weights: Place = ""
-    """Its file of weights, as model.weights of `train`, when that is not what the run had."""
+    """The file of weights in that folder, as model.weights of `train` names it; the run's own by default."""
     weights: Literal["live", "average"] = "live"
-    """live: the trained weights; average: their moving average (only when optim.ema_decay was above 0)."""
+    """live: the trained weights; average: their moving average, which a run has with optim.ema_decay above 0."""
     dtype: Literal["base", "fp32", "bf16"] = "base"
-    """Dtype in the file; base keeps what the base checkpoint has."""
+    """Dtype of the written weights; base is the dtype that the base checkpoint has."""
     verify_checkpoint: bool = True
-    """Compare the training checkpoint with its checksums first."""
+    """Compare the training checkpoint with its checksums before anything is written."""
 
 
-def run(args: Sequence[str]) -> int:
+def main(args: Sequence[str]) -> int:
     options = parse(ExportOptions, "export", args, positional=POSITIONAL)
     import torch
 

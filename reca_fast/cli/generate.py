@@ -1,4 +1,4 @@
-"""`reca-fast generate`: pictures from prompts, with classifier-free guidance."""
+"""`reca-fast generate`: pictures drawn from prompts."""
 
 import re
 from collections import Counter
@@ -20,18 +20,20 @@ MAX_NAME = 200
 @dataclass
 class GenerateOptions:
     out: Place = "samples"
-    """Folder of the pictures, one PNG per prompt."""
+    """Folder to write the pictures to, one PNG for each prompt."""
     prompt: str | list[str] = ""
-    """A prompt, or a list of them (the option is given once): --prompt 'a cat', --prompt '["a cat", "a red cup"]'."""
+    """A prompt, --prompt 'a cat', or a list of them, --prompt '["a cat", "a red cup"]'; the option is given once."""
     prompts: Place = ""
-    """JSONL file of prompts: a string, or an object with "prompt" and perhaps "id", on every line."""
+    """A JSONL file of prompts: on every line a string, or an object with "prompt" and perhaps "id", the name of the
+    picture's file.
+    """
     width: Pixels = 1024
-    """Width in pixels."""
+    """Width of the pictures, in pixels."""
     height: Pixels = 1024
-    """Height in pixels."""
+    """Height of the pictures, in pixels."""
     batch: PositiveInt = 4
-    """Pictures that are drawn before they are written and told. Only that depends on it: each picture goes through the
-    model alone, picture i from the noise of sampling.seed + i.
+    """How many pictures are drawn before they are written. No picture depends on it: the model draws one after another
+    in any case, picture i from the noise of sampling.seed + i.
     """
     device: str = "auto"
     """auto, cpu or cuda."""
@@ -39,7 +41,7 @@ class GenerateOptions:
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(guidance=4.0))
 
 
-def run(args: Sequence[str]) -> int:
+def main(args: Sequence[str]) -> int:
     if sum(arg == "--prompt" or arg.startswith("--prompt=") for arg in args) > 1:
         raise UserError('--prompt is given more than once; write a list: --prompt \'["a cat", "a red cup"]\'.')
     options = parse(GenerateOptions, "generate", args)

@@ -35,7 +35,7 @@ KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", 
 
 
 class HelpFormatter(DefaultHelpFormatter):
-    """Says a number's range where the stock one shows its Python type, and what `parse` makes of a group's value."""
+    """Help that names the range of a number in words, where jsonargparse would show its Python type."""
 
     def _expand_help(self, action: Any) -> str:
         shown = (
@@ -45,7 +45,7 @@ class HelpFormatter(DefaultHelpFormatter):
 
 
 class OptionParser(ArgumentParser):
-    """Raises UserError, with the nearest valid option, where the stock parser prints usage and exits."""
+    """A parser that raises UserError for what it does not understand, where jsonargparse prints its usage and exits."""
 
     def options(self) -> list[str]:
         """Every option by its dotted name."""
@@ -94,10 +94,21 @@ def option_names(kind: Any, prefix: str = "") -> Iterator[tuple[str, bool]]:
 
 
 def _expand(parser: OptionParser, args: Sequence[str], options: Mapping[str, bool], switches: set[str]) -> list[str]:
-    """Recipes, presets and groups of options given as one value become their text; a bare switch (`--profile`) is true.
+    """The command line with everything in it that jsonargparse does not know written out.
 
-    Later ones win: the recipes, in their order, come before the preset, and both before every other option. A training
-    recipe serves every verb: sections that only `train` knows are left out for the others.
+    A recipe, a preset and a group of options given as one value (`--optim '{lr: 1e-4}'`) become the settings that they
+    stand for; a switch without a value (`--profile`) becomes true. Where settings meet, the later one wins, so recipes
+    are put first, in their order, then the preset, then all other options. A training recipe serves every verb: the
+    sections that only `train` knows are left out for the others.
+
+    Args:
+        parser: of the verb.
+        args: the command line after the verb.
+        options: option by dotted name -> whether it may be null.
+        switches: options that are true or false, as they are typed (`--profile`).
+
+    Raises:
+        UserError: a recipe that is missing, no YAML, or sets what is no option.
     """
     groups = {name.rpartition(".")[0] for name in options if "." in name}
     groups |= {group.partition(".")[0] for group in groups}
@@ -135,15 +146,18 @@ def _expand(parser: OptionParser, args: Sequence[str], options: Mapping[str, boo
 
 
 def _preset(name: Any) -> dict[str, Any]:
-    """Settings of the sampler under a preset's name."""
+    """The sampling settings that a preset stands for. Raises UserError for a name of none."""
     if name not in list(PRESETS):  # a recipe may hold a list there, which has no place in a dict
         raise UserError(f"{PRESET}: there is no preset {shown(name)}, only {', '.join(PRESETS)}.")
     return dict(PRESETS[name])
 
 
 def _expand_home(config: Any, prefix: str = "") -> None:
-    """A leading ~ in a path means the home folder, also where no shell saw it; NUL, as a recipe can spell it, is in no
-    path.
+    """Replace a leading ~ in every path of `config` by the home folder, as a shell does on the command line but not in
+    a recipe.
+
+    Raises:
+        UserError: a home folder of nobody; the character NUL, which no path can hold.
     """
     for name, hint in get_type_hints(type(config), include_extras=True).items():
         value = getattr(config, name)

@@ -25,7 +25,7 @@ class RecipesOptions:
     file: Place = ""
 
 
-def run(args: Sequence[str]) -> int:
+def main(args: Sequence[str]) -> int:
     options = parse(RecipesOptions, "recipes", args, positional=POSITIONAL)
     if options.action not in get_args(Action):
         hint = did_you_mean(options.action, get_args(Action))

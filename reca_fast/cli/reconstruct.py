@@ -1,8 +1,8 @@
-"""`reca-fast reconstruct IMAGES`: pictures through the condition path and back, beside their originals.
+"""`reca-fast reconstruct IMAGES`: pictures drawn again from what the model sees of them, beside their originals.
 
-The condition is the understanding picture and a prompt that asks for its description. With guidance above 1 the
-authors' two scales act on it: sampling.guidance leads away from the picture without the prompt, sampling.image_guidance
-from the prompt without the picture.
+A picture is drawn from its condition, which is the picture as the understanding encoder sees it, and from a prompt that
+asks for its description. The authors' two guidance scales act when they are above 1: sampling.guidance leads away from
+what would be drawn without the prompt, sampling.image_guidance from what would be drawn without the condition.
 """
 
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ POSITIONAL = {
 class ReconstructOptions:
     images: Place
     out: Place = "reconstruction.png"
-    """PNG with the originals above and the reconstructions below, whatever the name ends in."""
+    """The file to write, a PNG whatever its name ends in: originals above, reconstructions below."""
     count: PositiveInt = 4
-    """How many pictures of a source are taken."""
+    """How many pictures of the source are drawn: its first ones that can be read."""
     device: str = "auto"
     """auto, cpu or cuda."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -34,7 +34,7 @@ class ReconstructOptions:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
-def run(args: Sequence[str]) -> int:
+def main(args: Sequence[str]) -> int:
     options = parse(ReconstructOptions, "reconstruct", args, positional=POSITIONAL)
     if Path(options.out).is_dir():
         raise UserError(f"{options.out} is a folder; set --out to the name of a PNG file.")

@@ -1,4 +1,4 @@
-"""`reca-fast train`: RECA post-training."""
+"""`reca-fast train`: RECA post-training of a checkpoint on pictures."""
 
 import os
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from reca_fast.config import RunConfig
 from reca_fast.errors import UserError
 
 
-def run(args: Sequence[str]) -> int:
+def main(args: Sequence[str]) -> int:
     """Exit code 0 when training finished or SIGTERM ended it after a save, 130 when Ctrl-C did."""
     try:
         config = parse(RunConfig, "train", args)

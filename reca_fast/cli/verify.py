@@ -1,4 +1,4 @@
-"""`reca-fast verify CASE_DIR`: are our numbers the authors' numbers?"""
+"""`reca-fast verify FOLDER`: does a recorded case give the authors' numbers again, is a checkpoint folder whole?"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,8 @@ from reca_fast.config import Attention, Place
 from reca_fast.errors import UserError
 
 POSITIONAL = {
-    "case": "A parity case (config.json, weights, inputs, expected tensors), or a checkpoint folder to check alone",
+    "case": "A parity case (config.json, weights, inputs, expected tensors), which is computed again and compared; or "
+    "a checkpoint folder, whose names, shapes and numbers are checked",
 }
 
 
@@ -18,19 +19,19 @@ POSITIONAL = {
 class VerifyOptions:
     case: Place
     out: Place = ""
-    """Write every computed tensor to this safetensors file."""
+    """Of a case: the safetensors file to which every computed tensor is written."""
     weights: Place = ""
-    """Of a case: take the weights from this file or checkpoint folder instead of its own (round trip of an export). Of
-    a checkpoint folder: the name of its file of weights, as model.weights of `train`.
+    """Of a case: a file or a checkpoint folder to take the weights from instead of its own, which shows whether an
+    export has kept them. Of a checkpoint folder: the name of its file of weights, as model.weights of `train`.
     """
     attention: Attention = "auto"
-    """Attention backend to check."""
+    """The attention backend to compute a case with."""
     dtype: Literal["fp32", "fp64", "bf16"] = "fp32"
-    """Arithmetic to check."""
+    """The arithmetic to compute a case in."""
 
 
-def run(args: Sequence[str]) -> int:
-    """Exit code 0: all agree; 1: one does not; 2: the case cannot be read."""
+def main(args: Sequence[str]) -> int:
+    """Exit code 0 when all tensors agree or the checkpoint is whole, 1 when a tensor does not agree."""
     options = parse(VerifyOptions, "verify", args, positional=POSITIONAL)
     folder = Path(options.case)
     if not folder.is_dir():

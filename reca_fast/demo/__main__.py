@@ -1,7 +1,8 @@
-"""`python -m reca_fast.demo`: RECA on a tiny BAGEL and real photographs, on a CPU, before and after.
+"""`python -m reca_fast.demo`: a tiny BAGEL is post-trained on crops of photographs, on a CPU, and what it draws of
+others is shown before and after.
 
-Nothing is downloaded: the photographs ship with scikit-image, the tiny checkpoint is written here, its VAE ships with
-us.
+Nothing is downloaded: the photographs come with scikit-image, the checkpoint is written here, and its VAE is a file of
+this package.
 """
 
 import argparse
@@ -17,20 +18,28 @@ HELD_OUT, TRAINING_PICTURES = 12, 120
 
 
 def main() -> int:
-    """Run the demo; 0 when the held-out error fell, 1 when it did not."""
+    """Read the demo's own options and show it; the exit code is that of `demonstrate`, 2 for a user's mistake."""
     parser = argparse.ArgumentParser(prog="python -m reca_fast.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="runs/demo", help="folder that is written anew (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=None, help="training steps (default: the recipe's)")
     options = parser.parse_args()
     try:
-        return run(Path(options.out), options.steps)
+        return demonstrate(Path(options.out), options.steps)
     except UserError as error:
         print(f"reca-fast demo: {error}", file=sys.stderr)
         return 2
 
 
-def run(folder: Path, steps: int | None) -> int:
-    """Write pictures and checkpoint, measure, train, measure again, draw."""
+def demonstrate(folder: Path, steps: int | None) -> int:
+    """Write pictures and a checkpoint, measure how well it reconstructs, train, measure again, draw both.
+
+    Args:
+        folder: written anew; whatever was in it is lost.
+        steps: of training; None takes the recipe's.
+
+    Returns:
+        0 when the held-out error fell, 1 when it did not, or the exit code of a verb that failed.
+    """
     import torch
 
     from reca_fast.cli import main as reca_fast
@@ -75,7 +84,7 @@ def run(folder: Path, steps: int | None) -> int:
 
 
 def measure(config, checkpoint: Path, pictures: Path):
-    """Reconstruct the held-out crops with a checkpoint folder."""
+    """What the model of a checkpoint folder makes of the held-out crops."""
     import torch
 
     from reca_fast.config import DataConfig, ModelConfig

@@ -18,10 +18,10 @@ def failing(monkeypatch, tmp_path, reca_fast):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     def call(error: BaseException):
-        def run(args):
+        def main(args):
             raise error
 
-        monkeypatch.setattr("reca_fast.cli.doctor.run", run)
+        monkeypatch.setattr("reca_fast.cli.doctor.main", main)
         return reca_fast("doctor", "--some", "thing")
 
     return call

@@ -54,7 +54,7 @@ def test_a_gpu_that_is_not_there_is_named(try_train) -> None:
 def test_broken_folders_are_told_by_what_is_wrong_with_them(try_train, tiny_folder, tmp_path) -> None:
     (tmp_path / "empty").mkdir()
     assert "no pictures" in try_train("--data.source", tmp_path / "empty").sentence
-    assert "it holds none of llm_config.json" in try_train("--model.path", tmp_path / "empty").sentence
+    assert "it holds no llm_config.json" in try_train("--model.path", tmp_path / "empty").sentence
     broken = Path(shutil.copytree(tiny_folder, tmp_path / "broken"))
     weights = load_file(broken / "ema.safetensors")
     save_file({k: x for k, x in weights.items() if k != "llm2vae.bias"}, broken / "ema.safetensors")
