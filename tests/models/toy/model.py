@@ -20,7 +20,7 @@ from reca_fast.models.files.folder import copy_files, read_object, write_object
 from reca_fast.models.files.write import Stored
 from reca_fast.models.protocol import Case
 from reca_fast.sample import Sample
-from reca_fast.schema import fill as structure
+from reca_fast.schema import from_dict
 
 from .batch import LEVELS, MAX_TOKENS, PATCH, TEXT_IDS, ToyBatch, ToyInputs, pack
 
@@ -95,7 +95,7 @@ class ToyModel:
     @classmethod
     def open(cls, options: ModelConfig) -> "ToyModel":
         path = Path(options.path) / CONFIG
-        return cls(structure(ToyConfig, read_object(path), str(path)), options)
+        return cls(from_dict(ToyConfig, read_object(path), str(path)), options)
 
     @classmethod
     def published(cls, name: str, options: ModelConfig) -> "ToyModel | None":
