@@ -9,6 +9,8 @@ import pytest
 from tests.places import ROOT
 from tests.source_tree import SOURCES, imports, module_name, tracked
 
+MOST_LINES = 400
+PYTHON = tracked("*.py")
 IMPORTED = {path: imports(path) for path in SOURCES}
 MACHINES = re.compile(r"/(?:home|Users|root|work)/\w+")
 """How a path begins that is there on one machine alone."""
@@ -57,3 +59,22 @@ def test_names_of_tests_are_sentences() -> None:
         if short := [name for name in names if len(name.split("_")) < 3]:
             found[inside(path)] = short
     assert found == {}
+
+
+def test_no_file_is_longer_than_a_few_screens() -> None:
+    """One idea per file; a file that has grown past this holds two."""
+    lengths = {inside(path): len(path.read_text().splitlines()) for path in PYTHON}
+    assert {name: length for name, length in lengths.items() if length >= MOST_LINES} == {}
+
+
+def rooms_of(paths: list[Path], top: str) -> set[str]:
+    return {inside(path.parent).removeprefix(top).strip("/") for path in paths}
+
+
+def test_rooms_of_tests_are_rooms_of_the_package() -> None:
+    """Whoever changes reca_fast/data finds its tests in tests/data, and every room has some."""
+    rooms = rooms_of([path for path in SOURCES if "kernels" not in path.parts], "reca_fast")
+    tested = rooms_of([path for path in PYTHON if path.name.startswith("test_")], "tests")
+    assert {room for room in tested if room.split("/")[0] not in ("kernels", "bench")} <= rooms
+    untested = {room for room in rooms if not any(f"{test}/".startswith(f"{room}/") for test in tested)}
+    assert untested <= {"demo", "models/bagel/cases"}  # tried by tests/bench and by tests/verify

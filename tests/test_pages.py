@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from reca_fast.cli.export import ExportOptions
 from reca_fast.cli.generate import GenerateOptions
@@ -17,8 +18,8 @@ from tests.source_tree import tracked
 
 PAGES = [path for path in tracked("*.md") if "fixtures" not in path.parts]
 OURS = ("reca_fast/", "kernels/", "bench/", "tests/", "docs/")
-WRITTEN_LATER = "bench/results/"
-"""What benchmarks write when somebody runs them."""
+WRITTEN_LATER = ("bench/results/", "/mymodel", "/softcap")
+"""What benchmarks write when somebody runs them; the model and the operation that readers of docs/adding-... add."""
 ELSEWHERE = {
     "sampling.preset",  # stands for several options
     *("config", "help", "version", "print_config"),  # of every verb, or of the command itself
@@ -48,7 +49,7 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_files_that_a_page_names_are_there(page: Path) -> None:
     """A file, a folder, or a pattern that fits at least one."""
     paths = {word.rstrip(".") for word in named(page, r"(?<![\w./~-])([a-z_]+/[\w./*-]*)") if word.startswith(OURS)}
-    paths = {path for path in paths if not path.startswith(WRITTEN_LATER)}
+    paths = {path for path in paths if not any(later in path for later in WRITTEN_LATER)}
     assert not {path for path in paths if not any(ROOT.glob(path.rstrip("/")))}
 
 
@@ -84,5 +85,48 @@ def test_targets_of_make_that_a_page_names_exist(page: Path) -> None:
     """And `make help` says a line of each."""
     told = subprocess.run(["make", "help"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     targets = set(re.findall(r"^  make ([a-z-]+)  +\S", told, re.M))
-    assert targets == set(re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split())  # type: ignore[index]
+    assert targets == set(re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split())
     assert named(page, r"(?:^|(?<=[;&`]) *)make ([a-z-]+)") <= targets
+
+
+def test_every_rule_names_its_test() -> None:
+    """CONTRIBUTING.md fits on two screens, and every rule in it is held by something."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    assert len(text.splitlines()) <= 120
+    rules = re.findall(r"^- .*$", text.partition("## Rules")[2], re.M)
+    assert len(rules) > 20
+    unheld = [rule for rule in rules if not re.search(r"`tests/[\w/]+\.py::test_\w+`$", rule)]
+    assert [rule for rule in unheld if "Reviewers hold this one" not in rule] == []
+
+
+def test_the_house_has_these_rooms_and_no_others() -> None:
+    """Every folder of the package has a row in docs/house.md, and every row is a folder."""
+    rows = re.findall(r"^\| `([\w/]+)/` \|", (ROOT / "docs" / "house.md").read_text(), re.M)
+    assert len(rows) == len(set(rows))
+    files = [name_of(path) for path in tracked("reca_fast/*") if "reca_fast/kernels/" not in path.as_posix()]
+    folders = {file.rpartition("/")[0] for file in files}
+    assert {row for row in rows if row.startswith("reca_fast")} == folders
+    assert {"kernels/ops", "kernels/ops/common", "bench", "tests"} <= set(rows)
+
+
+def told_by_make(*words: str) -> str:
+    command = ["make", "--dry-run", "--old-file", ".venv/installed-dev", *words]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def test_make_forwards_a_file_and_names() -> None:
+    """And `make test-fast` leaves out what is marked slow."""
+    assert "pytest -k 'resume and not gpu' tests/train" in told_by_make(
+        "test", "FILE=tests/train", "K=resume and not gpu"
+    )
+    assert "--numprocesses auto" in told_by_make("test")
+    assert "-m 'not slow'" in told_by_make("test-fast") and "not slow" not in told_by_make("test")
+
+
+def test_a_commit_and_make_lint_use_the_same_ruff() -> None:
+    """The one of .venv, which constraints.txt pins: the hooks bring none of their own."""
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [repository["repo"] for repository in hooks] == ["local"]
+    entries = [hook["entry"] for hook in hooks[0]["hooks"]]
+    assert [" ".join(entry.split()[:2]) for entry in entries] == [".venv/bin/ruff check", ".venv/bin/ruff format"]
+    assert ".venv/bin/ruff check" in told_by_make("lint") and ".venv/bin/ruff format" in told_by_make("lint")

@@ -13,9 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reca_fast.cli.generate import GenerateOptions
-from reca_fast.cli.options import parse
-from reca_fast.config import PRESETS, DataConfig, ModelConfig, SamplingConfig
+from reca_fast.config import DataConfig, ModelConfig, SamplingConfig
 from reca_fast.errors import UserError
 from reca_fast.evaluation.reconstruction import reconstruct
 from reca_fast.memory import fill_model
@@ -80,6 +78,7 @@ CONDITIONS: dict[str, Condition] = {
     "prompt": (None, (5, 9, 2, 7)),
     "nothing": (None, None),
 }
+
 SHAPES = [(2, 3), (3, 3), (4, 1), (2, 2)]
 
 
@@ -267,50 +266,6 @@ def test_settings_that_contradict_each_other(draw) -> None:
         draw([CONDITIONS["prompt"]], [(1, 1)], guidance=2.0, guidance_interval=(0.9, 0.4))
     with pytest.raises(UserError, match=r"set --sampling\.guidance above 1 as well"):
         draw([CONDITIONS["picture"]], [(1, 1)], image_guidance=2.0)
-
-
-# Presets: num_timesteps (the steps and 1), shift, guidance, image guidance, interval, renormalisation, its minimum
-
-
-AUTHORS = {
-    "geneval": (50, 3.0, 4.0, 1.0, (0.0, 1.0), "global", 0.0),
-    "dpg": (50, 3.0, 3.0, 1.0, (0.0, 1.0), "global", 0.0),
-    "wise": (50, 3.0, 4.0, 1.0, (0.4, 1.0), "global", 0.0),
-    "app": (50, 3.0, 4.0, 1.5, (0.4, 1.0), "global", 0.0),
-    "notebook": (50, 3.0, 4.0, 1.0, (0.4, 1.0), "global", 1.0),
-    "notebook-reconstruct": (50, 3.0, 4.0, 2.0, (0.0, 1.0), "text_channel", 1.0),
-}
-
-
-def parsed(*args: str) -> SamplingConfig:
-    return parse(GenerateOptions, "generate", ["--prompt", "x", *args]).sampling
-
-
-@pytest.mark.parametrize("name", AUTHORS)
-def test_a_preset_is_what_the_authors_set(name) -> None:
-    assert PRESETS.keys() == AUTHORS.keys()
-    steps, *settings, seed = vars(parsed("--sampling.preset", name)).values()
-    assert ((steps + 1, *settings), seed) == (AUTHORS[name], 0)
-
-
-def test_a_preset_overrides_recipes_and_yields_to_every_other_option(tmp_path) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("sampling: {preset: dpg, steps: 30}\n")
-    assert (parsed("--config", str(recipe)).guidance, parsed("--config", str(recipe)).steps) == (3.0, 30)
-    for args in (
-        ["--sampling.preset", "wise", "--config", "demo", "--sampling.guidance", "2", "--sampling.seed", "7"],
-        ["--sampling.seed=7", "--sampling.guidance=2", "--config=demo", "--sampling.preset=wise"],
-    ):
-        got = parsed(*args)
-        assert (got.steps, got.timestep_shift, got.guidance_interval) == (49, 3.0, (0.4, 1.0))  # not the demo's 20
-        assert (got.guidance, got.seed) == (2.0, 7)
-
-
-def test_an_unknown_preset_is_named(reca_fast, tmp_path) -> None:
-    said = reca_fast("generate", "--prompt", "x", "--sampling.preset", "gen-eval").sentence
-    assert "there is no preset 'gen-eval', only geneval, dpg, wise" in said
-    (tmp_path / "recipe.yaml").write_text("sampling: {preset: [1]}\n")
-    assert "no preset [1]" in reca_fast("generate", "--config", tmp_path / "recipe.yaml").sentence
 
 
 # The time grid

@@ -1,0 +1,49 @@
+"""Presets are the authors' settings, under every other option of the user's."""
+
+import pytest
+
+from reca_fast.cli.generate import GenerateOptions
+from reca_fast.cli.options import parse
+from reca_fast.config import PRESETS, SamplingConfig
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+AUTHORS = {
+    "geneval": (50, 3.0, 4.0, 1.0, (0.0, 1.0), "global", 0.0),
+    "dpg": (50, 3.0, 3.0, 1.0, (0.0, 1.0), "global", 0.0),
+    "wise": (50, 3.0, 4.0, 1.0, (0.4, 1.0), "global", 0.0),
+    "app": (50, 3.0, 4.0, 1.5, (0.4, 1.0), "global", 0.0),
+    "notebook": (50, 3.0, 4.0, 1.0, (0.4, 1.0), "global", 1.0),
+    "notebook-reconstruct": (50, 3.0, 4.0, 2.0, (0.0, 1.0), "text_channel", 1.0),
+}
+
+
+def parsed(*args: str) -> SamplingConfig:
+    return parse(GenerateOptions, "generate", ["--prompt", "x", *args]).sampling
+
+
+@pytest.mark.parametrize("name", AUTHORS)
+def test_a_preset_is_what_the_authors_set(name) -> None:
+    assert PRESETS.keys() == AUTHORS.keys()
+    steps, *settings, seed = vars(parsed("--sampling.preset", name)).values()
+    assert ((steps + 1, *settings), seed) == (AUTHORS[name], 0)
+
+
+def test_a_preset_overrides_recipes_and_yields_to_every_other_option(tmp_path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("sampling: {preset: dpg, steps: 30}\n")
+    assert (parsed("--config", str(recipe)).guidance, parsed("--config", str(recipe)).steps) == (3.0, 30)
+    for args in (
+        ["--sampling.preset", "wise", "--config", "demo", "--sampling.guidance", "2", "--sampling.seed", "7"],
+        ["--sampling.seed=7", "--sampling.guidance=2", "--config=demo", "--sampling.preset=wise"],
+    ):
+        got = parsed(*args)
+        assert (got.steps, got.timestep_shift, got.guidance_interval) == (49, 3.0, (0.4, 1.0))  # not the demo's 20
+        assert (got.guidance, got.seed) == (2.0, 7)
+
+
+def test_an_unknown_preset_is_named(reca_fast, tmp_path) -> None:
+    said = reca_fast("generate", "--prompt", "x", "--sampling.preset", "gen-eval").sentence
+    assert "there is no preset 'gen-eval', only geneval, dpg, wise" in said
+    (tmp_path / "recipe.yaml").write_text("sampling: {preset: [1]}\n")
+    assert "no preset [1]" in reca_fast("generate", "--config", tmp_path / "recipe.yaml").sentence
