@@ -18,7 +18,7 @@ from tests.source_tree import tracked
 
 PAGES = [path for path in tracked("*.md") if "fixtures" not in path.parts]
 OURS = ("reca_fast/", "kernels/", "bench/", "tests/", "docs/")
-WRITTEN_LATER = ("bench/results/", "/mymodel", "/softcap")
+WRITTEN_LATER = ("bench/results/", "mymodel", "softcap")
 """What benchmarks write when somebody runs them; the model and the operation that readers of docs/adding-... add."""
 ELSEWHERE = {
     "sampling.preset",  # stands for several options
