@@ -53,7 +53,9 @@ def compare(revision: str, ops: list[str], options: list[str], console: Console)
     for key in (key for key in new if key in old):
         cells = []
         for read in (lambda r: r.get("bytes_over_minimum"), lambda r: r.get("launches"), _milliseconds):
-            after, before = (min((read(r) for r in rows if read(r)), default=None) for rows in (new[key], old[key]))
+            after, before = (
+                min((value for r in rows if (value := read(r))), default=None) for rows in (new[key], old[key])
+            )
             cells.append(f"{after / before:.3f}" if after and before else "-")
         table.add_row(*key, *cells)
     console.print(table)

@@ -64,7 +64,14 @@ def show(rows: list[tuple[str, Compiled]]) -> None:
 def main(versions: list[str]) -> None:
     """Compile, print, write; for other versions, in a process that finds them first."""
     if not versions:
-        rows = [(name, made) for name in WITH_KERNELS for t in TARGETS for made in assembled(case_of(name).compile, t)]
+        compiling = {name: case_of(name).compile for name in WITH_KERNELS}
+        rows = [
+            (name, made)
+            for name, compile_all in compiling.items()
+            if compile_all is not None
+            for target in TARGETS
+            for made in assembled(compile_all, target)
+        ]
         show(rows)
         write_table(rows)
     for version in versions:

@@ -1,7 +1,8 @@
 """One operation in the hands of everyone who can do it: do they agree, what do they move, how long do they take."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -167,7 +168,9 @@ def measure_without_gpu(case: Case, shapes: Shapes, gpu: Gpu) -> Iterator[Row]:
     """One row per implementation: gate, CPU time, traffic, predicted time. They are timed in turns, so all rows come
     together.
     """
-    cpu, expected, ways, timed = torch.device("cpu"), None, {}, {}
+    cpu, expected = torch.device("cpu"), None
+    ways: dict[str, Row] = {}
+    timed: dict[str, Callable[[], object]] = {}
     for name, step in providers(case, gpu=False).items():
         row: Row = {"op": case.name, "provider": name, "shape": shapes.label, "sizes": dict(shapes.timed)}
         ways[name] = row
@@ -184,7 +187,7 @@ def measure_without_gpu(case: Case, shapes: Shapes, gpu: Gpu) -> Iterator[Row]:
             continue
         if not traffic.interpreted:  # what the interpreter takes says nothing
             inputs = fresh(case, shapes.on_cpu, torch.float32, cpu)
-            timed[name] = lambda step=step, inputs=inputs: step(inputs)
+            timed[name] = partial(step, inputs)
     for name, timing in interleaved(timed, cpu).items() if timed else ():
         ways[name]["cpu_ms"] = asdict(timing)
     least = case.minimum(shapes.timed, torch.bfloat16)
@@ -222,7 +225,7 @@ def measure_on_gpu(
             if name not in ways:
                 continue
             if row["gate"] is not False:
-                timing = interleaved({name: lambda step=step: step(inputs)}, device, budget=budget)[name]
+                timing = interleaved({name: partial(step, inputs)}, device, budget=budget)[name]
                 row |= {"gpu_ms": asdict(timing), "share_of_peak": bound * 1e3 / timing.p50}
                 row |= {"real_bytes": least.bytes, "real_minimum": least.bytes, "real_flops": least.flops}
         except Exception as error:

@@ -57,8 +57,8 @@ def error(backend: str, case: Case, dtype: torch.dtype, device: torch.device) ->
     """Largest error over the output and the gradients of q, k and v; infinite where one is not finite."""
     q, k, v, upstream, segments = inputs(case, dtype, device)
     narrow = results(varlen_attention(q, k, v, segments, backend=backend), (q, k, v), upstream)
-    wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
-    expected = results(exact(*wide, case), wide, upstream.double())
+    wide_q, wide_k, wide_v = (x.detach().double().requires_grad_() for x in (q, k, v))
+    expected = results(exact(wide_q, wide_k, wide_v, case), (wide_q, wide_k, wide_v), upstream.double())
     worst = 0.0
     for got, truth in zip(narrow, expected, strict=True):
         size = truth.square().mean().sqrt().clamp(min=1e-12)

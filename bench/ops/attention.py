@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import cache, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,9 +64,9 @@ def flex_forward(q: Tensor, k: Tensor, v: Tensor, segments: Varlen) -> Tensor:
         return q_segment[i] == k_segment[j]
 
     blocks = create_block_mask(same, None, None, len(q), len(k), device=q.device)
-    run = _compiled_flex() if q.is_cuda else flex_attention
+    attend: Any = _compiled_flex() if q.is_cuda else flex_attention
     heads_first = (x.transpose(0, 1)[None] for x in (q, k, v))
-    return run(*heads_first, block_mask=blocks, enable_gqa=True)[0].transpose(0, 1)
+    return attend(*heads_first, block_mask=blocks, enable_gqa=True)[0].transpose(0, 1)
 
 
 def flex(inputs: Inputs) -> list[Tensor]:

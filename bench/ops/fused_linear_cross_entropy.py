@@ -3,9 +3,10 @@
 "real" is the authors' objective over the whole vocabulary; "codes" normalises over the image codebook only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -73,9 +74,9 @@ def _ranged(inputs: Inputs) -> tuple[Tensor, Tensor]:
     return inputs["weight"][start:stop], torch.where(labels == -100, labels, labels - start)
 
 
-def _liger(apply: Step, inputs: Inputs) -> list[Tensor]:
+def _liger(apply: Callable[..., Any], inputs: Inputs) -> list[Tensor]:
     weight, labels = _ranged(inputs)
-    result = apply(inputs["hidden_states"], weight, labels)  # type: ignore[arg-type, call-arg]
+    result = apply(inputs["hidden_states"], weight, labels)
     return gradients(result[0] if isinstance(result, tuple) else result, inputs)
 
 
@@ -84,9 +85,9 @@ def _torch(inputs: Inputs) -> list[Tensor]:
     return gradients(F.linear_cross_entropy(inputs["hidden_states"], weight, labels), inputs)
 
 
-def _plain(function: Step, inputs: Inputs) -> list[Tensor]:
+def _plain(function: Callable[..., Tensor], inputs: Inputs) -> list[Tensor]:
     weight, labels = _ranged(inputs)
-    return gradients(function(inputs["hidden_states"], weight, labels), inputs)  # type: ignore[arg-type, call-arg]
+    return gradients(function(inputs["hidden_states"], weight, labels), inputs)
 
 
 def peers() -> dict[str, Step]:

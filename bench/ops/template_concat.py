@@ -80,11 +80,11 @@ def compile_all() -> None:
     def rows(count: int, dtype: torch.dtype = narrow) -> Tensor:
         return torch.zeros(count, dim, dtype=dtype)
 
-    for table in (narrow, torch.float32):  # the model holds its position tables in fp32
+    for dtype in (narrow, torch.float32):  # the model holds its position tables in fp32
         everything = Sources(
             *(ids(16), rows(16), ids(16)),
-            *(rows(16), ids(16), ids(16), rows(16, table)),
-            *(rows(32), ids(32), ids(32), rows(16, table), rows(2), ids(3)),
+            *(rows(16), ids(16), ids(16), rows(16, dtype)),
+            *(rows(32), ids(32), ids(32), rows(16, dtype), rows(2), ids(3)),
         )
         launch_forward(everything, 64, narrow)
     launch_backward(rows(64), Places(ids(16), ids(32), ids(3), [16, 32, 64]), Wanted(narrow, narrow, narrow))

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -72,12 +73,12 @@ def test_mistakes_get_one_sentence(arguments: list[str], sentence: str, run) -> 
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """The command in this process: its exit code and what it printed."""
 
-    def call(*arguments: object) -> tuple[int, str, str]:
+    def call(*arguments: object) -> tuple[Any, str, str]:
         monkeypatch.setattr(sys, "argv", ["throughput.py", *map(str, arguments)])
         try:
             code = throughput.main()
         except SystemExit as stop:
-            code = stop.code
+            return stop.code, *capsys.readouterr()
         return code, *capsys.readouterr()
 
     return call
@@ -96,13 +97,14 @@ def test_a_run_without_a_gpu(tmp_path, run) -> None:
 
 
 def test_runs_from_anywhere(tmp_path) -> None:
-    command = [sys.executable, ROOT / "bench" / "throughput.py", "--list"]
+    command = [sys.executable, str(ROOT / "bench" / "throughput.py"), "--list"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and all(name in done.stdout for name in NAMES)
 
 
 def test_attention_times_what_runs_and_says_what_does_not() -> None:
-    rows = {row["provider"]: row for row in measure_without_gpu(*small("attention"), GPUS["h100"])}
+    case, shapes = small("attention")
+    rows = {row["provider"]: row for row in measure_without_gpu(case, shapes, GPUS["h100"])}
     assert rows["ours"]["gate"] and rows["sdpa"]["gate"] and rows["ours"]["cpu_ms"]["p50"] > 0
     assert "needs an NVIDIA GPU" in rows["torch"]["skipped"]
     assert "flash" in rows["flash_attn"]["skipped"] and "CPU" in rows["flex_attention"]["skipped"]

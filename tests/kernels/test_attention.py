@@ -34,8 +34,8 @@ def test_backends_agree_with_the_definition(backend, heads, dtype, causal, withi
     tensors = inputs(lengths, heads, dtype)
     segments = Varlen.from_lengths(*lengths, causal=causal)
     got = forward_backward(lambda q, k, v: varlen_attention(q, k, v, segments, backend=backend), tensors)
-    truth = forward_backward(lambda *qkv: definition(*qkv, lengths, causal), [x.double() for x in tensors])
-    baseline = forward_backward(lambda *qkv: definition(*qkv, lengths, causal), tensors)
+    truth = forward_backward(lambda q, k, v: definition(q, k, v, lengths, causal), [x.double() for x in tensors])
+    baseline = forward_backward(lambda q, k, v: definition(q, k, v, lengths, causal), tensors)
     for name, *three in zip(("out", "dq", "dk", "dv"), got, truth, baseline, strict=True):
         assert within_budget(*three), name
 
@@ -46,8 +46,8 @@ def test_the_comparison_sees_a_wrong_rule(mutant, within_budget) -> None:
     budget.
     """
     lengths = ragged(seed=1)
-    q, k, v, _ = tensors = inputs(lengths, (4, 2, 12), torch.bfloat16)
-    truth = definition(*(x.double() for x in tensors[:3]), lengths, True)
+    q, k, v, _ = inputs(lengths, (4, 2, 12), torch.bfloat16)
+    truth = definition(q.double(), k.double(), v.double(), lengths, True)
     if mutant == "top left":
         parts = zip(q.split(lengths[0]), k.split(lengths[1]), v.split(lengths[1]), strict=True)
         wrong = torch.cat([definition(a, b[: len(a)], c[: len(a)], ([len(a)], [len(a)]), True) for a, b, c in parts])
@@ -83,8 +83,8 @@ def test_rows_that_see_no_key(backend, lengths, dtype, causal, within_budget) ->
     segments = Varlen.from_lengths(*lengths, causal=causal)
     got = forward_backward(lambda q, k, v: varlen_attention(q, k, v, segments, backend=backend), tensors)
     wide = [x.double() for x in tensors]
-    truth = forward_backward(lambda *qkv: definition(*qkv, lengths, causal), wide)
-    baseline = forward_backward(lambda *qkv: definition(*qkv, lengths, causal), tensors)
+    truth = forward_backward(lambda q, k, v: definition(q, k, v, lengths, causal), wide)
+    baseline = forward_backward(lambda q, k, v: definition(q, k, v, lengths, causal), tensors)
     unseeing, unseen = ((x == 0).flatten(1).all(1) for x in (truth[0], truth[3]))
     for name, rows, *three in zip(
         ("out", "dq", "dk", "dv"), [unseeing] * 2 + [unseen] * 2, got, truth, baseline, strict=True
@@ -100,8 +100,8 @@ def test_rows_that_see_no_key_compiled(causal) -> None:
     segments = Varlen.from_lengths(*lengths, causal=causal)
     tensors = inputs(lengths, (4, 2, 8), torch.float64)
     torch._dynamo.reset()
-    compiled = torch.compile(lambda *qkv: varlen_attention(*qkv, segments), fullgraph=True, backend="aot_eager")
-    want = forward_backward(lambda *qkv: definition(*qkv, lengths, causal), tensors)
+    compiled = torch.compile(lambda q, k, v: varlen_attention(q, k, v, segments), fullgraph=True, backend="aot_eager")
+    want = forward_backward(lambda q, k, v: definition(q, k, v, lengths, causal), tensors)
     for ours, theirs in zip(forward_backward(compiled, tensors), want, strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -169,8 +169,8 @@ def test_compiles_whole_and_never_again_for_new_lengths() -> None:
         lengths = ragged(seed)
         segments = Varlen.from_lengths(*lengths, causal=True)
         tensors = inputs(lengths, (4, 2, 8), torch.float64)
-        got = forward_backward(lambda *qkv: compiled(*qkv, segments), tensors)  # noqa: B023
-        want = forward_backward(lambda *qkv: block(*qkv, segments), tensors)  # noqa: B023
+        got = forward_backward(lambda q, k, v: compiled(q, k, v, segments), tensors)  # noqa: B023
+        want = forward_backward(lambda q, k, v: block(q, k, v, segments), tensors)  # noqa: B023
         for ours, theirs in zip(got, want, strict=True):
             torch.testing.assert_close(ours, theirs)
     assert counter.frame_count == 1

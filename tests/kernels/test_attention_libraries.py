@@ -79,4 +79,4 @@ def test_xformers_bias_means_the_contract(causal) -> None:
     for row in range(6):  # the values that a row sees, and no others, have a gradient from it
         leaf = v.clone().requires_grad_()
         definition(q, k, leaf, lengths, causal)[row].sum().backward()
-        assert torch.equal(allowed[row], leaf.grad.flatten(1).any(1))
+        assert leaf.grad is not None and torch.equal(allowed[row], leaf.grad.flatten(1).any(1))

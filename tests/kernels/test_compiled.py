@@ -42,6 +42,7 @@ def hold(case: Case, kernels: Sequence[Compiled], version: str) -> None:
 def test_compiled_kernels_keep_their_gates(name: str, target: int) -> None:
     """What the installed Triton makes of the kernels; where a table of that version is written, just that."""
     case = case_of(name)
+    assert case.compile is not None
     kernels = assembled(case.compile, target)
     hold(case, kernels, triton.__version__)
     if triton.__version__ in VERSIONS:

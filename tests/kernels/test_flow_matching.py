@@ -1,5 +1,7 @@
 """flow_interpolate, flow_matching_loss and their noise: Triton kernels in the interpreter, then as torch sees them."""
 
+from collections.abc import Callable, Sequence
+
 import pytest
 import torch
 from torch import Tensor
@@ -50,7 +52,9 @@ def path(latents: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
     return (1 - t) * latents + t * noise
 
 
-def loss(prediction: Tensor, latents: Tensor, noise: Tensor, row_weight: Tensor | None, reduction: str) -> Tensor:
+def loss(moving: Sequence[Tensor], row_weight: Tensor | None, reduction: str) -> Tensor:
+    """Of a prediction, latents and noise."""
+    prediction, latents, noise = moving
     rows = (wide(prediction) - (wide(noise) - wide(latents))).square().mean(1)
     weight = torch.ones_like(rows) if row_weight is None else row_weight.to(rows.dtype)
     total = (weight * rows).sum()
@@ -73,7 +77,12 @@ def drop_largest_row(x: Tensor) -> Tensor:
     return rows
 
 
-MUTANTS = {"zeros": torch.zeros_like, "sign flip": torch.neg, "5 %": lambda x: x * 1.05, "lost row": drop_largest_row}
+MUTANTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "zeros": torch.zeros_like,
+    "sign flip": torch.neg,
+    "5 %": lambda x: x * 1.05,
+    "lost row": drop_largest_row,
+}
 
 
 def assert_right(got: list[Tensor], truth: list[Tensor], baseline: list[Tensor], within_budget) -> None:
@@ -91,7 +100,7 @@ def assert_right(got: list[Tensor], truth: list[Tensor], baseline: list[Tensor],
 @DTYPES
 @SHAPES
 def test_interpolation_is_within_its_budget(shape, dtype, triton_kernels, within_budget) -> None:
-    given = arguments(*shape, dtype)
+    given = arguments(shape[0], shape[1], dtype)
     names = ["latents", "timesteps", "noise"]
     # The path in the latents' dtype; timesteps in theirs would make all of it fp32.
     given["timesteps"] = given["timesteps"].to(dtype)
@@ -110,7 +119,7 @@ def test_loss_and_gradients_are_within_their_budget(
     weighted, reduction, shape, dtype, triton_kernels, within_budget
 ) -> None:
     """With noise: the gradients of all three; with a seed: the one that training needs, formed in the forward pass."""
-    given = arguments(*shape, dtype)
+    given = arguments(shape[0], shape[1], dtype)
     if shape[0] == 0 and reduction == "mean":
         assert flow_matching_loss(given["prediction"], given["latents"], given["timesteps"], seed=1) == 0
         return
@@ -120,9 +129,12 @@ def test_loss_and_gradients_are_within_their_budget(
 
     moving, truths = [given[name] for name in names], [exact[name] for name in names]
     out = flow_matching_loss(*moving[:2], given["timesteps"], noise=moving[2], row_weight=weight, reduction=reduction)
-    truth = with_gradients(loss(*truths, sure, reduction), truths)
+    truth = with_gradients(loss(truths, sure, reduction), truths)
     assert_right(
-        with_gradients(out, moving), truth, with_gradients(loss(*moving, weight, reduction), moving), within_budget
+        with_gradients(out, moving),
+        truth,
+        with_gradients(loss(moving, weight, reduction), moving),
+        within_budget,
     )
 
     prediction, latents = given["prediction"], given["latents"].detach()
@@ -130,9 +142,9 @@ def test_loss_and_gradients_are_within_their_budget(
     out = flow_matching_loss(prediction, latents, given["timesteps"], seed=SEED, row_weight=weight, reduction=reduction)
     exact_prediction = exact["prediction"]
     truth = with_gradients(
-        loss(exact_prediction, latents.double(), noise.double(), sure, reduction), [exact_prediction]
+        loss([exact_prediction, latents.double(), noise.double()], sure, reduction), [exact_prediction]
     )
-    baseline = with_gradients(loss(prediction, latents, noise, weight, reduction), [prediction])
+    baseline = with_gradients(loss([prediction, latents, noise], weight, reduction), [prediction])
     assert_right(with_gradients(out, [prediction]), truth, baseline, within_budget)
 
 
@@ -143,8 +155,13 @@ def test_extreme_values_do_not_overflow(scale, triton_kernels, within_budget) ->
     names = ["prediction", "latents", "noise"]
     moving, exact = ([x[name] for name in names] for x in (given, doubled(given)))
     out = flow_matching_loss(*moving[:2], given["timesteps"], noise=moving[2])
-    truth = with_gradients(loss(*exact, None, "mean"), exact)
-    assert_right(with_gradients(out, moving), truth, with_gradients(loss(*moving, None, "mean"), moving), within_budget)
+    truth = with_gradients(loss(exact, None, "mean"), exact)
+    assert_right(
+        with_gradients(out, moving),
+        truth,
+        with_gradients(loss(moving, None, "mean"), moving),
+        within_budget,
+    )
 
 
 def test_fp16_gradients_survive_until_the_loss_scale(triton_kernels) -> None:

@@ -78,7 +78,7 @@ def test_fp16_neither_loses_nor_overflows(request, way, weight_of_rows, reductio
         request.getfixturevalue("triton_kernels")
     rows = 3000 if way == "reference" else 40
     hidden = torch.full((rows, 16), 60.0 if way == "reference" else 2e3, dtype=torch.float16)
-    tensors = [hidden, torch.zeros(8, 16, dtype=torch.float16), None, torch.full((rows,), weight_of_rows)]
+    weight, weights = torch.zeros(8, 16, dtype=torch.float16), torch.full((rows,), weight_of_rows)
     settings = {"smoothing": 0.0, "z": 0.0, "classes": None}
     labels, scale = torch.zeros(rows, dtype=torch.int64), 1.0 if reduction == "mean" else 1 / (rows * weight_of_rows)
 
@@ -86,14 +86,13 @@ def test_fp16_neither_loses_nor_overflows(request, way, weight_of_rows, reductio
         return lambda *args: function(*args) * scale
 
     for passes in (1, 2):  # formed in the forward pass; formed again
-        leaves = [x if x is None else x.detach().requires_grad_() for x in tensors[:3]]
-        loss = scaled(ours)([*leaves, tensors[3]], labels, settings, reduction, 2**28)
+        leaves = [x.detach().requires_grad_() for x in (hidden, weight)]
+        loss = scaled(ours)([*leaves, None, weights], labels, settings, reduction, 2**28)
         for _ in range(passes):
-            got = torch.autograd.grad(loss, [leaves[0], leaves[1]], retain_graph=True)
-        exact = [x if x is None else x.detach().double().requires_grad_() for x in tensors[:3]]
-        truth = torch.autograd.grad(
-            scaled(plain)([*exact, tensors[3].double()], labels, settings, reduction), [exact[0], exact[1]]
-        )
+            got = torch.autograd.grad(loss, leaves, retain_graph=True)
+        exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+        wide = [*exact, None, weights.double()]
+        truth = torch.autograd.grad(scaled(plain)(wide, labels, settings, reduction), exact)
         for x, right in zip(got, truth, strict=True):
             torch.testing.assert_close(x.double(), right, rtol=4e-3, atol=1e-6)
 

@@ -92,7 +92,7 @@ def test_compiles_under_autocast_and_in_fp16(dtype, classes) -> None:
 
         torch._dynamo.reset()
         whole = torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=True)
-        results = [run(*leaves, IGNORED) for run in (whole, step)]
+        results = [compute(leaves[0], leaves[1], IGNORED) for compute in (whole, step)]
         torch.testing.assert_close(*results)
         torch.testing.assert_close(*(torch.autograd.grad(x, leaves, torch.tensor(3.0)) for x in results))
         start, stop = classes or (0, 11)

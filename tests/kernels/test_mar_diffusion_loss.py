@@ -100,7 +100,7 @@ def triton():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [(70, 16), (33, 6), (1, 16)], ids=["Harmon's channels", "ragged", "one row"])
 def test_kernels_are_within_their_budget(shape, dtype, reduction, triton, within_budget) -> None:
-    args, weight = arguments(*shape, dtype)
+    args, weight = arguments(shape[0], shape[1], dtype)
     for weights in (None, weight):
         options = {"row_weight": weights, "reduction": reduction}
         truth, baseline = results(formula, wide(args), **options), results(formula, args, **options)

@@ -2,6 +2,7 @@
 them (autograd, autocast, compile, errors).
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -56,7 +57,7 @@ def block_arguments(rows, width, seed=0) -> list[Tensor]:
     return [*first, matrix(), vector(), matrix(), vector()]
 
 
-OPERATIONS = {
+OPERATIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[..., list[Tensor]]]] = {
     "modulate": (modulate, modulate_formula, modulate_arguments),
     "modulate without weights": (modulate, modulate_formula, partial(modulate_arguments, affine=False)),
     "gate": (gated_residual, gate_formula, gate_arguments),

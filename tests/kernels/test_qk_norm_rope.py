@@ -68,7 +68,8 @@ SHAPES = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_kernels_are_within_their_budget(shape, dtype, triton_results, within_budget) -> None:
-    args = arguments(*shape, dtype)
+    tokens, heads, kv_heads, dim = shape
+    args = arguments(tokens, heads, kv_heads, dim, dtype)
     truth, baseline = results(formula, exact(args)), results(formula, args)
     for name, *three in zip(NAMES, triton_results(args), truth, baseline, strict=True):
         assert within_budget(*three), name

@@ -1,5 +1,7 @@
 """template_concat: its kernels in the interpreter, and the operation as torch sees it (autograd, compile, errors)."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -35,8 +37,8 @@ def formula(a: dict) -> Tensor:
             x = x + a["latent_position_embedding"][a["latent_position_ids"]].to(x.dtype)
         parts.append(x)
         rows.append(a.get("latent_rows"))
-    whole = torch.cat(parts)
-    return whole if rows[0] is None else whole[torch.cat(rows).argsort()]
+    whole, given = torch.cat(parts), [x for x in rows if x is not None]
+    return whole[torch.cat(given).argsort()] if given else whole
 
 
 def arguments(
@@ -49,8 +51,8 @@ def arguments(
         return torch.randn(*size, generator=draw).to(dtype).requires_grad_()
 
     latents = sum(pictures)
-    order = torch.randperm(tokens + visual + latents, generator=draw)
-    order = dict(zip(("token_rows", "visual_rows", "latent_rows"), order.split((tokens, visual, latents)), strict=True))
+    order = torch.randperm(tokens + visual + latents, generator=draw).split((tokens, visual, latents))
+    places = dict(zip(("token_rows", "visual_rows", "latent_rows"), order, strict=True))
     a: dict = {}
     if tokens:
         a |= {"token_ids": torch.randint(11, (tokens,), generator=draw), "embedding": normal(11, dim)}
@@ -68,7 +70,7 @@ def arguments(
             a |= {"latent_cu_seqlens": torch.tensor((0, *pictures)).cumsum(0)}
             a |= {"timestep_embedding": normal(len(pictures), dim)}
     if rows:
-        a |= {name: x for name, x in order.items() if len(x)}
+        a |= {name: x for name, x in places.items() if len(x)}
     return a
 
 
@@ -103,7 +105,7 @@ def triton_results():
     return run
 
 
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "all sources": {},
     "pictures that do not divide": {"pictures": (130, 1, 67), "visual": 35, "tokens": 33, "dim": 64},
     "width not a power of two": {"dim": 40, "pictures": (3,)},
@@ -225,7 +227,7 @@ def test_it_compiles_without_a_break() -> None:
     assert all(torch.equal(x, expected[name]) for name, x in got.items())
 
 
-BAD = {
+BAD: dict[str, dict[str, Any]] = {
     "embedding": {"embedding": None},
     "visual of another width": {"embedding": torch.zeros(11, 8)},
     "token_ids": {"token_ids": torch.full((5,), 11)},

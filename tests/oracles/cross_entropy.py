@@ -1,5 +1,7 @@
 """Losses of the fused head and cross-entropy by their definition, and the shapes that they are tried on."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,7 +42,7 @@ def formula(
     return (losses * factor).sum() / (factor.sum() if how == "mean" else 1)
 
 
-def make(name: str, dtype: torch.dtype, scale: float = 1.0) -> tuple[list[Tensor | None], Tensor, dict, int]:
+def make(name: str, dtype: torch.dtype, scale: float = 1.0) -> tuple[list[Any], Tensor, dict[str, Any], int]:
     rows, ignored, dim, vocabulary, classes, smoothing, z, more, chunk = CASES[name]
     draw = torch.Generator().manual_seed(len(name))
     start, stop = classes or (0, vocabulary)
