@@ -52,10 +52,15 @@ class Model(Protocol):
     PUBLISHED: ClassVar[Sequence[str]]
     """Names under which its authors published models, for `published`."""
 
-    module: nn.Module
-    """What is trained, together with the frozen parts through which gradients flow; on the meta device until `fill`."""
-    dtype: torch.dtype
-    """Of the arithmetic."""
+    @property
+    def module(self) -> nn.Module:
+        """What is trained, together with the frozen parts that it computes with; on the meta device until `fill`."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the arithmetic."""
+        ...
 
     @classmethod
     def recognises(cls, folder: Path) -> bool:

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,17 @@ import reca_fast.models
 from reca_fast.config import DataConfig, ModelConfig, ResizeConfig, SamplingConfig
 from reca_fast.memory import apply_levers, fill_model
 from reca_fast.models import Batch, Model, open_model, published_model
+from reca_fast.models.bagel import BagelModel
 from reca_fast.models.files import uniform
 from reca_fast.randomness import draw_of_pack
 from reca_fast.sample import I2T, RECA, T2I, TASKS, Sample, Text
-from tests.models.toy import write_toy_checkpoint
+from tests.models.toy import ToyModel, write_toy_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+CLASSES: tuple[type[Model], ...] = (BagelModel, ToyModel)
+"""The type checker compares every method with the protocol's."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +254,7 @@ def test_a_picture_depends_on_its_own_condition_size_and_seed_alone(subject, ope
 
 
 @pytest.fixture
-def run(folder, pictures, reca_fast) -> Iterator[Callable[..., list[dict[str, Any]]]]:
+def run(folder, pictures, reca_fast) -> Callable[..., list[dict[str, Any]]]:
     """run(out, *options): `reca-fast train` in this process; the lines of metrics."""
 
     def start(out: Path, *options: str) -> list[dict[str, Any]]:

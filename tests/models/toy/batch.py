@@ -37,11 +37,17 @@ class ToyBatch:
         return len(self.sample_of_row)
 
     def to(self, device: torch.device | str) -> "ToyBatch":
-        moved = {n: to_device(getattr(self, n), device) for n in ("sample_of_row", "position_of_row", "text_ids")}
-        pictures = {n: tuple(to_device(x, device) for x in getattr(self, n)) for n in ("conditions", "targets")}
-        kept = {n: None if (x := getattr(self, n)) is None else to_device(x, device) for n in ("features", "codes")}
-        masked = {task: to_device(rows, device) for task, rows in self.masked.items()}
-        return replace(self, masked=masked, **moved, **pictures, **kept)
+        return replace(
+            self,
+            sample_of_row=to_device(self.sample_of_row, device),
+            position_of_row=to_device(self.position_of_row, device),
+            text_ids=to_device(self.text_ids, device),
+            masked={task: to_device(rows, device) for task, rows in self.masked.items()},
+            conditions=tuple(to_device(picture, device) for picture in self.conditions),
+            targets=tuple(to_device(picture, device) for picture in self.targets),
+            features=None if self.features is None else to_device(self.features, device),
+            codes=None if self.codes is None else to_device(self.codes, device),
+        )
 
 
 class ToyInputs:
