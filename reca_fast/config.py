@@ -264,8 +264,8 @@ class SamplingConfig:
     and halves the cost; `generate` uses 4 unless told otherwise.
     """
     image_guidance: GuidanceScale = neutral(1.0)
-    """How far each step is led away from what would be drawn without the condition picture, the authors' cfg_img_scale;
-    1 is off. It comes after `guidance`, which has to be above 1 as well.
+    """How far each step is led away from what would be drawn without the condition, the authors' cfg_img_scale; 1 is
+    off. It comes after `guidance`, which has to be above 1 as well.
     """
     guidance_interval: tuple[Fraction, Fraction] = neutral((0.0, 1.0))
     """Guidance acts at times t with first < t <= second, where 1 is noise and 0 the picture; steps at other times are

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 RECA = "reca"
-"""Draw a picture again from its own understanding embedding and a template."""
+"""Draw a picture again from its condition and a template."""
 T2I = "t2i"
 """Draw a picture from its caption; there is no condition."""
 I2T = "i2t"

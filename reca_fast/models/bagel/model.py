@@ -27,7 +27,7 @@ from .flops import step_flops
 from .inputs import BagelInputs
 from .latent_tokens import unpatchify_latents
 from .network import Bagel
-from .sampling import Condition, sample_latents
+from .sampling import Prefix, sample_latents
 from .tokenizer import PUBLISHED_MARKERS, TOKENIZER_FILES, BagelTokenizer, open_tokenizer
 from .weights import check_weights, fill_bagel, missing_tables, weights_file
 
@@ -190,7 +190,7 @@ class BagelModel:
                     f"A picture of {width} x {height} cannot be drawn: both sides must be multiples of {stride} "
                     f"and at most {side * stride}."
                 )
-        pairs: list[Condition] = [(s.condition, None if s.text is None else s.text.ids) for s in conditions]
+        pairs: list[Prefix] = [(s.condition, None if s.text is None else s.text.ids) for s in conditions]
         shapes = [(height // stride, width // stride) for width, height in sizes]
         vae, patch, channels = self.encoders.vae, self.config.glue.latent_patch_size, self.config.latent_channels
         if vae is None:

@@ -1,9 +1,8 @@
-"""Latent pictures from conditions, one picture after another.
+"""Latent pictures from conditions and prompts, one picture after another.
 
-A picture is drawn in Euler steps from noise to data. Its condition, an understanding picture and a prompt, goes through
-the decoder once, and every step reads the keys and values that this left behind. With guidance the same step is also
-predicted from the condition without its prompt, and perhaps without its picture; these branches are packed into one
-batch.
+A picture is drawn in Euler steps from noise to data. Its prefix, which is a condition and a prompt, goes through the
+decoder once, and every step reads the keys and values that this left behind. With guidance each step is also predicted
+from the prefix without its prompt, and perhaps without its condition; these branches are packed into one batch.
 
 The branches of a single picture are all that the model ever gets at once. How a matrix product rounds depends on its
 number of rows, and a trained model makes visible differences out of a last bit: pictures that were packed together
@@ -27,12 +26,12 @@ from .tokenizer import BagelTokenizer
 
 Encode = Callable[[BagelBatch], BagelBatch]
 """Puts the ViT's features in the place of a batch's pictures."""
-Condition = tuple[Tensor | None, Sequence[int] | None]
-"""What a picture is drawn from: an understanding picture uint8 [H, W, 3] and prompt ids, None where there is none."""
+Prefix = tuple[Tensor | None, Sequence[int] | None]
+"""What a picture is drawn from: a condition uint8 [H, W, 3] and the token ids of a prompt; either may be None."""
 
 
-class Prefix(NamedTuple):
-    """The conditions of all branches after their one way through the decoder."""
+class EncodedPrefixes(NamedTuple):
+    """The prefixes of all branches after their one way through the decoder."""
 
     cache: list[KeyValue] | None  # per layer, keys and values of all rows, branch after branch; None without any row
     lengths: list[int]  # rows of each branch
@@ -44,7 +43,7 @@ class Target(NamedTuple):
 
     batch: BagelBatch
     markers: Tensor  # [U, D] embedding of the two markers around each copy, the same at every time
-    past: list[KeyValue] | None  # keys and values of the branches' conditions
+    past: list[KeyValue] | None  # keys and values of the branches' prefixes
 
 
 def time_grid(steps: int, shift: float) -> Tensor:
@@ -61,17 +60,17 @@ def sample_latents(
     model: Bagel,
     tokenizer: BagelTokenizer,
     encode: Encode,
-    conditions: Sequence[Condition],
+    prefixes: Sequence[Prefix],
     shapes: Sequence[tuple[int, int]],
     sampling: SamplingConfig,
     seeds: Sequence[int],
 ) -> list[Tensor]:
-    """Draw one latent picture per condition. Each depends on its own condition, shape and seed alone, bit for bit.
+    """Draw one latent picture for each prefix. It depends on its own prefix, shape and seed alone, bit for bit.
 
     Args:
         model: on its device, with weights.
         encode: computes the ViT's features of the conditions.
-        conditions: what each picture is drawn from.
+        prefixes: what each picture is drawn from.
         shapes: (rows, columns) of each picture in latent tokens.
         sampling: steps, shift and guidance; its seed is not read.
         seeds: of the noise that each picture starts from.
@@ -84,8 +83,8 @@ def sample_latents(
     """
     check_sampling(sampling)
     return [
-        _draw(model, tokenizer, encode, condition, shape, sampling, seed)
-        for condition, shape, seed in zip(conditions, shapes, seeds, strict=True)
+        _draw(model, tokenizer, encode, prefix, shape, sampling, seed)
+        for prefix, shape, seed in zip(prefixes, shapes, seeds, strict=True)
     ]
 
 
@@ -93,7 +92,7 @@ def _draw(
     model: Bagel,
     tokenizer: BagelTokenizer,
     encode: Encode,
-    condition: Condition,
+    prefix: Prefix,
     shape: tuple[int, int],
     sampling: SamplingConfig,
     seed: int,
@@ -102,11 +101,11 @@ def _draw(
     grid = time_grid(sampling.steps, sampling.timestep_shift)
     above, up_to = sampling.guidance_interval
     inside = ((grid[:-1] > above) & (grid[:-1] <= up_to)).tolist()
-    branches = _branches(condition, sampling) if any(inside) else [condition]
-    prefix = encode_conditions(model, tokenizer, encode, branches)
+    branches = _branches(prefix, sampling) if any(inside) else [prefix]
+    encoded = encode_prefixes(model, tokenizer, encode, branches)
 
-    unguided = _target(model, tokenizer, shape, prefix, 1)
-    guided = _target(model, tokenizer, shape, prefix, len(branches)) if len(branches) > 1 else unguided
+    unguided = _target(model, tokenizer, shape, encoded, 1)
+    guided = _target(model, tokenizer, shape, encoded, len(branches)) if len(branches) > 1 else unguided
 
     noise = torch.Generator().manual_seed(seed)
     x = torch.randn(shape[0] * shape[1], model.config.patch_latent_dim, generator=noise)
@@ -121,44 +120,47 @@ def _draw(
     return x
 
 
-def _branches(condition: Condition, sampling: SamplingConfig) -> list[Condition]:
-    """The conditions that a guided step is predicted from: the one given, the one without its prompt and, when the
-    picture guides as well, the one without its picture. Guidance that is off, or has no picture to leave out, adds no
-    branch.
+def _branches(prefix: Prefix, sampling: SamplingConfig) -> list[Prefix]:
+    """The prefixes that a guided step is predicted from.
+
+    First the given one, then the one without its prompt and, when `image_guidance` acts, the one without its condition.
+    Guidance that is off, or has no condition to leave out, adds no branch.
     """
-    picture, ids = condition
-    branches: list[Condition] = [condition]
+    condition, prompt = prefix
+    branches: list[Prefix] = [prefix]
     if sampling.guidance > 1:
-        branches.append((picture, None))
-        if sampling.image_guidance > 1 and picture is not None:
-            branches.append((None, ids))
+        branches.append((condition, None))
+        if sampling.image_guidance > 1 and condition is not None:
+            branches.append((None, prompt))
     return branches
 
 
-def encode_conditions(
-    model: Bagel, tokenizer: BagelTokenizer, encode: Encode, conditions: Sequence[Condition]
-) -> Prefix:
-    """Send the conditions, packed into one batch, through the decoder and keep what the targets read of it."""
-    batch, lengths, following = collate_prefixes(conditions, model.config, tokenizer)
+def encode_prefixes(
+    model: Bagel, tokenizer: BagelTokenizer, encode: Encode, prefixes: Sequence[Prefix]
+) -> EncodedPrefixes:
+    """Send the prefixes, packed into one batch, through the decoder and keep what the targets read of it."""
+    batch, lengths, following = collate_prefixes(prefixes, model.config, tokenizer)
     if not sum(lengths):
-        return Prefix(None, lengths, following)
+        return EncodedPrefixes(None, lengths, following)
     batch = encode(batch.to(model.latent_pos_embed.device))
     und = model.embed_understanding(batch)
     _, _, cache = model.decode(und, None, batch.plan, batch.und_positions, None, need_und=False)
-    packed_order = torch.argsort(batch.und_rows)  # the stream is ordered by split mode, the cache by condition
+    packed_order = torch.argsort(batch.und_rows)  # the stream is ordered by split mode, the cache by prefix
     ordered: list[KeyValue] = [(k.index_select(0, packed_order), v.index_select(0, packed_order)) for k, v in cache]
-    return Prefix(ordered, lengths, following)
+    return EncodedPrefixes(ordered, lengths, following)
 
 
-def _target(model: Bagel, tokenizer: BagelTokenizer, shape: tuple[int, int], prefix: Prefix, branches: int) -> Target:
-    """A picture of (rows, columns) latent tokens behind each of the first `branches` conditions of the prefix."""
-    lengths, following = prefix.lengths[:branches], prefix.following[:branches]
+def _target(
+    model: Bagel, tokenizer: BagelTokenizer, shape: tuple[int, int], encoded: EncodedPrefixes, branches: int
+) -> Target:
+    """A picture of (rows, columns) latent tokens behind each of the first `branches` prefixes."""
+    lengths, following = encoded.lengths[:branches], encoded.following[:branches]
     batch = collate_targets([shape] * branches, following, lengths, model.config, tokenizer)
     batch = batch.to(model.latent_pos_embed.device)
     rows = sum(lengths)
     past: list[KeyValue] | None = None
-    if prefix.cache is not None and rows:
-        past = [(k[:rows], v[:rows]) for k, v in prefix.cache]
+    if encoded.cache is not None and rows:
+        past = [(k[:rows], v[:rows]) for k, v in encoded.cache]
     return Target(batch, model.embed_understanding(batch), past)
 
 
@@ -175,25 +177,25 @@ def _velocity(model: Bagel, target: Target, x: Tensor, t: float) -> Tensor:
 def _guide(velocities: Sequence[Tensor], sampling: SamplingConfig) -> Tensor:
     """One velocity [rows * columns, C] out of those of the branches, in the order of `_branches`.
 
-    It leads away from the branch without prompt, then from the one without picture, and is scaled back towards the
+    It leads away from the branch without prompt, then from the one without condition, and is scaled back towards the
     length of the first branch as `guidance_renorm` says.
     """
-    conditional, promptless, *rest = velocities
+    full, promptless, *rest = velocities
     kind, least = sampling.guidance_renorm, sampling.guidance_renorm_min
-    guided = promptless + sampling.guidance * (conditional - promptless)
-    if kind == "text_channel":  # the picture's guidance comes after it and is not rescaled
-        guided = _rescale(guided, conditional, least)
+    guided = promptless + sampling.guidance * (full - promptless)
+    if kind == "text_channel":  # the guidance by the condition comes after it and is not rescaled
+        guided = _rescale(guided, full, least)
     if sampling.image_guidance > 1:
-        pictureless = rest[0] if rest else conditional
-        guided = pictureless + sampling.image_guidance * (guided - pictureless)
+        conditionless = rest[0] if rest else full
+        guided = conditionless + sampling.image_guidance * (guided - conditionless)
     if kind == "channel":
-        guided = _rescale(guided, conditional, least)
+        guided = _rescale(guided, full, least)
     if kind == "global":
-        guided = _rescale(guided.flatten(), conditional.flatten(), least).view_as(guided)
+        guided = _rescale(guided.flatten(), full.flatten(), least).view_as(guided)
     return guided
 
 
-def _rescale(guided: Tensor, conditional: Tensor, least: float) -> Tensor:
-    """Scale `guided` along its last dimension to the length of `conditional`: by at least `least`, by 1 at most."""
-    wanted, found = (v.norm(dim=-1, keepdim=True) for v in (conditional, guided))
+def _rescale(guided: Tensor, reference: Tensor, least: float) -> Tensor:
+    """Scale `guided` along its last dimension to the length of `reference`: by at least `least`, by 1 at most."""
+    wanted, found = (v.norm(dim=-1, keepdim=True) for v in (reference, guided))
     return guided * (wanted / (found + 1e-8)).clamp(min=least, max=1.0)

@@ -20,7 +20,7 @@ from reca_fast.memory import fill_model
 from reca_fast.models.bagel import BagelModel
 from reca_fast.models.bagel import sampling as rule
 from reca_fast.models.bagel.names import NETWORK_NAMES, VIT_NAMES
-from reca_fast.models.bagel.sampling import Condition, sample_latents, time_grid
+from reca_fast.models.bagel.sampling import Prefix, sample_latents, time_grid
 from reca_fast.randomness import draw_of_pack
 from reca_fast.sample import RECA, Sample, Text
 
@@ -72,7 +72,7 @@ def picture(height: int, width: int, seed: int = 0) -> Tensor:
     return torch.randint(256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
-CONDITIONS: dict[str, Condition] = {
+CONDITIONS: dict[str, Prefix] = {
     "picture and prompt": (picture(42, 28), (5, 9, 2)),
     "picture": (picture(28, 28), None),
     "prompt": (None, (5, 9, 2, 7)),
