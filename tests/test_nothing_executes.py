@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from reca_fast.cli import recipe
+from reca_fast.cli import recipe_reader
 from tests.places import ROOT
 
 EXECUTES = {
@@ -61,7 +61,7 @@ def test_nothing_is_unpickled_or_evaluated():
     assert len(paths) > 100
     found = {str(path.relative_to(ROOT)): names for path in paths if (names := calls_that_execute(path))}
     assert found == KNOWN
-    assert issubclass(recipe._Loader, yaml.SafeLoader)
+    assert issubclass(recipe_reader._Loader, yaml.SafeLoader)
 
 
 def test_the_search_finds_what_it_looks_for(tmp_path):

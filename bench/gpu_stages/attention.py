@@ -78,7 +78,7 @@ def inputs(case: Case, dtype: torch.dtype, device: torch.device) -> tuple[Tensor
     k, v = normal(keys, case.kv_heads), normal(keys, case.kv_heads)
     lengths = [list(part) for part in zip(*case.segments, strict=True)]
     segments = Varlen.from_lengths(*lengths, causal=case.causal).to(device)
-    return *(x.requires_grad_() for x in (q, k, v)), upstream, segments  # type: ignore[return-value]
+    return *(x.requires_grad_() for x in (q, k, v)), upstream, segments
 
 
 def results(out: Tensor, wanted: list[Tensor] | tuple[Tensor, ...], upstream: Tensor) -> list[Tensor]:

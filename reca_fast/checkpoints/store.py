@@ -81,7 +81,8 @@ class CheckpointStore:
             UserError: all there are have a fault, or one is of an earlier layout, which is never opened.
         """
         reasons = []
-        for _, path in reversed(self.gather(self.named())[0]):
+        named: list[tuple[int, Path]] = self.gather(self.named())[0]
+        for _, path in reversed(named):
             reason = next(filter(None, self.gather(fault(path, verify, (self.rank, self._world)))), "")
             if not reason:
                 return path

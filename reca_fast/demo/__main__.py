@@ -10,8 +10,13 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from reca_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from reca_fast.config import RunConfig
+    from reca_fast.evaluation.reconstruction import Reconstruction
 
 VAE_FILE = Path(__file__).parent / "vae.safetensors"
 HELD_OUT, TRAINING_PICTURES = 12, 120
@@ -83,7 +88,7 @@ def demonstrate(folder: Path, steps: int | None) -> int:
     return 0 if psnr(after) > psnr(before) else 1
 
 
-def measure(config, checkpoint: Path, pictures: Path):
+def measure(config: "RunConfig", checkpoint: Path, pictures: Path) -> "list[Reconstruction]":
     """What the model of a checkpoint folder makes of the held-out crops."""
     import torch
 

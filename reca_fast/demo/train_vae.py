@@ -38,7 +38,8 @@ def loss(vae: KLVAE, x: Tensor, noise: Tensor) -> Tensor:
     error = vae.decoder(mean + torch.exp(0.5 * logvar) * noise) - x
     edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
     divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    return error.abs().mean() + EDGES * edges + KL * divergence
+    loss: Tensor = error.abs().mean() + EDGES * edges + KL * divergence
+    return loss
 
 
 def train(config: TinyConfig) -> KLVAE:

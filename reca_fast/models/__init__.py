@@ -31,7 +31,8 @@ MODELS = {"bagel": "reca_fast.models.bagel:BagelModel"}
 def model_class(name: str) -> type[Model]:
     """The class of the architecture `name`, a key of MODELS."""
     module, _, cls = MODELS[name].partition(":")
-    return getattr(importlib.import_module(module), cls)
+    found: type[Model] = getattr(importlib.import_module(module), cls)
+    return found
 
 
 def recognised(folder: Path) -> type[Model] | None:

@@ -21,7 +21,7 @@ def choose_operations(options: ModelConfig, device: torch.device | str, dtype: t
         UserError: this machine cannot run what the options ask for.
     """
     try:
-        attention = choose_backend(options.attention, device, dtype)
+        attention: str = choose_backend(options.attention, device, dtype)
         with kernels(options.kernels):
             implementation(torch.empty(0, device=device))  # raises before anything is chosen
         use_kernels(options.kernels)

@@ -13,4 +13,5 @@ def next_token_loss(hidden_states: Tensor, head: Tensor, labels: Tensor, reducti
     The head runs on the labelled rows alone, in chunks: logits never exist as a whole. "sum" forms the gradients in
     the same pass; "none" has to compute the logits again in backward.
     """
-    return fused_linear_cross_entropy(hidden_states, head, labels, reduction=reduction)
+    losses: Tensor = fused_linear_cross_entropy(hidden_states, head, labels, reduction=reduction)
+    return losses

@@ -15,7 +15,6 @@ from skimage import data as photos
 from reca_fast.config import DataConfig, ResizeConfig
 from reca_fast.data.formats import FORMATS, LACKING
 from reca_fast.data.images import (
-    BadImage,
     blur,
     decode,
     fitted_size,
@@ -24,6 +23,7 @@ from reca_fast.data.images import (
     resize,
     to_model_range,
 )
+from reca_fast.data.records import BadImage
 from tests.places import BAGEL
 
 RECORDED = BAGEL / "recorded_pixels"

@@ -6,7 +6,8 @@ import sys
 from collections import Counter
 
 from reca_fast.data.captions import choose_caption
-from reca_fast.data.templates import choose_template, stable_uniform, templates
+from reca_fast.data.templates import choose_template, templates
+from reca_fast.randomness import stable_uniform
 
 
 def test_there_are_enough_distinct_templates() -> None:

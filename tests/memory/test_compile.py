@@ -23,7 +23,7 @@ def step(folder, *, compiled: bool, **options) -> tuple[Tensor, dict[str, Tensor
     fill_model(model, torch.device("cpu"))
     draw = torch.Generator().manual_seed(0)
     pictures = [torch.randint(0, 256, (size, size, 3), generator=draw, dtype=torch.uint8) for size in (56, 64)]
-    joint = not model.options.freeze_und
+    joint = not levers.freeze_und
     tasks = (RECA, I2T) if joint else (RECA, RECA)
     samples = [
         Sample(str(i), (task,), pictures[0], None if task == I2T else pictures[1], Text((5, 6, 7), task == I2T))
@@ -33,7 +33,7 @@ def step(folder, *, compiled: bool, **options) -> tuple[Tensor, dict[str, Tensor
     sums = model.loss_sums(model.encode(batch))
     loss = sum(sums.values())
     loss.backward()
-    return loss.detach(), {name: p.grad for name, p in model.module.named_parameters() if p.requires_grad}
+    return loss.detach(), {name: p.grad for name, p in model.module.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize(

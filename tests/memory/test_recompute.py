@@ -1,6 +1,7 @@
 """Recomputing activations changes what is kept, not what comes out."""
 
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -59,7 +60,8 @@ def test_no_narrow_copy_of_a_weight_outlives_its_product(tiny_folder):
     recompute(model.blocks())
     fill_model(model, torch.device("cpu"))
     weights = {p.data_ptr() for p in model.module.layers.parameters() if p.requires_grad and p.dim() == 2}
-    narrow, alive = [], []
+    narrow: list[Any] = []
+    alive: list[Any] = []
 
     class Copies(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):

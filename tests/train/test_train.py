@@ -130,7 +130,7 @@ def test_deterministic_reaches_torch_and_cublas(monkeypatch):
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     finally:
         torch.use_deterministic_algorithms(False)
-        torch.utils.deterministic.fill_uninitialized_memory = True
+        torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
         os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 

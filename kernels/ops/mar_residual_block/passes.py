@@ -120,7 +120,7 @@ def reference_block_backward(
         for_up.t() @ hidden,
         for_up.to(wide).sum(0).to(w2.dtype),
     )
-    return tuple(x if wanted else x.new_empty(0) for x, wanted in zip(everything, needs, strict=True))  # type: ignore
+    return tuple(x if wanted else x.new_empty(0) for x, wanted in zip(everything, needs, strict=True))
 
 
 def launch_block_backward(

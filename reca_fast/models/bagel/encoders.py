@@ -78,7 +78,9 @@ class BagelEncoders:
             return batch.patches
         sizes = [(int(image.shape[0]), int(image.shape[1])) for image in batch.condition_images]
         dtype, patch_size = self.vit.patch_embedding.weight.dtype, self.config.vit.patch_size
-        return blur_patchify(batch.condition_images, size=sizes, patch_size=patch_size, mean=0.5, std=0.5, dtype=dtype)
+        pictures = batch.condition_images
+        patches: Tensor = blur_patchify(pictures, size=sizes, patch_size=patch_size, mean=0.5, std=0.5, dtype=dtype)
+        return patches
 
     def latents(self, batch: BagelBatch) -> Tensor:
         """Latent tokens [G, C] fp32 of the target pictures, sampled from the VAE's posterior as the batch has drawn."""

@@ -94,7 +94,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return rms_norm(hidden_states, self.weight, eps=self.eps)
+        normed: Tensor = rms_norm(hidden_states, self.weight, eps=self.eps)
+        return normed
 
 
 class Expert(nn.Module):

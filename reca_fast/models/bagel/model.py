@@ -130,7 +130,7 @@ class BagelModel:
     def inputs(self, config: DataConfig) -> BagelInputs:
         return BagelInputs(self.config, self.tokenizer, config)
 
-    def autocast(self, *, keep_casts: bool = False) -> AbstractContextManager:
+    def autocast(self, *, keep_casts: bool = False) -> AbstractContextManager[object]:
         """bf16 arithmetic over fp32 master weights; nothing where the weights have the arithmetic's dtype.
 
         Args:

@@ -85,7 +85,7 @@ class Bagel(nn.Module):
             if len(batch.vit_rows):
                 raise ValueError("the batch is not encoded; encode() comes first")
             features = embedding.new_zeros(0, self.config.vit.hidden_size)  # the connector takes part (see MoTLayer)
-        return template_concat(
+        rows: Tensor = template_concat(
             token_ids=batch.text_ids,
             embedding=embedding,
             token_rows=batch.text_rows,
@@ -95,19 +95,21 @@ class Bagel(nn.Module):
             visual_position_embedding=self.vit_pos_embed,
             dtype=embedding.dtype,
         )
+        return rows
 
     def embed_latents(self, batch: BagelBatch, x_t: Tensor, timesteps: Tensor) -> Tensor:
         """Noisy latent tokens x_t [G, C] at times [number of target pictures] -> [G, D]."""
         time = self.time_embedder(timesteps)
         if not torch.is_autocast_enabled(x_t.device.type):  # which casts by itself, and has made x_t narrow already
             x_t = x_t.to(self.vae2llm.weight.dtype)
-        return template_concat(
+        rows: Tensor = template_concat(
             latents=self.vae2llm(x_t),
             latent_position_ids=batch.latent_position_ids,
             latent_position_embedding=self.latent_pos_embed,
             timestep_embedding=time,
             latent_cu_seqlens=batch.latent_cu_seqlens,
         )
+        return rows
 
     def decode(
         self,

@@ -171,7 +171,8 @@ def _velocity(model: Bagel, target: Target, x: Tensor, t: float) -> Tensor:
     gen = model.embed_latents(batch, x, timesteps)
     positions = batch.und_positions, batch.gen_positions
     _, out, _ = model.decode(target.markers, gen, batch.plan, *positions, past=target.past, need_und=False)
-    return model.llm2vae(model.norm_gen(out)).float()
+    velocity: Tensor = model.llm2vae(model.norm_gen(out)).float()
+    return velocity
 
 
 def _guide(velocities: Sequence[Tensor], sampling: SamplingConfig) -> Tensor:
@@ -197,5 +198,6 @@ def _guide(velocities: Sequence[Tensor], sampling: SamplingConfig) -> Tensor:
 
 def _rescale(guided: Tensor, reference: Tensor, least: float) -> Tensor:
     """Scale `guided` along its last dimension to the length of `reference`: by at least `least`, by 1 at most."""
-    wanted, found = (v.norm(dim=-1, keepdim=True) for v in (reference, guided))
-    return guided * (wanted / (found + 1e-8)).clamp(min=least, max=1.0)
+    wanted, found = (torch.linalg.vector_norm(v, dim=-1, keepdim=True) for v in (reference, guided))
+    scale: Tensor = (wanted / (found + 1e-8)).clamp(min=least, max=1.0)
+    return guided * scale

@@ -56,9 +56,9 @@ def draw(bagel) -> Callable[..., list[Tensor]]:
     """draw(conditions, shapes, guidance=1.0, steps=2, ...): latents [rows * columns, C] of each picture."""
 
     def sample(conditions, shapes, guidance: float = 1.0, steps: int = 2, seeds=None, **options) -> list[Tensor]:
-        options = SamplingConfig(steps=steps, guidance=guidance, **options)
+        sampling = SamplingConfig(steps=steps, guidance=guidance, **options)
         seeds = range(len(shapes)) if seeds is None else seeds
-        return sample_latents(bagel.module, bagel.tokenizer, bagel.encode, conditions, shapes, options, seeds)
+        return sample_latents(bagel.module, bagel.tokenizer, bagel.encode, conditions, shapes, sampling, seeds)
 
     return sample
 
@@ -274,7 +274,7 @@ def test_settings_that_contradict_each_other(draw) -> None:
 def test_the_time_grid_is_shifted_towards_noise() -> None:
     """49 steps between 50 times, shifted by 3 towards noise: half of them are spent above t = 0.75."""
     grid = time_grid(49, 3.0)
-    assert (grid[0], grid[-1], len(grid)) == (1.0, 0.0, 50)
+    assert (grid[0].item(), grid[-1].item(), len(grid)) == (1.0, 0.0, 50)
     assert (grid.diff() < 0).all()
     torch.testing.assert_close(time_grid(50, 3.0)[25], torch.tensor(0.75))
     torch.testing.assert_close(time_grid(4, 1.0), torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0]))
