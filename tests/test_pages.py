@@ -1,5 +1,6 @@
 """What the pages say is there: files, tests, options, targets, rooms. A page that has fallen behind fails here."""
 
+import pkgutil
 import re
 import subprocess
 from pathlib import Path
@@ -130,3 +131,21 @@ def test_a_commit_and_make_lint_use_the_same_ruff() -> None:
     entries = [hook["entry"] for hook in hooks[0]["hooks"]]
     assert [" ".join(entry.split()[:2]) for entry in entries] == [".venv/bin/ruff check", ".venv/bin/ruff format"]
     assert ".venv/bin/ruff check" in told_by_make("lint") and ".venv/bin/ruff format" in told_by_make("lint")
+
+
+@every_page
+def test_names_of_the_package_that_a_page_gives_are_there(page: Path) -> None:
+    """`reca_fast.models.files.fill` and the like: a module, or something in one."""
+    for name in sorted(named(page, r"\breca_fast(?:\.[A-Za-z_]\w*)+")):
+        if not any(later in name for later in WRITTEN_LATER):
+            pkgutil.resolve_name(name)
+
+
+def test_the_page_on_models_names_every_method() -> None:
+    from reca_fast.data.inputs import Batch, Inputs
+    from reca_fast.models.protocol import Case, Model
+
+    page = code(ROOT / "docs" / "adding-a-model.md")
+    for protocol in (Model, Inputs, Batch, Case):
+        wanted = {name for name in (*vars(protocol), *protocol.__annotations__) if not name.startswith("_")}
+        assert {name for name in wanted if not re.search(rf"\b{name}\b", page)} == set(), protocol
