@@ -37,6 +37,12 @@ def check_run(config: RunConfig, processes: int) -> None:
             f"data.packs_per_step={packs} cannot be shared by {processes} processes; set it to a multiple of "
             f"{processes}."
         )
+    replicas = config.parallel.replicate
+    if processes % replicas:
+        raise UserError(
+            f"parallel.replicate={replicas} does not divide the {processes} processes; set it to a divisor of "
+            f"{processes}, or start a multiple of {replicas} processes."
+        )
     if config.sample_every:
         check_sampling(config.sampling)
 

@@ -16,6 +16,7 @@ from reca_fast.errors import UserError
         ({"data.tasks.t2i": 1.0}, "data.tasks.t2i and loss.t2i must both"),
         ({"loss.reca": 0.0}, "data.tasks.reca and loss.reca must both"),
         ({"data.packs_per_step": 3}, "multiple of 2"),
+        ({"parallel.replicate": 3}, "parallel.replicate=3 does not divide the 2 processes; set it to a divisor of 2"),
         ({"out": ""}, "set --out to a folder"),
         (
             {"data.target_resize.min_size": 2000},

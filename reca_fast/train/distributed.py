@@ -65,15 +65,14 @@ class Processes:
 
         Args:
             device: auto, cpu or cuda.
-            replicate: how many replicas of the model there are. The processes of one replica share its weights.
+            replicate: how many replicas of the model there are, a divisor of the number of processes. The processes of
+                one replica share its weights.
 
         Raises:
-            UserError: there is no such device, or the processes cannot be divided into that many replicas.
+            UserError: there is no such device.
         """
         watch_parent()
         self.device = pick_device(device, self.local_rank)
-        if replicate < 1 or self.world % replicate:
-            raise UserError(f"parallel.replicate={replicate} does not divide the {self.world} processes.")
         if self.world == 1:
             return
         transport = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"

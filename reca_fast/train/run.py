@@ -47,8 +47,8 @@ def train(config: RunConfig) -> None:
     with Processes() as processes, unwritable_folder_is_a_user_error(Path(config.out)):
         if config.deterministic:
             make_deterministic()
-        processes.join(config.device, config.parallel.replicate)
         check_run(config, processes.world)
+        processes.join(config.device, config.parallel.replicate)
         model = open_model(config.model)
         source = open_source(config.data)
         inputs = model.inputs(config.data)

@@ -10,7 +10,6 @@ from torch import nn
 
 from reca_fast.config import RunConfig
 from reca_fast.errors import UserError
-from reca_fast.hardware import peak_flops
 from reca_fast.train.determinism import make_deterministic
 from reca_fast.train.distributed import Processes
 from reca_fast.train.run import unwritable_folder_is_a_user_error
@@ -155,10 +154,6 @@ def test_graphs_are_counted():
     assert compiled_graphs() - before == 1  # one for both blocks and all lengths
     blocks[0](torch.randn(2, 4, 3))
     assert compiled_graphs() - before == 2
-
-
-def test_a_cpu_has_no_peak():
-    assert peak_flops(torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize(
