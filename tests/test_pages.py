@@ -102,12 +102,15 @@ def test_every_rule_names_its_test() -> None:
 
 def test_the_house_has_these_rooms_and_no_others() -> None:
     """Every folder of the package has a row in docs/house.md, and every row is a folder."""
-    rows = re.findall(r"^\| `([\w/]+)/` \|", (ROOT / "docs" / "house.md").read_text(), re.M)
+    house = (ROOT / "docs" / "house.md").read_text()
+    rows = re.findall(r"^\| `([\w/]+)/` \|", house, re.M)
     assert len(rows) == len(set(rows))
     files = [name_of(path) for path in tracked("reca_fast/*") if "reca_fast/kernels/" not in path.as_posix()]
     folders = {file.rpartition("/")[0] for file in files}
     assert {row for row in rows if row.startswith("reca_fast")} == folders
     assert {"kernels/ops", "kernels/ops/common", "bench", "tests"} <= set(rows)
+    pages = [path.name for path in ROOT.glob("reca_fast/*.py") if not path.name.startswith("__")]
+    assert [name for name in pages if f"`{name}`" not in house] == []
 
 
 def told_by_make(*words: str) -> str:
