@@ -35,13 +35,16 @@ KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", 
 
 
 class HelpFormatter(DefaultHelpFormatter):
-    """Help that names the range of a number in words, where jsonargparse would show its Python type."""
+    """Help that says in words what a value may be, where jsonargparse would show its Python type."""
 
     def _expand_help(self, action: Any) -> str:
         shown = (
             super()._expand_help(action).replace("Path to a configuration file.", "All of these: {name: value, ...}")
         )
-        return re.sub(r"Annotated\[(\w+), '?(.+?)'?\](?=[],)])", r"\1, \2", shown)
+        shown = re.sub(r"Annotated\[(\w+), '?(.+?)'?\](?=[],)])", r"\1, \2", shown)
+        shown = re.sub(r"type: (Literal\[[^]]*\]|bool), ", "", shown)  # the choices stand beside the option's name
+        shown = re.sub(r"type: (\w+)(?=[,)])", lambda match: KINDS.get(match[1], match[0]), shown)
+        return shown.replace("default: )", "default: empty)")
 
 
 class OptionParser(ArgumentParser):
