@@ -57,7 +57,7 @@ def pack(model: BagelModel, pictures: int, *, tiny: bool = False) -> BagelBatch:
     draw = draw_of_pack(0, 0, 0)
     batch = model.inputs(DataConfig()).collate(samples, draw)
     latents = torch.randn(len(batch.gen_rows), model.config.patch_latent_dim, generator=draw)
-    return replace(batch, latents=latents, target_images=())
+    return replace(batch, latents=latents, targets=())
 
 
 def fill_randomly(model: BagelModel, device: torch.device) -> None:

@@ -20,7 +20,7 @@ def flow_loss_by_task(
     velocity: Tensor,
     latents: Tensor,
     timesteps: Tensor,
-    image_index: Tensor,
+    target_index: Tensor,
     tasks: Sequence[str],
     *,
     seed: int | None = None,
@@ -32,20 +32,20 @@ def flow_loss_by_task(
     need a second pass for it.
 
     Args:
-        velocity, latents: [G, C]; timesteps: [M], one per target picture; image_index: [G], picture of each token.
+        velocity, latents: [G, C]; timesteps: [M], one per target picture; target_index: [G], picture of each token.
         tasks: [M], "reca" or "t2i".
         seed, noise: exactly one of them, what `flow_interpolate` was given; noise: [G, C].
 
     Returns:
         task -> 0-d sum (fp32 or wider) over the tokens of that task's pictures.
     """
-    different, token_times = list(dict.fromkeys(tasks)), timesteps[image_index]
+    different, token_times = list(dict.fromkeys(tasks)), timesteps[target_index]
     if len(different) == 1:
         total = flow_matching_loss(velocity, latents, token_times, seed=seed, noise=noise, reduction="sum")
         return {different[0]: total}
     per_token = flow_matching_loss(velocity, latents, token_times, seed=seed, noise=noise, reduction="none")
-    per_image = per_token.new_zeros(len(tasks)).index_add(0, image_index, per_token)
+    per_target = per_token.new_zeros(len(tasks)).index_add(0, target_index, per_token)
     return {
-        task: torch.stack([total for total, of in zip(per_image.unbind(), tasks, strict=True) if of == task]).sum()
+        task: torch.stack([total for total, of in zip(per_target.unbind(), tasks, strict=True) if of == task]).sum()
         for task in different
     }

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def flow_inputs(pictures: int, tokens: int = 5, channels: int = 6):
-    """velocity, latents, timesteps, noise, image_index: `tokens` latent tokens per picture."""
+    """velocity, latents, timesteps, noise, target_index: `tokens` latent tokens per picture."""
     draw = torch.Generator().manual_seed(0)
     velocity, latents, noise = (torch.randn(pictures * tokens, channels, generator=draw) for _ in range(3))
     index = torch.arange(pictures).repeat_interleave(tokens)

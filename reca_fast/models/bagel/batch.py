@@ -1,6 +1,11 @@
-"""Packed batches: samples laid out in the authors' packed order, then split into the two streams.
+"""The batch of one pack: first one sequence in the authors' order, then the two streams that the layers work on.
 
-Letters in shapes: U understanding rows, G generation rows (noisy latent tokens), M target pictures, V ViT tokens.
+`PackedSequence` is the sequence, with the rows of all samples one behind another. `make_batch` sorts its rows by expert
+into the understanding stream and the generation stream; how, is drawn in `AttentionPlan`. A row's place in the sequence
+is called its packed position here.
+
+Letters in shapes: S rows of the sequence; U rows of the understanding stream; G rows of the generation stream (latent
+tokens); M targets; V vision patches, each a token of the ViT; C numbers of a latent token.
 """
 
 from collections.abc import Sequence
@@ -19,33 +24,37 @@ from .layout import build_layout
 
 @dataclass(frozen=True)
 class PackedSequence:
-    """One packed sequence under the authors' names (facts: BAGEL 3.2; the parity cases' inputs.safetensors)."""
+    """The rows of a pack, sample after sample.
 
-    sample_lens: Sequence[int]
-    split_lens: Sequence[int]
-    attn_modes: Sequence[int]
-    packed_text_ids: Tensor  # int64 [text rows]: words and markers
-    packed_text_indexes: Tensor  # int64 [text rows]
-    packed_position_ids: Tensor  # int64 [S], rotary
-    packed_vit_tokens: Tensor | None  # [V, patch dim]; None when pictures are given instead, or there are none
-    packed_vit_token_indexes: Tensor  # int64 [V]
-    packed_vit_position_ids: Tensor  # int64 [V]
-    vit_token_seqlens: Sequence[int]
-    packed_vae_token_indexes: Tensor  # int64 [G]
-    packed_latent_position_ids: Tensor  # int64 [G]
-    patchified_vae_latent_shapes: Sequence[tuple[int, int]]  # (rows, columns) per target picture
-    target_tasks: Sequence[str]  # task of each target picture, "reca" or "t2i"
-    ce_loss_indexes: Tensor  # int64 [labels], may be empty
-    packed_label_ids: Tensor  # int64 [labels]
+    The names are those of the authors' code, under which the parity cases record them (`inputs.safetensors`).
+    docs/models/bagel.md, "The packed sequence", explains splits, modes and positions.
+    """
+
+    sample_lens: Sequence[int]  # rows of each sample; they add up to S
+    split_lens: Sequence[int]  # rows of each split, in order; they add up to S
+    attn_modes: Sequence[int]  # mode of each split: CAUSAL, FULL or NOISE of `layout.py`
+    packed_text_ids: Tensor  # int64 [text rows]: token ids of prompts and of all markers
+    packed_text_indexes: Tensor  # int64 [text rows]: packed position of each
+    packed_position_ids: Tensor  # int64 [S]: position in the rotary embedding
+    packed_vit_tokens: Tensor | None  # [V, numbers of a patch]; None if conditions are given as pictures, or absent
+    packed_vit_token_indexes: Tensor  # int64 [V]: packed position of each patch
+    packed_vit_position_ids: Tensor  # int64 [V]: entry of the ViT's position table
+    vit_token_seqlens: Sequence[int]  # patches of each condition
+    packed_vae_token_indexes: Tensor  # int64 [G]: packed position of each latent token
+    packed_latent_position_ids: Tensor  # int64 [G]: entry of the latents' position table
+    patchified_vae_latent_shapes: Sequence[tuple[int, int]]  # (rows, columns) of each target, in latent tokens
+    target_tasks: Sequence[str]  # task of each target, "reca" or "t2i"
+    ce_loss_indexes: Tensor  # int64 [labels]: packed position of each row whose next token is learnt; may be empty
+    packed_label_ids: Tensor  # int64 [labels]: that next token
 
 
 class Draws(NamedTuple):
     """Every random number of one training step on a batch."""
 
-    timesteps: Tensor  # fp32 [M] in (0, 1): how far each target picture is on its way to noise
-    noise_seed: int  # noise of latent token g, channel c is a function of (noise_seed, g, c)
-    posterior: tuple[Tensor, ...] = ()  # fp32 [z, h, w] per target picture: standard normal, for the VAE's posterior
-    noise: Tensor | None = None  # [G, C]: recorded noise that replaces the seed's
+    timesteps: Tensor  # fp32 [M] in (0, 1): how far each target is on its way from data (0) to noise (1)
+    noise_seed: int  # the noise of latent token g in channel c is a function of (noise_seed, g, c)
+    posterior: tuple[Tensor, ...] = ()  # for each target standard normal fp32 [z, h, w], to draw latents from the VAE
+    noise: Tensor | None = None  # [G, C]: the noise itself, where it was recorded; noise_seed is not read then
 
     def to(self, device: torch.device | str) -> "Draws":
         return Draws(
@@ -58,35 +67,35 @@ class Draws(NamedTuple):
 
 @dataclass(frozen=True)
 class BagelBatch:
-    """Tensors of one packed batch in stream order.
+    """One pack, its rows sorted into the two streams.
 
-    What the frozen encoders make of its pictures is either still to be computed (`condition_images` or `patches`, and
-    `target_images`) or there (`features`, `latents`).
+    Of its pictures it holds either the pixels, which the frozen encoders have still to read (`conditions` or `patches`,
+    and `targets`), or what the encoders made of them (`features` and `latents`).
     """
 
     plan: AttentionPlan
-    und_rows: Tensor  # int64 [U] packed positions (verify puts the streams back together with them)
-    gen_rows: Tensor  # int64 [G]
-    und_positions: Tensor  # int64 [U] rotary
-    gen_positions: Tensor  # int64 [G]
-    text_ids: Tensor  # int64 [text rows]
-    text_rows: Tensor  # int64 [text rows]: understanding row of each
-    vit_rows: Tensor  # int64 [V]: understanding row of each
-    vit_position_ids: Tensor  # int64 [V]
-    vit_segments: Varlen
-    latent_position_ids: Tensor  # int64 [G]
-    image_index: Tensor  # int64 [G]: target picture of each latent token
-    latent_cu_seqlens: Tensor  # int64 [M + 1]: first latent token of each target picture, then G
-    latent_shapes: tuple[tuple[int, int], ...]  # (rows, columns) of each target picture, in latent tokens
-    target_tasks: tuple[str, ...]  # [M]
-    label_rows: Tensor | None  # int64 [labels]: understanding rows whose next token is predicted
-    labels: Tensor | None  # int64 [labels]
-    condition_images: tuple[Tensor, ...] = ()  # uint8 [H, W, 3], cut into patches on the device
-    patches: Tensor | None = None  # [V, patch dim]: recorded ones, in place of condition_images
-    target_images: tuple[Tensor, ...] = ()  # uint8 [H, W, 3], encoded by the VAE on the device
-    features: Tensor | None = None  # [V, ViT width]: output of the ViT
-    latents: Tensor | None = None  # [G, C]: latent tokens of the target pictures, from the VAE
-    draws: Draws | None = None  # None in a batch that only conditions or samples
+    und_rows: Tensor  # int64 [U]: packed position of each row of the understanding stream
+    gen_rows: Tensor  # int64 [G]: packed position of each row of the generation stream
+    und_positions: Tensor  # int64 [U]: position in the rotary embedding
+    gen_positions: Tensor  # int64 [G]: position in the rotary embedding
+    text_ids: Tensor  # int64 [text rows]: token ids of prompts and of all markers
+    text_rows: Tensor  # int64 [text rows]: row of the understanding stream of each
+    vit_rows: Tensor  # int64 [V]: row of the understanding stream of each patch
+    vit_position_ids: Tensor  # int64 [V]: entry of the ViT's position table
+    vit_segments: Varlen  # the patches of each condition, which attend to each other in the ViT
+    latent_position_ids: Tensor  # int64 [G]: entry of the latents' position table
+    target_index: Tensor  # int64 [G]: number of the target that each latent token belongs to
+    latent_cu_seqlens: Tensor  # int64 [M + 1]: first latent token of each target, then G
+    latent_shapes: tuple[tuple[int, int], ...]  # (rows, columns) of each target, in latent tokens
+    target_tasks: tuple[str, ...]  # [M]: task of each target, "reca" or "t2i"
+    label_rows: Tensor | None  # int64 [labels]: rows of the understanding stream whose next token is learnt
+    labels: Tensor | None  # int64 [labels]: that next token
+    conditions: tuple[Tensor, ...] = ()  # uint8 [H, W, 3] each; the device cuts them into patches
+    patches: Tensor | None = None  # [V, numbers of a patch]: recorded patches, in place of conditions
+    targets: tuple[Tensor, ...] = ()  # uint8 [H, W, 3] each; the VAE encodes them on the device
+    features: Tensor | None = None  # [V, width of the ViT]: what the ViT made of the conditions
+    latents: Tensor | None = None  # [G, C]: what the VAE made of the targets, as latent tokens
+    draws: Draws | None = None  # None in a batch of sampling, which no loss is taken of
 
     @property
     def counts(self) -> dict[str, int]:
@@ -102,7 +111,7 @@ class BagelBatch:
         return len(self.und_rows) + len(self.gen_rows)
 
     def to(self, device: torch.device | str) -> "BagelBatch":
-        """Move every tensor; the host does not wait for the copies."""
+        """The batch with every tensor on `device`. The host does not wait for the copies."""
         moved: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)
@@ -110,7 +119,7 @@ class BagelBatch:
                 moved[f.name] = to_device(value, device)
             elif isinstance(value, (Varlen, AttentionPlan, Draws)):
                 moved[f.name] = value.to(device)
-        for name in ("condition_images", "target_images"):
+        for name in ("conditions", "targets"):
             moved[name] = tuple(to_device(image, device) for image in getattr(self, name))
         return replace(self, **moved)
 
@@ -118,12 +127,23 @@ class BagelBatch:
 def make_batch(
     packed: PackedSequence,
     *,
-    condition_images: Sequence[Tensor] = (),
-    target_images: Sequence[Tensor] = (),
+    conditions: Sequence[Tensor] = (),
+    targets: Sequence[Tensor] = (),
     draws: Draws | None = None,
     past_lengths: Sequence[int] | None = None,
 ) -> BagelBatch:
-    """Sort the packed sequence into its two streams; `past_lengths`: keys of each sample that exist already."""
+    """Sort the rows of a packed sequence into the two streams.
+
+    Args:
+        packed: the sequence.
+        conditions, targets: pictures uint8 [H, W, 3], in the order of their tokens.
+        draws: the random numbers of the step; None where no loss is taken.
+        past_lengths: in sampling, how many rows of each sample went through the decoder before, so that only their keys
+            and values are left; None for none.
+
+    Raises:
+        ValueError: the sequence is none that this code can run. The message says why.
+    """
     total = sum(packed.sample_lens)
     is_gen = torch.zeros(total, dtype=torch.bool)
     is_gen[packed.packed_vae_token_indexes] = True
@@ -135,7 +155,8 @@ def make_batch(
         row = int(known.logical_not().nonzero()[0])
         raise ValueError(f"row {row} of the packed sequence is neither text nor ViT nor latent")
 
-    # The latents come in the order of the packed sequence in both; a permutation would pair noise with the wrong token.
+    # Latents, noise and positions are given in the order of packed_vae_token_indexes, and the stream is in the order of
+    # the sequence. If the two differed, tokens would get each other's noise.
     if not torch.equal(layout.gen_rows, packed.packed_vae_token_indexes):
         raise ValueError("packed_vae_token_indexes: latent tokens must be in packed order")
     shapes = tuple((int(rows), int(columns)) for rows, columns in packed.patchified_vae_latent_shapes)
@@ -155,14 +176,14 @@ def make_batch(
         vit_position_ids=packed.packed_vit_position_ids,
         vit_segments=Varlen.from_lengths(list(packed.vit_token_seqlens), list(packed.vit_token_seqlens), causal=False),
         latent_position_ids=packed.packed_latent_position_ids,
-        image_index=torch.arange(len(areas)).repeat_interleave(areas),
+        target_index=torch.arange(len(areas)).repeat_interleave(areas),
         latent_cu_seqlens=torch.cat((areas.new_zeros(1), areas.cumsum(0))),
         latent_shapes=shapes,
         target_tasks=tuple(packed.target_tasks),
         label_rows=stream_row[packed.ce_loss_indexes] if has_labels else None,
         labels=packed.packed_label_ids if has_labels else None,
-        condition_images=tuple(condition_images),
+        conditions=tuple(conditions),
         patches=packed.packed_vit_tokens,
-        target_images=tuple(target_images),
+        targets=tuple(targets),
         draws=draws,
     )

@@ -1,4 +1,4 @@
-"""Samples -> packed batch: markers, rotary positions, grid positions and labels as BAGEL defines them."""
+"""From samples to a batch: where BAGEL puts markers, positions and labels, and the random numbers of the step."""
 
 from collections.abc import Sequence
 
@@ -16,12 +16,20 @@ from .tokenizer import BagelTokenizer
 
 
 def grid_positions(rows: int, columns: int, side: int) -> Tensor:
-    """int64 [rows * columns]: row * side + column, so a small picture uses the table's top left corner."""
+    """Entries of a position table of side x side for a picture of rows x columns tokens.
+
+    Returns:
+        int64 [rows * columns], row by row: row * side + column. A small picture uses the table's top left corner.
+    """
     return (torch.arange(rows)[:, None] * side + torch.arange(columns)).flatten()
 
 
 class _Writer:
-    """The packed sequence while it grows. Every split opens and closes with a marker token."""
+    """A packed sequence that grows split by split. Every split begins and ends with a marker token.
+
+    `condition`, `text` and `target` append one split each, at a position of the rotary embedding; the first two return
+    the position that follows. `end_sample` closes a sample, and `packed` gives the whole sequence.
+    """
 
     def __init__(self, config: BagelConfig, tokenizer: BagelTokenizer) -> None:
         self.config, self.tokenizer = config, tokenizer
@@ -32,7 +40,7 @@ class _Writer:
         self.positions: list[Tensor] = []
         self.text_ids: list[int] = []
         self.text_rows: list[int] = []
-        self.condition_images: list[Tensor] = []
+        self.conditions: list[Tensor] = []
         self.vit_rows: list[Tensor] = []
         self.vit_positions: list[Tensor] = []
         self.latent_rows: list[Tensor] = []
@@ -48,7 +56,11 @@ class _Writer:
         self.length += len(positions)
 
     def _picture(self, mode: int, tokens: int, position: int) -> Tensor:
-        """Markers around `tokens` picture tokens, all at one position; returns the picture tokens' rows."""
+        """Append a split of `tokens` picture tokens between two markers, all at one position.
+
+        Returns:
+            int64 [tokens]: the packed positions of the picture tokens.
+        """
         start = self.length
         self.text_ids += [self.tokenizer.start_of_image, self.tokenizer.end_of_image]
         self.text_rows += [start, start + tokens + 1]
@@ -60,7 +72,7 @@ class _Writer:
         rows, columns = image.shape[0] // patch, image.shape[1] // patch
         side = self.config.glue.vit_max_num_patch_per_side
         _check_grid(rows, columns, side, "data.condition_resize", patch)
-        self.condition_images.append(image)
+        self.conditions.append(image)
         self.vit_rows.append(self._picture(FULL, rows * columns, position))
         self.vit_positions.append(grid_positions(rows, columns, side))
         return position + 1
@@ -121,9 +133,13 @@ def _check_grid(rows: int, columns: int, side: int, option: str, stride: int) ->
 def collate(
     samples: Sequence[Sample], config: BagelConfig, tokenizer: BagelTokenizer, draw: torch.Generator
 ) -> BagelBatch:
-    """Pack samples into one training batch, with every random number of the step drawn from `draw`.
+    """The training batch of a pack, with every random number of the step drawn from `draw`.
 
-    Per sample, in this order: condition (position 0), prompt (counting up), target (next position).
+    A sample consists of its condition (all at position 0), its prompt (one position for each token) and its target (all
+    at the next position), as far as it has them.
+
+    Raises:
+        UserError: a picture has more tokens along a side than the checkpoint's position table.
     """
     writer = _Writer(config, tokenizer)
     stride, tasks, targets = config.latent_stride, [], []
@@ -140,16 +156,17 @@ def collate(
         writer.end_sample()
     return make_batch(
         writer.packed(tasks),
-        condition_images=writer.condition_images,
-        target_images=targets,
+        conditions=writer.conditions,
+        targets=targets,
         draws=draw_step(targets, config, draw),
     )
 
 
 def draw_step(targets: Sequence[Tensor], config: BagelConfig, draw: torch.Generator) -> Draws:
-    """The random numbers of one step for these target pictures (uint8 [H, W, 3]).
+    """The random numbers of one step for these targets, uint8 [H, W, 3] each.
 
-    The order is fixed: timesteps, the seed of the noise, then the VAE's posterior noise picture by picture.
+    They are drawn in a fixed order, which a change would break for every run that is resumed: the timesteps, the seed
+    of the noise, then for each target the noise with which its latents are drawn from the VAE.
     """
     normal = torch.randn(len(targets), generator=draw)
     seed = int(torch.randint(2**62, (), generator=draw))
@@ -162,13 +179,13 @@ def draw_step(targets: Sequence[Tensor], config: BagelConfig, draw: torch.Genera
 def collate_prefixes(
     prefixes: Sequence[tuple[Tensor | None, Sequence[int] | None]], config: BagelConfig, tokenizer: BagelTokenizer
 ) -> tuple[BagelBatch, list[int], list[int]]:
-    """Pack conditions without targets, for sampling.
+    """The batch of what comes before the targets in sampling: conditions and prompts alone.
 
     Args:
-        prefixes: (condition uint8 [H, W, 3] or None, prompt ids or None); both None is the empty condition.
+        prefixes: for each, the condition uint8 [H, W, 3] and the token ids of the prompt. Either may be None, or both.
 
     Returns:
-        the batch, the number of rows of each prefix, and the rotary position that follows each.
+        The batch, the number of rows of each prefix, and the rotary position that follows each.
     """
     writer = _Writer(config, tokenizer)
     following = []
@@ -180,7 +197,7 @@ def collate_prefixes(
             position = writer.text(ids, position, supervised=False)
         following.append(position)
         writer.end_sample()
-    return make_batch(writer.packed([]), condition_images=writer.condition_images), writer.sample_lens, following
+    return make_batch(writer.packed([]), conditions=writer.conditions), writer.sample_lens, following
 
 
 def collate_targets(
@@ -190,7 +207,13 @@ def collate_targets(
     config: BagelConfig,
     tokenizer: BagelTokenizer,
 ) -> BagelBatch:
-    """Target pictures alone, (rows, columns) latent tokens each, that see `past_lengths` already computed keys each."""
+    """The batch of the targets alone in sampling, which attend to prefixes that were computed before.
+
+    Args:
+        shapes: (rows, columns) of each target, in latent tokens.
+        positions: position of each target in the rotary embedding.
+        past_lengths: number of rows of each target's prefix.
+    """
     writer = _Writer(config, tokenizer)
     for (rows, columns), position in zip(shapes, positions, strict=True):
         writer.target(rows, columns, position)

@@ -1,7 +1,7 @@
 """BAGEL's two frozen encoders: the ViT that sees conditions and the VAE that encodes targets.
 
-They stand beside the network, which reads nothing but their outputs. So a run whose batches hold these outputs needs
-neither of them.
+They stand beside the network, which reads nothing but their outputs. Where batches hold these outputs already, neither
+is needed.
 """
 
 from dataclasses import replace
@@ -21,14 +21,14 @@ from .latent_tokens import patchify_latents
 from .names import VIT_NAMES
 
 VAE_FILE = "ae.safetensors"
-"""Of a checkpoint folder; the VAE has a file of its own, the ViT stands in the file of weights."""
+"""The VAE's file in a checkpoint folder. The ViT has none of its own: its weights are in the file of all others."""
 
 
 class BagelEncoders:
-    """Both encoders, without weights until they are filled; the VAE stays None until then.
+    """Both encoders. Until they are filled, `vit` is on the meta device and `vae` is None.
 
     Args:
-        config: architecture.
+        config: sizes of the model.
     """
 
     def __init__(self, config: BagelConfig) -> None:
@@ -57,7 +57,7 @@ class BagelEncoders:
 
     @torch.no_grad()
     def encode(self, batch: BagelBatch, attention: str) -> BagelBatch:
-        """The batch with features and latents in place of its pictures; those that it holds already are kept.
+        """The batch with features and latents in place of its pictures. Features or latents that it has are kept.
 
         Args:
             batch: on the encoders' device.
@@ -66,26 +66,31 @@ class BagelEncoders:
         features, latents = batch.features, batch.latents
         if features is None and (patches := self.patches(batch)) is not None:
             features = self.vit(patches, batch.vit_position_ids, batch.vit_segments, attention)
-        if latents is None and batch.target_images:
+        if latents is None and batch.targets:
             latents = self.latents(batch)
-        return replace(batch, features=features, latents=latents, condition_images=(), patches=None, target_images=())
+        return replace(batch, features=features, latents=latents, conditions=(), patches=None, targets=())
 
     def patches(self, batch: BagelBatch) -> Tensor | None:
-        """What the ViT reads: recorded patches [V, patch dim], or the conditions cut into patches here; None where the
-        batch has neither.
+        """What the ViT reads, [V, numbers of a patch]: the batch's conditions cut into patches in the ViT's dtype, or
+        the patches that it holds; None where it has neither.
         """
-        if not batch.condition_images:
+        if not batch.conditions:
             return batch.patches
-        sizes = [(int(image.shape[0]), int(image.shape[1])) for image in batch.condition_images]
+        sizes = [(int(image.shape[0]), int(image.shape[1])) for image in batch.conditions]
         dtype, patch_size = self.vit.patch_embedding.weight.dtype, self.config.vit.patch_size
-        pictures = batch.condition_images
-        patches: Tensor = blur_patchify(pictures, size=sizes, patch_size=patch_size, mean=0.5, std=0.5, dtype=dtype)
+        patches: Tensor = blur_patchify(
+            batch.conditions, size=sizes, patch_size=patch_size, mean=0.5, std=0.5, dtype=dtype
+        )
         return patches
 
     def latents(self, batch: BagelBatch) -> Tensor:
-        """Latent tokens [G, C] fp32 of the target pictures, sampled from the VAE's posterior as the batch has drawn."""
+        """Latent tokens of the targets, fp32 [G, C], drawn from the VAE's distribution with the noise in the batch.
+
+        Raises:
+            ValueError: the VAE has no weights yet.
+        """
         if self.vae is None:
             raise ValueError("the VAE has no weights; fill_encoders() comes first")
-        assert batch.draws is not None, "a batch with targets has draws"
-        latents = encode_pictures(self.vae, batch.target_images, batch.draws.posterior)
+        assert batch.draws is not None, "a batch with targets holds its draws"
+        latents = encode_pictures(self.vae, batch.targets, batch.draws.posterior)
         return torch.cat([patchify_latents(z, self.config.glue.latent_patch_size) for z in latents])

@@ -1,4 +1,4 @@
-"""Useful floating-point operations of one step (a multiply-add is 2), for model-FLOPs utilisation."""
+"""How many useful floating-point operations a step takes, for model-FLOPs utilisation (MFU). A multiply-add is 2."""
 
 from reca_fast.kernels import Varlen, costs
 
@@ -7,10 +7,15 @@ from .config import BagelConfig
 
 
 def step_flops(config: BagelConfig, batch: BagelBatch, *, frozen: bool) -> float:
-    """Forward and backward of the decoder, the glue and the vision tower on a CPU batch; recomputation never counts.
+    """Operations of the forward and the backward pass through the decoder, the layers around it and the ViT.
 
-    Per weight and token: 2 forward, 4 more where the weight is trained. Attention per query-key pair and channel: 4
-    forward, 8 more backward.
+    A weight takes 2 for each token in the forward pass, and 4 more in the backward pass if it is trained. Attention
+    takes 4 for each pair of query and key and each channel in the forward pass, and 8 more in the backward pass. What
+    recomputation repeats does not count, nor does the VAE.
+
+    Args:
+        batch: on the CPU.
+        frozen: whether the understanding side is frozen.
     """
     llm, vit = config.llm, config.vit
     und, gen = len(batch.und_rows), len(batch.gen_rows)
@@ -29,7 +34,7 @@ def step_flops(config: BagelConfig, batch: BagelBatch, *, frozen: bool) -> float
     attention = llm.num_hidden_layers * heads * ((4 if frozen else 12) * pairs_und + 12 * pairs_gen)
 
     patches = len(batch.vit_position_ids)
-    seen = patches if batch.features is None else 0  # the ViT's work where it has not been done already
+    seen = patches if batch.features is None else 0  # no work for the ViT where its features are there
     vit_layer = 4 * vit.hidden_size**2 + 2 * vit.hidden_size * vit.intermediate_size
     tower = 2 * seen * config.vit_layers * vit_layer
     tower += 4 * config.vit_layers * vit.hidden_size * (_pairs(batch.vit_segments) if seen else 0)
@@ -38,7 +43,7 @@ def step_flops(config: BagelConfig, batch: BagelBatch, *, frozen: bool) -> float
 
 
 def _pairs(segments: Varlen | None) -> int:
-    """Query-key pairs of an attention call. Meant for a batch on the CPU: elsewhere it would synchronise."""
+    """Pairs of query and key in an attention call. On a GPU this would wait for the device."""
     if segments is None:
         return 0
     pairs = zip(segments.cu_seqlens_q.diff().tolist(), segments.cu_seqlens_k.diff().tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""BAGEL's data side: how many tokens a sample takes, and the batch that a pack becomes."""
+"""BAGEL's data side: how pictures are resized, how many tokens a sample takes, and the batch that a pack becomes."""
 
 from collections.abc import Sequence
 
@@ -20,10 +20,11 @@ MARKERS = 2
 
 
 class BagelInputs:
-    """The inputs of one BAGEL under one data configuration.
+    """The `Inputs` of one BAGEL under one data configuration.
 
     Raises:
-        UserError: the sides of resized pictures are no multiples of the ViT's patch or of a latent token.
+        UserError: a stride of the configuration is no multiple of the model's (the side of a patch of the ViT, or of a
+            latent token, in pixels), or a smallest side is longer than the longest.
     """
 
     def __init__(self, config: BagelConfig, tokenizer: BagelTokenizer, data: DataConfig) -> None:
@@ -35,7 +36,9 @@ class BagelInputs:
         return self._tokenizer.encode(text)
 
     def plan(self, tasks: Sequence[str], size: Size, text: Text | None) -> Plan:
-        """The condition is left out of pure t2i, the target out of pure i2t; each split has two markers."""
+        """The sizes and tokens of a picture: t2i alone needs no condition, i2t alone no target; each split has two
+        markers.
+        """
         condition = None if set(tasks) == {T2I} else fitted_size(*size, self._data.condition_resize)
         target = None if set(tasks) == {I2T} else fitted_size(*size, self._data.target_resize)
         splits = (

@@ -1,8 +1,8 @@
-"""From the packed sequence (one row after another, sample after sample) to the two streams and their attention plan.
+"""From a packed sequence to the order of its rows in the two streams, and the attention plan of these.
 
-The mask rule (facts: BAGEL 3.3): a query sees a key of its own sample that comes no later or lies in the same full or
-noise split; keys of a noise split are seen from inside that split only. Per split this is one segment of a varlen
-attention call: its queries see every earlier visible split and their own, causally inside a text split.
+A row sees those rows of its own sample that come no later, and all rows of its own split if that is a full or a noise
+split. Rows of a noise split are seen from inside that split alone (docs/models/bagel.md, "Who sees whom"). So all rows
+of a split see the same earlier splits and their own, and a split is one segment of a varlen attention call.
 """
 
 from collections.abc import Sequence
@@ -16,20 +16,23 @@ from reca_fast.kernels import Varlen
 from .layers import AttentionPlan
 
 CAUSAL, FULL, NOISE = 0, 1, 2
-MODES = {"causal": CAUSAL, "full": FULL, "noise": NOISE}
+"""Modes of a split, as the parity cases number them. A prompt is CAUSAL, a condition FULL, a target NOISE."""
 
 
 @dataclass(frozen=True)
 class StreamLayout:
-    """Where the rows of the packed sequence went."""
+    """Where the rows of a packed sequence stand in the streams."""
 
-    und_rows: Tensor  # int64 [U]: packed position of every understanding row, in stream order
-    gen_rows: Tensor  # int64 [G]: packed position of every generation row
+    und_rows: Tensor  # int64 [U]: packed position of each row of the understanding stream
+    gen_rows: Tensor  # int64 [G]: packed position of each row of the generation stream
     plan: AttentionPlan
 
 
-class _Calls:
-    """Segments of one attention call, collected split by split."""
+class _Call:
+    """The segments of one attention call, added split by split: rows that ask, and the rows whose keys they see.
+
+    Rows are packed positions.
+    """
 
     def __init__(self) -> None:
         self.queries: list[Tensor] = []
@@ -59,30 +62,32 @@ def build_layout(
     is_gen: Tensor,
     num_past: Sequence[int] | None = None,
 ) -> StreamLayout:
-    """Lay out a packed sequence.
+    """Sort the rows of a packed sequence into the two streams and plan their attention.
 
     Args:
-        sample_lens: length of each sample; split_lens: length of each split, in order; split_modes: CAUSAL, FULL or
-        NOISE.
-        is_gen: bool [S], true on latent tokens (these and only these belong to the generation expert).
-        num_past: per sample, keys already computed by a prefix pass; they stand first in the key bank, sample by
-        sample.
+        sample_lens: rows of each sample.
+        split_lens: rows of each split, in order.
+        split_modes: mode of each split: CAUSAL, FULL or NOISE.
+        is_gen: bool [S], true for the latent tokens. They belong to the generation expert, all others to the
+            understanding expert.
+        num_past: for each sample, how many keys of it were computed before, in sampling. They stand first in the key
+            bank (see `AttentionPlan`), sample by sample. None for none.
 
     Raises:
-        ValueError: lengths that do not add up, latents outside a noise split, or two noise splits in one sample.
+        ValueError: lengths do not add up, a latent token lies outside of a noise split, or a sample has two of these.
     """
     if sum(sample_lens) != len(is_gen) or sum(split_lens) != len(is_gen):
         raise ValueError(
             f"sample_lens add up to {sum(sample_lens)} and split_lens to {sum(split_lens)}, "
             f"the sequence has {len(is_gen)} rows"
         )
-    full, causal, markers, gen = _Calls(), _Calls(), _Calls(), _Calls()
+    full, causal, markers, gen = _Call(), _Call(), _Call(), _Call()
     splits = iter(zip(split_lens, split_modes, strict=True))
     past = list(num_past or [0] * len(sample_lens))
     past_start = start = 0
     for number, (sample_len, sample_past) in enumerate(zip(sample_lens, past, strict=True)):
         end, targets = start + sample_len, 0
-        # Past keys have no packed position; negative numbers keep them apart until the bank is known.
+        # Keys of the past have no packed position. Negative numbers stand for them until the key bank is numbered.
         visible = [torch.arange(past_start, past_start + sample_past) - sum(past)]
         past_start += sample_past
         while start < end:
@@ -103,7 +108,7 @@ def build_layout(
             raise ValueError(f"sample {number}: splits cross its end, or it has {targets} noise splits (at most 1)")
     und_rows, gen_rows = torch.cat((full.rows(), causal.rows(), markers.rows())), gen.rows()
 
-    # Packed position -> row of the key bank [past | understanding | generation].
+    # From packed positions to rows of the key bank: [past | understanding rows | generation rows].
     bank_row = torch.empty(len(is_gen), dtype=torch.int64)
     bank_row[torch.cat((und_rows, gen_rows))] = torch.arange(len(is_gen)) + sum(past)
 

@@ -1,4 +1,4 @@
-"""BAGEL as the trainer sees it: weights, batches, losses, pictures, export."""
+"""BAGEL behind the protocol that every model keeps (`reca_fast.models.protocol.Model`)."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -39,10 +39,9 @@ class BagelModel:
     `reca_fast.models.protocol.Model`.
 
     Args:
-        config: architecture.
-        options: what of it is trained, and how. `options.path` is the checkpoint folder; only what reads files needs
-            it.
-        tokenizer: only what reads texts needs one.
+        config: sizes of the model.
+        options: `options.path` is the checkpoint folder; methods that read no files work without it.
+        tokenizer: None where no text is read; `tokenize`, `inputs` and `sample` need one.
     """
 
     MARK: ClassVar[str] = "llm_config.json"
@@ -131,12 +130,11 @@ class BagelModel:
         return BagelInputs(self.config, self.tokenizer, config)
 
     def autocast(self, *, keep_casts: bool = False) -> AbstractContextManager[object]:
-        """bf16 arithmetic over fp32 master weights; nothing where the weights have the arithmetic's dtype.
+        """A context in which arithmetic has the model's dtype (bf16, say) though the weights are fp32.
 
         Args:
-            keep_casts: keep the weights' bf16 copies until the context ends. A forward pass uses every weight once, so
-                that would hold 13 GB at BAGEL's size that recomputation has just set free; sampling uses them in every
-                step.
+            keep_casts: keep the narrow copies of the weights until the context ends. Sampling uses them in every step.
+                A training step uses each weight once, so keeping them would only take memory: 13 GB at BAGEL's size.
         """
         if self.dtype == self.module.llm2vae.weight.dtype:
             return nullcontext()
@@ -147,10 +145,13 @@ class BagelModel:
             return self.encoders.encode(batch, self.module.attention)
 
     def loss_sums(self, batch: BagelBatch) -> dict[str, Tensor]:
-        """Noise the targets' latents as the batch has drawn it, predict, and sum the losses by task.
+        """Add the batch's noise to its latents, predict the velocities, and sum the losses by task.
 
         Args:
-            batch: an encoded one, on the model's device.
+            batch: encoded, on the model's device.
+
+        Raises:
+            ValueError: the batch holds pictures that were not encoded.
         """
         draws, latents = batch.draws, batch.latents
         assert draws is not None, "a training batch holds its draws"
@@ -158,22 +159,22 @@ class BagelModel:
             if batch.target_tasks:
                 raise ValueError("the batch is not encoded; encode() comes first")
             latents = draws.timesteps.new_zeros(0, self.config.patch_latent_dim)
-        # The noise is a function of the seed, the token's place in the pack and the channel: the same on every device.
+        # With a seed, the noise is a function of it, the number of the token and the channel: the same on every device.
         noise = {"seed": draws.noise_seed} if draws.noise is None else {"noise": draws.noise}
         with self.autocast():
-            x_t = flow_interpolate(latents, draws.timesteps[batch.image_index], **noise)
+            x_t = flow_interpolate(latents, draws.timesteps[batch.target_index], **noise)
             prediction = self.module(batch, x_t, draws.timesteps)
         sums = flow_loss_by_task(
-            prediction.velocity, latents, draws.timesteps, batch.image_index, batch.target_tasks, **noise
+            prediction.velocity, latents, draws.timesteps, batch.target_index, batch.target_tasks, **noise
         )
         if not self.options.freeze_und:
-            # Also without labels or without pictures, so that every trained weight has a gradient (see MoTLayer).
+            # Even without labels and without targets, so that every trained weight has a gradient (see MoTLayer).
             rows = prediction.und if batch.label_rows is None else prediction.und[batch.label_rows]
             labels = batch.text_ids[:0] if batch.labels is None else batch.labels
             with self.autocast():
                 sums[I2T] = next_token_loss(rows, self.module.lm_head.weight, labels, "sum")
             if not batch.target_tasks:
-                sums[I2T] = sums[I2T] + prediction.velocity.sum()  # of no rows: zero, but in the graph
+                sums[I2T] = sums[I2T] + prediction.velocity.sum()  # zero, but it ties the generation side to the loss
         return sums
 
     def flops(self, batch: BagelBatch) -> float:
@@ -201,7 +202,7 @@ class BagelModel:
                 vae.decode(unpatchify_latents(x, rows, columns, patch, channels)[None])[0]
                 for x, (rows, columns) in zip(tokens, shapes, strict=True)
             ]
-        # Cut to whole grey levels, not rounded: as the authors do.
+        # Fractions of a grey level are cut off, not rounded, as the authors do it.
         return [((p.float() * 0.5 + 0.5).clamp(0, 1) * 255).to(torch.uint8).permute(1, 2, 0).cpu() for p in pictures]
 
     def export(self, folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> list[str]:
@@ -211,13 +212,13 @@ class BagelModel:
 
 
 def check_checkpoint(folder: Path, weights: str = "auto") -> str:
-    """Read a checkpoint folder strictly, names, shapes and numbers of its weights; one line that says what it holds.
+    """Read a whole checkpoint folder, names, shapes and numbers, and say in one line what it holds.
 
     Args:
-        weights: the file of weights, as `weights_file` takes it.
+        weights: which file of the folder holds the weights, as `ModelConfig.weights` names it.
 
     Raises:
-        UserError: anything missing, unexpected or misshapen, NaN or infinite numbers.
+        UserError: anything is missing, unexpected or misshapen, or a number is NaN or infinite.
     """
     config = BagelConfig.from_folder(folder)
     with torch.device("meta"):

@@ -1,6 +1,8 @@
-"""BAGEL's decoder, in which an understanding and a generation expert share the attention, and what feeds it.
+"""BAGEL's network: the decoder, in which an understanding and a generation expert share the attention, with the
+embeddings before it and the heads behind it.
 
-It reads the outputs of the two frozen encoders (`encoders.py`), which are no part of it.
+It reads what the two frozen encoders (`encoders.py`) made of the pictures; they are no part of it. Letters in shapes
+are those of `batch.py`, and D is the width of the language model.
 """
 
 from dataclasses import dataclass
@@ -21,20 +23,22 @@ from .layers import AttentionPlan, KeyValue, MoTLayer, RMSNorm, Stream
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says about a batch; `und` is None (when trained: has no rows) when nothing reads it."""
+    """What the network says about a batch."""
 
-    velocity: Tensor  # [G, latent dim]
-    und: Tensor | None  # [U, D] after the final norm
+    velocity: Tensor  # [G, C]
+    # [U, D], the rows of the understanding stream after their final norm. Where no label needs them it is None, or has
+    # no rows ([0, D]) if the understanding side is trained.
+    und: Tensor | None
 
 
 class Bagel(nn.Module):
     """The network between the frozen encoders and the losses.
 
     Args:
-        config: architecture.
-        freeze_und: train the generation side alone; the understanding expert, the connector, the token embedding
-             and the head get requires_grad=False, and no gradient flows through them.
-        attention: backend name from `reca_fast.kernels.choose_backend`.
+        config: sizes of the model.
+        freeze_und: train the generation side alone. The understanding expert, the connector, the token embedding and
+            the head get requires_grad=False, and no gradient flows through them.
+        attention: attention backend, as `reca_fast.kernels.choose_backend` names it.
     """
 
     def __init__(self, config: BagelConfig, *, freeze_und: bool = True, attention: str = "sdpa") -> None:
@@ -50,14 +54,14 @@ class Bagel(nn.Module):
         self.time_embedder = TimestepEmbedder(llm.hidden_size)
         self.vae2llm = nn.Linear(config.patch_latent_dim, llm.hidden_size)
         self.llm2vae = nn.Linear(llm.hidden_size, config.patch_latent_dim)
-        # The tables are formulas: recomputed as the authors' loader does, never trusted from a file.
+        # The position tables follow from a formula. The authors compute them anew and ignore those in the file.
         self.latent_pos_embed: Tensor
         self.vit_pos_embed: Tensor
         self.fill_tables("meta")
         self.set_trainable(freeze_und)
 
     def fill_tables(self, device: torch.device | str) -> None:
-        """Compute the two fixed sin/cos position tables on `device` (fp32)."""
+        """Compute the two fixed position tables, of the latents and of the ViT's patches, fp32 on `device`."""
         glue, width = self.config.glue, self.config.llm.hidden_size
         sides = {"latent_pos_embed": glue.max_latent_size, "vit_pos_embed": glue.vit_max_num_patch_per_side}
         with torch.device(device):  # on the meta device the formula costs nothing
@@ -65,7 +69,7 @@ class Bagel(nn.Module):
                 self.register_buffer(name, sincos_table(side, width), persistent=False)
 
     def set_trainable(self, freeze_und: bool) -> None:
-        """Decide which parameters are trained."""
+        """Decide which parameters are trained: all, or without those of the understanding side."""
         self.freeze_und = freeze_und
         self.requires_grad_(True)
         if freeze_und:
@@ -75,10 +79,11 @@ class Bagel(nn.Module):
                 layer.und.requires_grad_(False)
 
     def embed_understanding(self, batch: BagelBatch) -> Tensor:
-        """Embeddings of the texts and, through the connector, ViT features of the conditions, in stream order [U, D].
+        """The rows of the understanding stream before the first layer, [U, D]: embeddings of texts and markers, and the
+        conditions' features after the connector.
 
         Raises:
-            ValueError: the batch holds pictures whose features were not computed.
+            ValueError: the batch has conditions whose features were not computed.
         """
         embedding, features = self.embed_tokens.weight, batch.features
         if features is None:
@@ -98,9 +103,14 @@ class Bagel(nn.Module):
         return rows
 
     def embed_latents(self, batch: BagelBatch, x_t: Tensor, timesteps: Tensor) -> Tensor:
-        """Noisy latent tokens x_t [G, C] at times [number of target pictures] -> [G, D]."""
+        """The rows of the generation stream before the first layer, [G, D].
+
+        Args:
+            x_t: [G, C], noisy latent tokens.
+            timesteps: [M], the time of each target.
+        """
         time = self.time_embedder(timesteps)
-        if not torch.is_autocast_enabled(x_t.device.type):  # which casts by itself, and has made x_t narrow already
+        if not torch.is_autocast_enabled(x_t.device.type):  # autocast casts x_t by itself
             x_t = x_t.to(self.vae2llm.weight.dtype)
         rows: Tensor = template_concat(
             latents=self.vae2llm(x_t),
@@ -122,8 +132,19 @@ class Bagel(nn.Module):
         past: list[KeyValue] | None = None,
         need_und: bool = True,
     ) -> tuple[Tensor | None, Tensor | None, list[KeyValue]]:
-        """The decoder layers; returns both streams before the final norms and, of a prefix pass, keys and values of
-        `und` per layer.
+        """Run the decoder's layers.
+
+        Args:
+            und: [U, D], the understanding stream; None where a batch has no such rows to compute.
+            gen: [G, D], the generation stream; None in the pass of sampling over conditions and prompts.
+            plan: which rows attend to which.
+            und_positions, gen_positions: int64 [U] and [G], positions in the rotary embedding.
+            past: for each layer, keys and values of rows that went through the layers before.
+            need_und: whether anybody reads the understanding stream behind the last layer.
+
+        Returns:
+            Both streams before their final norms, and, where `gen` is None, for each layer the keys and values of the
+            understanding rows. See `MoTLayer.forward` for what is None.
         """
         wide = torch.promote_types(self.norm_gen.weight.dtype, torch.float32)
         head_dim, theta = self.config.llm.head_dim, self.config.llm.rope_theta
@@ -147,12 +168,12 @@ class Bagel(nn.Module):
         return und, gen, kept
 
     def forward(self, batch: BagelBatch, x_t: Tensor, timesteps: Tensor) -> Prediction:
-        """Velocity of every latent token and, when the batch has labels, the understanding rows.
+        """Predict the velocity of every latent token and, if the batch has labels, the understanding rows for them.
 
         Args:
-            batch: a packed batch on this module's device.
-            x_t: [G, C] noisy latents; G is 0 in a batch without target pictures.
-            timesteps: [number of target pictures] in (0, 1).
+            batch: encoded, on this module's device.
+            x_t: [G, C], noisy latent tokens; G is 0 in a batch without targets.
+            timesteps: [M] in (0, 1), the time of each target.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_und):
             und: Tensor | None = self.embed_understanding(batch)

@@ -1,4 +1,4 @@
-"""Parity with the authors' code: recorded cases of BAGEL, and their replay through the step of training."""
+"""Parity with the authors' code: what it computed was recorded, and is computed again by the code that trains."""
 
 from .case import BagelCase
 

@@ -1,7 +1,8 @@
 """A parity case of BAGEL: what the authors' code was given and what it computed, recorded in a folder.
 
-config.json holds the sizes, inputs.safetensors a pack with every draw of a step, weights.safetensors the weights, and
-expected*.safetensors and expected*.json what came of it.
+config.json holds the sizes of the model, inputs.safetensors one pack with every random number of a step, and
+weights.safetensors the weights. What the authors' code computed stands in expected.safetensors and expected.json, and
+in files with a name behind `expected_` where the same pack went through it with other parts trained.
 """
 
 from collections.abc import Iterator
@@ -24,16 +25,16 @@ from ..latent_tokens import patchify_latents
 from .recorded import read_inputs, read_tensors
 
 JOINT = "joint"
-"""The run of a case in which nothing but the ViT and the VAE is frozen, with cross-entropy on the texts."""
+"""Name of the variant in which nothing but the ViT and the VAE is frozen, with cross-entropy on the texts."""
 
 
 @dataclass(frozen=True)
 class BagelCase:
-    """A case folder, read. `runs` of one case share the pack and differ in what is trained."""
+    """A case folder, read. Its variants share the pack and differ in what is trained."""
 
     folder: Path
     config: BagelConfig
-    raw: dict[str, Any]  # config.json as it stands
+    raw: dict[str, Any]  # what config.json holds
     inputs: dict[str, Tensor]  # inputs.safetensors, checked
 
     @classmethod
@@ -50,17 +51,19 @@ class BagelCase:
         return cls(folder, config, raw, read_inputs(folder / "inputs.safetensors"))
 
     @property
-    def runs(self) -> list[str]:
-        """The names of the case's runs; the plain one, with the understanding side frozen, is ""."""
+    def variants(self) -> list[str]:
+        """Names of the case's variants. The first is always "", in which the understanding side is frozen."""
         named = {path.stem.removeprefix("expected_") for path in self.folder.glob("expected_*.safetensors")}
         return ["", *sorted(named | ({JOINT} if self.raw.get("has_joint_run") else set()))]
 
     def batch(self, dtype: torch.dtype = torch.float32) -> BagelBatch:
-        """The recorded pack as a batch of training: its latents and every draw of its step are recorded, in `dtype`.
+        """The recorded pack as a training batch, with the recorded latents and random numbers in `dtype`.
 
-        A case without ViT tokens or without labels simply lacks those tensors.
+        Raises:
+            UserError: the recorded pack is none that this code can train on.
         """
-        recorded, empty = self.inputs, torch.zeros(0, dtype=torch.int64)
+        recorded = self.inputs
+        empty = torch.zeros(0, dtype=torch.int64)  # a case may have no condition or no labels
         shapes = [tuple(shape) for shape in recorded["patchified_vae_latent_shapes"].tolist()]
         try:
             packed = PackedSequence(
@@ -84,14 +87,14 @@ class BagelCase:
             batch = make_batch(packed)
         except ValueError as error:
             raise UserError(f"{self.folder} holds a pack that RECA training never makes: {error}.") from None
-        first_token = torch.searchsorted(batch.image_index, torch.arange(len(shapes)))
+        first_token = torch.searchsorted(batch.target_index, torch.arange(len(shapes)))
         normal = recorded["packed_timesteps"][first_token].to(dtype)
         timesteps = shifted_logit_normal(normal, self.config.glue.timestep_shift)
         draws = Draws(timesteps, noise_seed=0, noise=recorded["noise"].to(dtype))
         return replace(batch, latents=self.latents().to(dtype), draws=draws)
 
     def latents(self) -> Tensor:
-        """Latent tokens [G, C] cut out of the padded canvas."""
+        """The recorded latents as tokens [G, C]. In the case, each lies in the top left corner of a larger canvas."""
         patch = self.config.glue.latent_patch_size
         shapes = self.inputs["patchified_vae_latent_shapes"].tolist()
         pictures = zip(self.inputs["padded_latent"], shapes, strict=True)
@@ -100,23 +103,26 @@ class BagelCase:
         )
 
     def replay(self, *, attention: Attention, dtype: torch.dtype, weights: Path | None) -> Iterator[tuple[str, Tensor]]:
-        """Compute every tensor of every run, on the CPU, under the names that `expected` gives them.
+        """Compute every tensor of every variant on the CPU, and give them under the names that `expected` uses.
 
         Args:
-            attention: backend.
+            attention: attention backend.
             dtype: of the arithmetic and the weights.
             weights: file or checkpoint folder to take the weights from instead of the case's own.
         """
-        from .replay import replay_pictures, replay_run  # here, since that module builds on this one
+        from .replay import replay_pictures, replay_variant  # here, since that module builds on this one
 
         yield from replay_pictures(self, dtype).items()
-        for run in self.runs:
-            prefix = f"{run}/" if run else ""
-            computed = replay_run(self, run, attention=attention, dtype=dtype, weights=weights)
+        for variant in self.variants:
+            prefix = f"{variant}/" if variant else ""
+            computed = replay_variant(self, variant, attention=attention, dtype=dtype, weights=weights)
             yield from ((prefix + name, tensor) for name, tensor in computed.items())
 
     def expected(self) -> dict[str, Tensor]:
-        """What the case's expected files (and its recorded pictures) say, under the names of `replay`. May be empty."""
+        """Every recorded tensor that `replay` computes again, under the same name; none if only inputs were recorded.
+
+        Numbers in expected.json are 0-d fp64 tensors under `scalar/<path>`.
+        """
         out = {
             name: tensor
             for name, tensor in self.inputs.items()
@@ -125,8 +131,8 @@ class BagelCase:
         }
         if "vae_posterior_noise" in self.inputs and (self.folder / "ae.safetensors").exists():
             out["padded_latent"] = self.inputs["padded_latent"]
-        for run in self.runs:
-            stem, prefix = (f"expected_{run}", f"{run}/") if run else ("expected", "")
+        for variant in self.variants:
+            stem, prefix = (f"expected_{variant}", f"{variant}/") if variant else ("expected", "")
             tensors, scalars = self.folder / f"{stem}.safetensors", self.folder / f"{stem}.json"
             if tensors.exists():
                 out |= {prefix + key: tensor for key, tensor in read_tensors(tensors).items()}
@@ -135,8 +141,9 @@ class BagelCase:
         return out
 
     def tolerance(self, name: str, dtype: torch.dtype) -> float:
-        """Largest error relative to the tensor's largest entry: the cases' READMEs for fp32, rounding of the dtype for
-        bf16.
+        """Largest allowed difference, as a share of the largest entry of the recorded tensor.
+
+        In fp32 it leaves room for another order of additions alone, in bf16 for the rounding of that dtype.
         """
         if dtype is torch.bfloat16:
             return 0.1 if "grad" in name else 0.05
@@ -146,7 +153,7 @@ class BagelCase:
 
 
 def _scalars(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Numbers whose path ends in a loss or a gradient norm, or lies under `losses`."""
+    """(dotted path, 0-d fp64 tensor) of every loss and gradient norm in nested objects."""
     for key, value in values.items():
         here = f"{path}.{key}" if path else key
         if isinstance(value, dict):

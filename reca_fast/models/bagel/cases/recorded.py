@@ -1,4 +1,4 @@
-"""The recorded pack of a parity case, inputs.safetensors: every tensor of its kind and inside the pack."""
+"""The recorded pack of a parity case, inputs.safetensors, checked before anything is computed from it."""
 
 from pathlib import Path
 
@@ -17,18 +17,19 @@ OPTIONAL = {
     **dict.fromkeys(("packed_vit_token_indexes", "packed_vit_position_ids", "vit_token_seqlens"), 1),
     **{"ce_loss_indexes": 1, "packed_label_ids": 1, "packed_vit_tokens": 2, "vae_posterior_noise": 4},
 }
-"""Name -> number of dimensions."""
+"""In NEEDED and OPTIONAL: name of a tensor -> its number of dimensions."""
 FRACTIONS = ("noise", "packed_timesteps", "padded_latent", "packed_vit_tokens", "vae_posterior_noise")
-"""Those that hold fractions; the others hold int64."""
+"""Names of the tensors that hold floating-point numbers. The others hold int64."""
 MAX_ROWS = 2**20
-"""Rows of a pack, and numbers in it, are below."""
+"""No pack has more rows, and no int64 in it is as large."""
 
 
 def read_inputs(path: Path) -> dict[str, Tensor]:
-    """Every tensor of the file.
+    """Every tensor of the file, by name.
 
     Raises:
-        UserError: it is missing or damaged; a tensor is missing, of another kind, or beyond the pack that it describes.
+        UserError: the file is missing or damaged; or a tensor is missing, has another dtype or number of dimensions, or
+            names a row that the pack does not have.
     """
     inputs = read_tensors(path)
     if missing := sorted(NEEDED.keys() - inputs.keys()):
@@ -57,7 +58,7 @@ def read_inputs(path: Path) -> dict[str, Tensor]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a file; UserError when it is missing or damaged."""
+    """Every tensor of a safetensors file, by name. Raises UserError when the file is missing or damaged."""
     with open_safetensors(path) as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
 

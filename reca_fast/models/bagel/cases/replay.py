@@ -1,4 +1,6 @@
-"""Replay of a parity case: its recorded batch goes through the step of training, watched by forward hooks."""
+"""A parity case computed again: its batch goes through `BagelModel.loss_sums`, while forward hooks note the tensors
+inside.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +31,7 @@ from .case import JOINT, BagelCase
 
 @dataclass(frozen=True)
 class RecordedResize:
-    """How a case's pictures were resized, under the authors' names."""
+    """Limits of the sides of a resized picture, in pixels, under the names that a case's config.json uses."""
 
     max_image_size: Pixels
     min_image_size: Pixels
@@ -37,8 +39,9 @@ class RecordedResize:
 
 
 def replay_pictures(case: BagelCase, dtype: torch.dtype) -> dict[str, Tensor]:
-    """From raw pixels (when recorded): both resizes bit for bit, the ViT patches, the VAE's moments and sampled
-    latents.
+    """What comes before the decoder, where the case holds the pixels of its pictures; otherwise nothing.
+
+    These are both resized pictures, the patches of the ViT and, with the VAE's weights, its moments and latents.
     """
 
     out: dict[str, Tensor] = {}
@@ -75,9 +78,14 @@ def replay_pictures(case: BagelCase, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 class Recorder:
-    """What the modules of a `Bagel` take and give while a batch goes through, under the names of the parity cases.
+    """Notes what goes into and comes out of the modules of a `Bagel`, under the names of the parity cases.
 
-    A context manager: its forward hooks are gone when it ends.
+    It is a context manager that gives the dict of tensors, which is filled while a batch goes through the model. Its
+    forward hooks are removed at the end.
+
+    Args:
+        model: the network.
+        batch: the batch that will go through it.
     """
 
     def __init__(self, model: Bagel, batch: BagelBatch) -> None:
@@ -88,13 +96,13 @@ class Recorder:
     def __enter__(self) -> dict[str, Tensor]:
         model, first = self._model, self._model.layers[0]
         self._before(first, lambda und, gen, *_: self._keep("llm_input", und.hidden_states, gen.hidden_states))
-        # Training leaves out what nobody reads: the last layer's understanding rows without cross-entropy.
+        # Without labels, training does not compute the understanding rows of the last layer. Here they are compared.
         ask = model.layers[-1].register_forward_pre_hook(lambda _, args: (*args[:6], True))
         self._hooks.append(ask)
         self._after(first, lambda out: self._keep("layer0_out", out[0], out[1]))
         self._after(model.norm_gen, lambda out: self.seen.update(last_hidden_gen=out))
         self._after(model.norm, lambda out: self._keep("last_hidden", out, self.seen["last_hidden_gen"]))
-        time_of_token = self._batch.image_index
+        time_of_token = self._batch.target_index
         self._after(model.time_embedder, lambda out: self.seen.update(timestep_embed=out[time_of_token]))
         self._before(model.vae2llm, lambda x_t: self.seen.update(x_t=x_t))
         self._after(model.llm2vae, lambda out: self.seen.update(velocity_pred=out))
@@ -111,18 +119,22 @@ class Recorder:
         self._hooks.append(module.register_forward_hook(lambda _, args, out: see(out)))
 
     def _keep(self, name: str, und: Tensor, gen: Tensor) -> None:
-        """Two streams in the packed order of the authors."""
+        """Note two streams as one tensor, their rows in the order of the packed sequence."""
         batch = self._batch
         out = und.new_empty(len(batch.und_rows) + len(batch.gen_rows), und.shape[-1])
         out[batch.und_rows], out[batch.gen_rows] = und, gen
         self.seen[name] = out
 
 
-def replay_run(
-    case: BagelCase, run: str, *, attention: Attention, dtype: torch.dtype, weights: Path | None
+def replay_variant(
+    case: BagelCase, variant: str, *, attention: Attention, dtype: torch.dtype, weights: Path | None
 ) -> dict[str, Tensor]:
-    """One run of a case on the CPU: intermediates, losses, `grad.<parameter>`, and scalars as `scalar/<path>`."""
-    joint = run == JOINT
+    """Train one step on one variant of a case, on the CPU, and give every tensor that the cases record.
+
+    Gradients are called `grad.<name in the authors' file>`, and single numbers `scalar/<path in expected.json>`. The
+    arguments are those of `BagelCase.replay`.
+    """
+    joint = variant == JOINT
     path = case.folder / "weights.safetensors" if weights is None else weights
     path = (weights_file(path) if path.is_dir() else path).absolute()
     if not path.exists():
@@ -140,7 +152,7 @@ def replay_run(
 
     draws, latents, velocity = batch.draws, batch.latents, out["velocity_pred"]
     assert draws is not None and draws.noise is not None and latents is not None
-    times = draws.timesteps[batch.image_index]
+    times = draws.timesteps[batch.target_index]
     out["t_after_shift"] = times
     if batch.features is not None:
         out["vit_out"] = batch.features
