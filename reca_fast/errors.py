@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake raises: the command line prints it as one sentence, never a traceback."""
+"""The exception for whatever a user can mend. The command line prints it as one sentence, without a traceback."""
 
 import difflib
 from collections.abc import Iterable, Iterator
@@ -7,18 +7,22 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """Bad input or an impossible request. The message names the thing and the way out."""
+    """Bad input or an impossible request. The message says what is wrong and what to do about it."""
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
-    """' Did you mean X?' for the entry of `valid` nearest to `name`, or an empty string when none is near."""
+    """' Did you mean X?', where X is the entry of `valid` most like `name`; an empty string when none is like it."""
     near = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
 @contextmanager
 def reading(path: Path, *, missing: str = "check that the folder is the right one and whole") -> Iterator[None]:
-    """Turn the system's refusal to read `path` into a UserError; `missing` is what to do when nothing is there."""
+    """A context in which the system's refusal to read `path` becomes a UserError.
+
+    Args:
+        missing: what the message advises when there is no such file.
+    """
     try:
         yield
     except FileNotFoundError:
@@ -29,7 +33,7 @@ def reading(path: Path, *, missing: str = "check that the folder is the right on
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write `path` into a UserError."""
+    """A context in which the system's refusal to write `path` becomes a UserError."""
     try:
         yield
     except OSError as error:

@@ -1,17 +1,20 @@
 """The words that every room uses, and the training example that is made of them.
 
-picture      pixels, uint8 [H, W, 3]; what a source holds, before any model is thought of
-condition    the picture as the understanding encoder sees it, usually smaller than the target
-target       the picture that the generation side has to draw
-caption      text about a picture that came with it
-template     a sentence of this project that asks for a description of a picture; used where no caption is
-prompt       the text of one example: a template or a caption, as token ids
-task         a term of the loss, and thereby what an example teaches: `reca`, `t2i` or `i2t`
+picture      pixels, uint8 [H, W, 3]; code calls the tensor `image`
+record       a picture as a source holds it: encoded bytes, a key, and perhaps captions
+condition    a picture resized for the understanding encoder, usually smaller than the target
+target       a picture resized for the generation side, which learns to draw it
+caption      a text about a picture that came with it
+template     a sentence of this project that asks for the description of a picture
+prompt       the text of one sample: a template for the task `reca`, a caption for the others
+task         what a sample teaches, and the term of the loss that it adds to: `reca`, `t2i` or `i2t`
 sample       one training example: condition, target and prompt, of which some may be absent
 pack         samples that share one forward pass, chosen so that together they fill a budget of tokens
-batch        a pack as a model wants it: tensors, with every random number of the step already drawn
+batch        a pack as a model takes it: tensors, with every random number of the step already drawn
+lane         one of the `data.packs_per_step` streams of packs; each gives one pack to every step
+step         one update of the weights, from the packs of all lanes
 
-Data flow one way: images -> samples -> packed batch -> condition -> model -> objective -> optimizer -> checkpoint.
+Data flow one way: source -> record -> sample -> pack -> batch -> model -> loss -> update -> checkpoint.
 """
 
 from dataclasses import dataclass
@@ -32,19 +35,19 @@ class Text:
     """A prompt as token ids, without the markers that a model puts around it."""
 
     ids: tuple[int, ...]
-    supervised: bool = False  # whether its tokens are labels: the model learns to say them
+    supervised: bool = False  # whether the model learns to say this text: its tokens are labels then
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One training example. Which model consumes it is not yet fixed.
+    """One training example, the same for every model.
 
-    A sample may serve several tasks at once, for instance a condition whose caption is supervised and which is also
-    drawn again. In `Model.sample` a sample without tasks and target says what a new picture is drawn from.
+    A sample may serve several tasks at once: its caption may be supervised, say, while its target is drawn too. For
+    `Model.sample`, a sample without tasks and target says what a new picture is to be drawn from.
     """
 
     key: str  # unique name of the source record, e.g. "shard-00.tar/000123"
-    tasks: tuple[str, ...]  # of TASKS: the terms of the loss to which it contributes
+    tasks: tuple[str, ...]  # those of TASKS that it serves
     condition: Tensor | None  # uint8 [H, W, 3]
     target: Tensor | None  # uint8 [H, W, 3]
     text: Text | None  # None when condition dropout removed it

@@ -1,4 +1,4 @@
-"""Flow matching with logit-normal timesteps (RECA eq. 3 for BAGEL and OpenUni)."""
+"""Flow matching with logit-normal timesteps, the loss of the tasks reca and t2i in models that predict velocities."""
 
 from collections.abc import Sequence
 
@@ -9,8 +9,11 @@ from reca_fast.kernels import flow_matching_loss
 
 
 def shifted_logit_normal(normal: Tensor, shift: float) -> Tensor:
-    """Standard normal draws -> timesteps in (0, 1): t = sigmoid(n), then s t / (1 + (s - 1) t). Any shape; s = 1
-    changes nothing.
+    """Timesteps in (0, 1) from standard normal numbers n: t = sigmoid(n), then shift * t / (1 + (shift - 1) * t).
+
+    Args:
+        normal: n, of any shape, which the result has too.
+        shift: above 1 it moves the timesteps towards 1, which is noise; 1 changes nothing.
     """
     t = torch.sigmoid(normal)
     return shift * t / (1 + (shift - 1) * t)
@@ -26,18 +29,22 @@ def flow_loss_by_task(
     seed: int | None = None,
     noise: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Sum over tokens of the squared velocity error, by task.
+    """For each task, the sum of the losses of its latent tokens.
 
-    Pictures of one task, the usual case, cost one pass over the tokens that also forms the gradient; those of several
-    need a second pass for it.
+    The loss of a token is the mean over its C numbers of (velocity - (noise - latents))^2. If all targets serve one
+    task, which is usual, the pass that computes the sum forms the gradient too; otherwise that takes a second pass.
 
     Args:
-        velocity, latents: [G, C]; timesteps: [M], one per target picture; target_index: [G], picture of each token.
-        tasks: [M], "reca" or "t2i".
-        seed, noise: exactly one of them, what `flow_interpolate` was given; noise: [G, C].
+        velocity: [G, C], as predicted.
+        latents: [G, C], without noise.
+        timesteps: [M], the time of each target.
+        target_index: int64 [G], number of the target that each token belongs to.
+        tasks: [M], the task of each target.
+        seed, noise: exactly one of the two: the one from which `flow_interpolate` made the noisy latents. noise is
+            [G, C].
 
     Returns:
-        task -> 0-d sum (fp32 or wider) over the tokens of that task's pictures.
+        Task -> 0-d sum in fp32 or wider, for the tasks that occur.
     """
     different, token_times = list(dict.fromkeys(tasks)), timesteps[target_index]
     if len(different) == 1:

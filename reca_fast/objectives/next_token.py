@@ -1,4 +1,4 @@
-"""Next-token cross-entropy on the understanding side (the L_i2t term)."""
+"""Cross-entropy of the next token of a caption, the loss of the task i2t."""
 
 from torch import Tensor
 
@@ -7,11 +7,19 @@ from reca_fast.kernels.common.arguments import Reduction
 
 
 def next_token_loss(hidden_states: Tensor, head: Tensor, labels: Tensor, reduction: Reduction = "none") -> Tensor:
-    """Per-token cross-entropy [N] ("none") or its sum, in fp32 or wider; hidden_states [N, D], head [V, D], labels
-    int64 [N].
+    """Cross-entropy between the head's prediction and the labels.
 
-    The head runs on the labelled rows alone, in chunks: logits never exist as a whole. "sum" forms the gradients in
-    the same pass; "none" has to compute the logits again in backward.
+    The logits are computed for some rows at a time and never held as a whole. "sum" forms the gradients in the same
+    pass; "none" computes the logits a second time in the backward pass.
+
+    Args:
+        hidden_states: [N, D], the rows that have a label.
+        head: [V, D], the weights of the language model's head.
+        labels: int64 [N], the token that each row should predict.
+        reduction: "none" or "sum".
+
+    Returns:
+        [N], or 0-d for "sum", in fp32 or wider.
     """
     losses: Tensor = fused_linear_cross_entropy(hidden_states, head, labels, reduction=reduction)
     return losses

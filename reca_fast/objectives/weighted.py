@@ -1,4 +1,7 @@
-"""L = reca * L_reca + t2i * L_t2i + i2t * L_i2t, each term a mean over the tokens of the whole global batch."""
+"""The loss of a step: L = reca * L_reca + t2i * L_t2i + i2t * L_i2t, each L a mean over the tokens of the step.
+
+The tokens of a step are those of all its packs, in all processes.
+"""
 
 from collections.abc import Mapping
 
@@ -9,12 +12,14 @@ from reca_fast.config import LossWeights
 
 
 def weighted_loss(sums: Mapping[str, Tensor], counts: Mapping[str, int], weights: LossWeights) -> Tensor:
-    """This batch's share of the objective, 0-d.
+    """What one batch adds to the loss of the step, 0-d.
 
     Args:
-        sums: task -> sum of per-token losses in this batch.
-        counts: task -> number of tokens in the GLOBAL batch (all packs, all processes), as the authors reduce it.
+        sums: task -> sum of the losses of its tokens in this batch.
+        counts: task -> number of its tokens in the whole step, all packs and processes together.
+        weights: `RunConfig.loss`.
     """
-    # A task without tokens has a sum of 0; it stays in the graph, so that its weights get a zero gradient, not none.
+    # The sum of a task without tokens is 0. It is added all the same, so that its weights get a gradient of zero and
+    # not none at all.
     terms = [getattr(weights, task) * total / max(1, counts[task]) for task, total in sums.items()]
     return torch.stack(terms).sum()
