@@ -67,11 +67,11 @@ def choose_shapes(case: Case, wanted: list[str]) -> Shapes:
 def under(mode: str, step: Step) -> Step:
     """`step` with the kernels setting `mode` in force."""
 
-    def run(inputs: Inputs) -> list[Tensor]:
+    def chosen(inputs: Inputs) -> list[Tensor]:
         with kernels(mode):
             return step(inputs)
 
-    return run
+    return chosen
 
 
 def providers(case: Case, gpu: bool, compile_eager: bool = True) -> dict[str, Step]:

@@ -99,8 +99,8 @@ class Child:
         return " | ".join(words[-3:])[-TAIL:]
 
 
-class Run:
-    """One run: its budget, its lines, the stages that wait and those that work."""
+class Session:
+    """One call of this script: its budget, its lines, the stages that wait and those that work."""
 
     def __init__(self, stages: list[Stage], device: str, seconds: float, out: Path, jobs: int, target: int) -> None:
         self.waiting, self.device, self.jobs, self.target = list(stages), device, jobs, target
@@ -150,7 +150,7 @@ class Run:
             command = ["-m", "bench.gpu_stages.warm", str(self.target), str(part), str(processes)]
             self.compiling.append(Child(command, {**self.environment, "CUDA_VISIBLE_DEVICES": ""}))
 
-    def finish(self) -> None:
+    def work(self) -> None:
         """Work until nothing is left to do or no time to do it in."""
         timed = {stage.name for stage in STAGES if stage.timed}
         while self.waiting or self.working:
@@ -332,27 +332,27 @@ def main() -> int:
     signal.signal(signal.SIGINT, stop)
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        run = Run(args.stages, args.device, args.seconds, args.out, jobs, target)
+        session = Session(args.stages, args.device, args.seconds, args.out, jobs, target)
     except OSError as error:
         print(f"on_gpu: --out {args.out} cannot be written ({error.strerror}).", file=sys.stderr)
         return 2
     code = 0
     try:
         if gpu is not None:
-            run.compile_ahead(max(1, min(10, cores - 4)))
+            session.compile_ahead(max(1, min(10, cores - 4)))
         here = {"stage": "environment", "name": "machine", "value": describe(gpu), "unit": "", "expected": None}
-        run.record({**here, "ok": True, "seconds": 0.0, "error": None})
-        run.finish()
+        session.record({**here, "ok": True, "seconds": 0.0, "error": None})
+        session.work()
     except Stopped as stopped:
         code = 128 + stopped.args[0]
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):  # the table is written whoever asks once more
             signal.signal(number, signal.SIG_IGN)
-        run.close()
-        print(table(run.lines))
-        written = "not all written" if run.unwritten else "written"
-        print(f"\n{time.monotonic() - run.begin:.0f} s; {written}: {args.out}", flush=True)
-    return code or int(run.unwritten or any(line["ok"] is False for line in run.lines))
+        session.close()
+        print(table(session.lines))
+        written = "not all written" if session.unwritten else "written"
+        print(f"\n{time.monotonic() - session.begin:.0f} s; {written}: {args.out}", flush=True)
+    return code or int(session.unwritten or any(line["ok"] is False for line in session.lines))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Stage(NamedTuple):
-    """One file of this folder; its `run(report)` hands in the figures."""
+    """One file of this folder; its `hand_in(report)` hands in its figures."""
 
     name: str
     about: str

@@ -36,7 +36,7 @@ CASES = {
 """The sizes of BAGEL's layers; the last one last: a library that cannot do it may take the process with it."""
 
 
-def run(report: Report) -> None:
+def hand_in(report: Report) -> None:
     backends = available_backends(report.device, torch.bfloat16)
     usable = [name for name, why_not in backends.items() if why_not is None]
     report.figure("backends", ", ".join(usable), expected="at least two", ok=len(usable) >= 2)

@@ -20,7 +20,7 @@ COPY_SHARE, PRODUCT_SHARE = 0.75, 0.5
 """What of the data sheet a healthy card reaches."""
 
 
-def run(report: Report) -> None:
+def hand_in(report: Report) -> None:
     name = "" if report.rehearsal else torch.cuda.get_device_name(report.device)
     sheet = next((values for part, values in SHEET.items() if all(word in name for word in part.split())), None)
     report.attempt("copy", copies, report, sheet[0] if sheet else None)

@@ -20,7 +20,7 @@ AGREEMENT = {"fp32": 0.01, "bf16": 0.03}
 """Largest difference of two curves, each averaged over tenths of the run, as a share of their value."""
 
 
-def run(report: Report) -> None:
+def hand_in(report: Report) -> None:
     report.figure("pictures", source())
     steps = 3 if report.rehearsal else 150
     with tempfile.TemporaryDirectory() as name:

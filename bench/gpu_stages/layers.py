@@ -26,7 +26,7 @@ RESERVE = 3 * 2**30
 """Bytes of a card left alone: the context, the libraries' workspaces, what lies between allocations."""
 
 
-def run(report: Report) -> None:
+def hand_in(report: Report) -> None:
     pictures = 1 if report.rehearsal else PICTURES
     took: dict[tuple[int, bool], float] = {}
     for layers, recompute, compiled in ((2, False, False), (2, True, False), (4, False, False), (4, True, False)):

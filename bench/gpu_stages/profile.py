@@ -15,7 +15,7 @@ SHOWN = 30  # kernels of the step that take longest
 OF_AN_OPERATION = 6
 
 
-def run(report: Report) -> None:
+def hand_in(report: Report) -> None:
     report.attempt("step", step, report)
     for name in NAMES:
         report.attempt(name, operation, report, name)
@@ -29,7 +29,7 @@ def step(report: Report) -> None:
             for phase in work.phases.values():
                 phase()
 
-        hand_in(report, "4 layers, recomputed", once, SHOWN)
+        slowest_kernels(report, "4 layers, recomputed", once, SHOWN)
 
 
 def operation(report: Report, name: str) -> None:
@@ -38,10 +38,10 @@ def operation(report: Report, name: str) -> None:
     shape = choose_shapes(case, ["small"] if report.rehearsal else []).timed
     ours = case.ours if case.compile is None or report.rehearsal else under("triton", case.ours)
     inputs = fresh(case, shape, torch.bfloat16, report.device)
-    hand_in(report, name, lambda: ours(inputs), OF_AN_OPERATION)
+    slowest_kernels(report, name, lambda: ours(inputs), OF_AN_OPERATION)
 
 
-def hand_in(report: Report, name: str, once: Callable[[], object], shown: int) -> None:
+def slowest_kernels(report: Report, name: str, once: Callable[[], object], shown: int) -> None:
     """The kernels of one run that take longest, by name and launches, and the sum of all."""
     once()
     free(report.device)

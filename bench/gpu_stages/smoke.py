@@ -42,7 +42,7 @@ def settings(device: torch.device) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "compile, joint, recompute", {"compile": True, "freeze_und": False, "recompute": True}
 
 
-def run(report: Report) -> None:
+def hand_in(report: Report) -> None:
     torch.backends.cudnn.allow_tf32 = False  # the VAE's convolutions in fp32 would be those of TF32
     with tiny_checkpoint() as folder:
 

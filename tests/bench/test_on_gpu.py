@@ -37,7 +37,7 @@ def read(path: Path) -> list[dict]:
 def test_a_stage_runs_to_its_end_without_a_gpu(name: str) -> None:
     """So that none can fail for a reason that has nothing to do with a GPU."""
     lines: list[dict] = []
-    import_module(f"bench.gpu_stages.{name}").run(Report(name, torch.device("cpu"), lines.append))
+    import_module(f"bench.gpu_stages.{name}").hand_in(Report(name, torch.device("cpu"), lines.append))
     assert lines and all(list(line) == KEYS for line in lines)
     assert not [line for line in lines if not line["ok"]]
     json.dumps(lines, allow_nan=False)
@@ -89,7 +89,7 @@ def test_a_lost_gpu_ends_the_stage_and_another_error_does_not(monkeypatch: pytes
 # The parent
 
 
-class Scripted(on_gpu.Run):
+class Scripted(on_gpu.Session):
     """Stages that are a few lines of Python each."""
 
     scripts: dict[str, str]
@@ -100,10 +100,10 @@ class Scripted(on_gpu.Run):
 
 def run_scripts(tmp_path: Path, scripts: dict[str, str], seconds: float = 60, cap: float = 30) -> list[dict]:
     stages = [Stage(name, "", cap, False) for name in scripts]
-    run = Scripted(stages, "cpu", seconds, tmp_path / "out.jsonl", jobs=1, target=90)
-    run.scripts = scripts
-    run.finish()
-    run.close()
+    session = Scripted(stages, "cpu", seconds, tmp_path / "out.jsonl", jobs=1, target=90)
+    session.scripts = scripts
+    session.work()
+    session.close()
     return read(tmp_path / "out.jsonl")
 
 

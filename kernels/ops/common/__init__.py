@@ -1,1 +1,1 @@
-"""What several operations share."""
+"""What several operations use: entry, choice of implementation, checks of arguments, noise, reductions, tiles."""

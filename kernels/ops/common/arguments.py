@@ -1,4 +1,4 @@
-"""Checks of arguments that operations share. Every message starts with the argument's name."""
+"""Checks of arguments. What does not fit raises a ValueError whose message begins with the argument's name."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -8,10 +8,15 @@ import torch
 from torch import Tensor
 
 Reduction = Literal["mean", "sum", "none"]
+"""What a loss does with its rows, see reductions.py."""
 
 
 def expect(holds: bool, name: str, wanted: str | Sequence[Any], got: object) -> None:
-    """`wanted` and `got` may be lists of sizes: a text made of them beforehand would have torch.compile specialise."""
+    """Raises ValueError "name: expected wanted, got got" unless it `holds`.
+
+    Sizes are given as lists and are made a text only here: a caller that did so would have torch.compile compile anew
+    for every size.
+    """
     if not holds:
         raise ValueError(f"{name}: expected {_text(wanted)}, got {_text(got)}")
 
@@ -34,7 +39,7 @@ def expect_shape(name: str, x: Tensor | None, *shape: int) -> None:
 
 
 def expect_number(name: str, value: object, low: float = 0.0, high: float = float("inf")) -> None:
-    """A Python or NumPy number, low <= value <= high, and finite."""
+    """Raises ValueError unless it is a finite Python or NumPy number, low <= value <= high."""
     known = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     if not (known and low <= value <= high and value != float("inf")):  # type: ignore[operator]
         wanted = f"a number >= {low:g}" if high == float("inf") else f"a number in [{low:g}, {high:g}]"
@@ -42,17 +47,23 @@ def expect_number(name: str, value: object, low: float = 0.0, high: float = floa
 
 
 def expect_index(name: str, value: object) -> None:
-    """An integer of 64 bits. Worded only when it is wrong: torch.compile would trace the sentence."""
+    """Raises ValueError unless it is a Python or NumPy integer of 64 bits.
+
+    The sentence is made only when it is needed: torch.compile would trace it.
+    """
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not (whole and -(2**63) <= value < 2**63):  # type: ignore[operator]
         raise ValueError(f"{name}: expected an integer of 64 bits, got {value!r}")
 
 
 FLOATING = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+"""The dtypes that operations compute with."""
 
 
 def expect_floating(device: torch.device, **tensors: Tensor | None) -> None:
-    """Floating-point numbers of 16, 32 or 64 bits on one device, in plain tensors."""
+    """Raises ValueError unless all hold floating-point numbers of 16, 32 or 64 bits on `device`, in plain tensors; None
+    is fine.
+    """
     given = {name: x for name, x in tensors.items() if x is not None}
     expect_tensors(**given)
     for name, x in given.items():
@@ -65,12 +76,14 @@ def expect_floating(device: torch.device, **tensors: Tensor | None) -> None:
             raise ValueError(f"{name}: expected a tensor on {device}, got {x.device}")
 
 
-# Once, at import: torch.compile cannot trace the question.
+# Asked once, at import: torch.compile cannot trace the question.
 _AUTOCAST = frozenset(kind for kind in ("cpu", "cuda", "hpu", "mps", "xpu") if torch.amp.is_autocast_available(kind))
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """In which autocast runs matrix products on `device`; None where it is off, or unknown as on meta tensors."""
+    """The dtype in which autocast has matrix products computed on `device`. None where autocast is off, or where the
+    kind of device has none, such as meta.
+    """
     if device.type not in _AUTOCAST or not torch.is_autocast_enabled(device.type):
         return None
     return torch.get_autocast_dtype(device.type)
@@ -84,7 +97,7 @@ def expect_no_gradient(**tensors: Tensor | None) -> None:
 
 
 def expect_noise(latents: Tensor, noise: Tensor | None, seed: Any) -> None:
-    """Exactly one of `noise`, of the latents' shape, and `seed`, 0 <= seed < 2^63."""
+    """Raises ValueError unless exactly one is given: `noise`, of the latents' shape, or `seed`, 0 <= seed < 2^63."""
     if (seed is None) == (noise is None):
         raise ValueError(f"seed, noise: expected exactly one of them, got {'neither' if seed is None else 'both'}")
     expect_shape("noise", noise, *latents.shape)

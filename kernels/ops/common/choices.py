@@ -1,4 +1,4 @@
-"""What would run where: one line per operation, for `reca-fast doctor`."""
+"""Which implementation of each operation a device gets, for `reca-fast doctor`."""
 
 from itertools import chain
 
@@ -10,8 +10,8 @@ from .registry import OPERATIONS
 
 
 def kernel_choices(device: torch.device) -> dict[str, tuple[str, str]]:
-    """Operation -> (what runs on `device`, why). Attention is not among them; `available_backends` says which
-    libraries can compute it there.
+    """Every public operation by name -> what computes it on `device` ("triton", "liger" or "reference"), and why.
+    Attention is not among them; `available_backends` says which libraries can compute it there.
 
     Raises:
         ValueError: the setting asks for Triton and it cannot run on `device`, or the setting is unknown.

@@ -1,8 +1,8 @@
-"""Which implementation of an operation runs: its Triton kernels or its plain-torch reference.
+"""Which implementation of an operation computes: its Triton kernels or its plain-torch reference.
 
 One setting decides for all operations: `use_kernels("auto" | "triton" | "reference")` (config `kernels`), or, while
 that is auto, the environment variable RECA_FAST_KERNELS. "auto" takes Triton on a GPU that can run it and the reference
-elsewhere. Asking for "triton" where it cannot run raises and says why.
+elsewhere. Asking for "triton" where it cannot run raises a ValueError that says why.
 
 With TRITON_INTERPRET=1 set before Python starts, "triton" runs the kernels on CPU tensors: slowly, for checking them.
 """
@@ -19,19 +19,23 @@ from .optional_triton import INSTALLED, triton
 
 MODES = ("auto", "triton", "reference")
 VARIABLE = "RECA_FAST_KERNELS"
+"""Environment variable that holds a mode, for whoever cannot change the setting."""
 
 _mode = "auto"
 
 
 def use_kernels(mode: str) -> None:
-    """Choose for the whole process. Raises ValueError for an unknown mode; availability is checked at the call."""
+    """Choose a mode, one of MODES, for the whole process.
+
+    Raises ValueError for an unknown mode. Whether it can be had is checked when an operation is called.
+    """
     global _mode
     _mode = _checked(mode, "kernels")
 
 
 @contextmanager
 def kernels(mode: str) -> Iterator[None]:
-    """`use_kernels` for the duration of a block."""
+    """`use_kernels(mode)` inside a `with` block; the mode before is in force again after it."""
     before = _mode
     use_kernels(mode)
     try:
@@ -66,7 +70,9 @@ def implementation(*tensors: Tensor) -> str:
 
 
 def runs_triton(*tensors: Tensor | None) -> bool:
-    """`implementation` of those tensors that are there, and there is something to launch for."""
+    """Whether a kernel is to be launched on those of the tensors that are not None: `implementation` says "triton", and
+    the first of them is not empty.
+    """
     given = [x for x in tensors if x is not None]
     return implementation(*given) == "triton" and given[0].numel() > 0
 

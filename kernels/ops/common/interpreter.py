@@ -1,9 +1,9 @@
 """Triton's CPU interpreter, made exact in bfloat16 and usable beside the compiler in one process.
 
-Triton's own interpreter (3.6 to 3.9) multiplies the raw bits of bf16 operands in `tl.dot`, truncates when it casts fp32
-to bf16, and computes nonsense, silently, on bf16 that was not upcast. `make_exact` rounds to nearest even, converts the
-operands of a dot, and raises on the rest. It touches private names; `tests/kernels/test_interpreter.py` notices when
-they move.
+Triton's own interpreter (3.6 to 3.9) multiplies the raw bits of bf16 operands in `tl.dot`, cuts bits off when it casts
+fp32 to bf16, and computes nonsense, silently, when bf16 numbers are added or multiplied. `make_exact` has casts round
+to the nearest even, converts the operands of a dot to fp32, and raises TypeError on any other arithmetic in bf16. It
+replaces private functions of Triton; `tests/kernels/test_interpreter.py` fails when one of them is gone.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def _narrow(values: np.ndarray) -> np.ndarray:
 
 
 def make_exact() -> None:
-    """Patch the interpreter of this process, once."""
+    """Repair the interpreter of this process. Does nothing when it is repaired already."""
     global _exact
     if _exact:
         return
@@ -115,7 +115,9 @@ def _interpreted(function: JITFunction) -> Any:
 
 @contextmanager
 def interpreting() -> Iterator[None]:
-    """Inside, kernels compiled elsewhere run on CPU tensors, although Python started without TRITON_INTERPRET."""
+    """Inside a `with` block, kernels are interpreted on CPU tensors, as if Python had been started with
+    TRITON_INTERPRET=1; outside, they are compiled as ever.
+    """
     make_exact()
     before = JITFunction.__call__, JITFunction.run, upstream.InterpretedFunction.__call__
     flag = triton.knobs.runtime.interpret

@@ -1,9 +1,12 @@
-"""Sums over programs, in a fixed order and without a second launch: the last program to arrive adds what all have left.
+"""Sums over programs, in a fixed order and without a second launch: the program that finishes last adds up what all
+left.
 
-A program stores its partial sums, calls `is_last`, and where that is true reads everybody's partials with
-`cache_modifier=".cg"`: they are in L2, and this SM's L1 knows nothing of what other programs wrote. Where partials are
-rows of many numbers, one program reading all of them would be a long tail: `sum_rows_over_programs` adds them in groups
-of about the square root of their number, the last of each group its own, then the last group those sums.
+A program stores its partial sum and calls `is_last`. Where that is true, it reads everybody's partial sums, with
+`cache_modifier=".cg"`: they are in the L2 cache, and the L1 cache of its SM does not know what other programs wrote.
+
+Where partial sums are rows of many numbers, one program that reads all of them would keep the whole launch waiting. So
+`sum_rows_over_programs` works in two steps: programs form groups of about the square root of their number, the last
+program of each group adds up the group, and the last group to finish adds up the groups' sums.
 """
 
 import math
@@ -18,10 +21,14 @@ _counters: dict[tuple[torch.device, int], Tensor] = {}
 
 
 def counters(device: torch.device, count: int = 1) -> Tensor:
-    """int32 [count or more] zeros that a kernel leaves at zero; kept per stream, as two streams may run at once."""
-    if device.type == "cpu":  # interpreted: new ones cost nothing, and a kernel that raised leaves no trace
+    """int32 [count or more], zeros, which a kernel counts up and sets back to zero.
+
+    They are kept and used again by the next kernel of the same stream. Two streams may compute at once, so each has its
+    own.
+    """
+    if device.type == "cpu":  # interpreted: new ones cost nothing, and a kernel that raised would leave its counts
         return torch.from_numpy(np.zeros(count, np.int32))
-    if torch.cuda.is_current_stream_capturing():  # memory of a graph, which nobody else may use
+    if torch.cuda.is_current_stream_capturing():  # a graph's own memory, which nobody else may use
         return torch.zeros(count, dtype=torch.int32, device=device)
     key = device, torch.cuda.current_stream(device).cuda_stream
     if key not in _counters or len(_counters[key]) < count:
@@ -30,15 +37,15 @@ def counters(device: torch.device, count: int = 1) -> Tensor:
 
 
 def groups_of(programs: int) -> tuple[int, int]:
-    """(programs of a group, groups) for `sum_rows_over_programs`."""
+    """How many programs form a group in `sum_rows_over_programs`, and how many groups there are."""
     members = math.isqrt(max(0, programs - 1)) + 1
     return members, -(-programs // members)
 
 
 @triton.jit
 def is_last(arrived, programs):
-    """Whether this one of `programs` is the last; then it alone sets the counter `arrived` back."""
-    tl.debug_barrier()  # every thread's stores before the one thread's release
+    """Whether this program is the last of `programs` to call this; it then sets the counter `arrived` back to zero."""
+    tl.debug_barrier()  # the stores of all threads come before the one thread's atomic addition
     last = tl.atomic_add(arrived, 1, sem="acq_rel") == programs - 1
     if last:
         tl.store(arrived, 0)
@@ -47,7 +54,10 @@ def is_last(arrived, programs):
 
 @triton.jit
 def sum_over_programs(value, partials, arrived, total, BLOCK: tl.constexpr):
-    """total = sum of the scalar `value` over all programs of a one-dimensional grid."""
+    """total [] = the sum of the scalar `value` over all programs of a one-dimensional grid.
+
+    partials: [programs] fp32; arrived: a counter, see `counters`.
+    """
     programs = tl.num_programs(0)
     tl.store(partials + tl.program_id(0), value)
     if is_last(arrived, programs):
@@ -71,10 +81,14 @@ def _sum_rows(first, count, stride, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, 
 
 @triton.jit
 def sum_rows_over_programs(partials, arrived, members, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr):
-    """(whether this program is the last of all, and then the sum [COLUMNS] of the rows that all programs have stored).
+    """Whether this program is the last of all, and if it is, the sum [COLUMNS] of the rows that all programs stored.
 
-    partials: [programs + groups, WIDTH] fp32, the groups' sums at the end; arrived: [1 + groups] counters;
-    members: programs of a group. One-dimensional grid. ROWS are read at a time.
+    The grid is one-dimensional, and program i has stored row i of `partials` before.
+
+    partials: [programs + groups, WIDTH] fp32; its last rows receive the groups' sums.
+    arrived: [1 + groups] counters, see `counters`.
+    members: programs of a group, see `groups_of`.
+    ROWS: how many rows are read at a time.
     """
     programs = tl.num_programs(0)
     groups = tl.cdiv(programs, members)

@@ -1,4 +1,4 @@
-"""When Liger's kernels take over: the operations of which Liger already has the best one (rms_norm, swiglu)."""
+"""When Liger's kernels compute an operation: rms_norm and swiglu, for which Liger has the best there are."""
 
 from functools import cache
 from importlib.util import find_spec
@@ -12,13 +12,14 @@ from .implementation import implementation
 
 @cache
 def liger_installed() -> bool:
-    """Whether `liger_kernel` is there; it is imported at the first use, which takes seconds."""
+    """Whether `liger_kernel` is installed. It is not imported here, for that takes seconds."""
     return find_spec("liger_kernel") is not None
 
 
 def use_liger(*tensors: Tensor) -> bool:
-    """Liger's for tensors with elements on a GPU, as far as `use_kernels` wants kernels; not inside torch.compile, and
-    not for fake tensors, which have no memory that a launch could read.
+    """Whether Liger's kernels are to compute on these tensors: they hold numbers on a GPU, kernels are chosen (see
+    `implementation`), and Liger is installed. Never inside torch.compile, and never for fake tensors, which have no
+    memory that a kernel could read.
 
     Raises ValueError when kernels are asked for that cannot run here.
     """

@@ -1,13 +1,13 @@
-"""Products in the memory of a factor that nobody else refers to, for the plain formulas inside autograd.Functions."""
+"""Products that are written over one of their factors, for plain formulas inside autograd.Functions."""
 
 import torch
 from torch import Tensor
 
 
 def times(own: Tensor, factor: Tensor) -> Tensor:
-    """own * factor, of one shape and dtype, in the memory of `own` where nothing is compiled.
+    """own * factor, written over `own`, which nobody else may refer to. Both have one shape and dtype.
 
-    Inside torch.compile the result is fresh: torch 2.11 would lose, without a word, the gradient of an
-    autograd.Function that returns what an operation in place has made. Inductor needs no memory for it either way.
+    Inside torch.compile the result is a new tensor: torch 2.11 would lose, without a word, the gradient of an
+    autograd.Function that returns the result of an operation in place. Inductor needs no more memory for it.
     """
     return own * factor if torch.compiler.is_compiling() else own.mul_(factor)

@@ -1,7 +1,7 @@
-"""A gradient that was formed in the forward pass, times the upstream gradient that arrives later.
+"""A finished gradient from the forward pass, multiplied in the backward pass with the gradient of the loss.
 
-The factor is on the device. A kernel that looks at it and leaves when it is 1 costs a launch, but no pass over the
-gradient and no host that waits for the number.
+That number is on the device, and it is usually 1. A kernel that reads it there and returns at once when it is 1 costs a
+launch; it costs no pass over the gradient, and the host need not wait for the number.
 """
 
 from torch import Tensor
@@ -22,6 +22,7 @@ def scale_in_place_kernel(gradient, upstream, numel, BLOCK: tl.constexpr):
 
 
 def launch_scale(gradient: Tensor, upstream: Tensor) -> None:
+    """As `scale_in_place`, for a contiguous gradient."""
     scale_in_place_kernel[(triton.cdiv(gradient.numel(), 4096),)](
         gradient, upstream, gradient.numel(), BLOCK=4096, num_warps=8, **LAUNCH
     )
@@ -29,7 +30,7 @@ def launch_scale(gradient: Tensor, upstream: Tensor) -> None:
 
 @torch_op("scale_in_place", mutates_args=("gradient",))
 def scale_in_place(gradient: Tensor, upstream: Tensor) -> None:
-    """gradient *= upstream [], in place."""
+    """gradient *= upstream, in place; upstream is [] on the same device."""
     if runs_triton(gradient, upstream):
         launch_scale(gradient, upstream)
     else:  # not mul_: on a GPU that would round the factor to the gradient's dtype, and a loss scale to infinity

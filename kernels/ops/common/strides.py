@@ -1,4 +1,4 @@
-"""Views as the kernels read them: rows anywhere in memory, the numbers of a row side by side."""
+"""Tensors as the kernels read them: rows may lie anywhere in memory, but the numbers of a row lie side by side."""
 
 from typing import TypeVar
 
@@ -8,10 +8,10 @@ MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 
 
 def rows_dense(x: MaybeTensor) -> MaybeTensor:
-    """x itself where the last dimension is dense, e.g. a chunk of a wider matrix; else a copy."""
+    """x itself where the numbers of a row lie side by side, as in a chunk of a wider matrix; else a contiguous copy."""
     return x if x is None or x.stride(-1) == 1 else x.contiguous()
 
 
 def stride_of(x: Tensor | None) -> int:
-    """From row to row; 0 for what is not there."""
+    """How many numbers lie between the beginnings of two rows; 0 for None."""
     return 0 if x is None else x.stride(0)

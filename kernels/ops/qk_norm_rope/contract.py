@@ -1,4 +1,4 @@
-"""Per-head RMS normalisation of queries and keys, then rotary embedding: one launch forward, one backward.
+"""RMS normalisation of each head of queries and keys, then rotary position embedding: one launch each way.
 
 Symbols: T tokens, H query heads, Hkv key heads, D numbers per head (even).
 
@@ -6,12 +6,12 @@ Symbols: T tokens, H query heads, Hkv key heads, D numbers per head (even).
     y   = round(hat * weight)                   rounded again, as the eager product is
     (u, v) -> (u cos - v sin, v cos + u sin)    halves of y, in fp32, one rounding at the store
 
-Saved for the backward pass: the arguments, nothing else; the reciprocal norm falls out of the sums that the backward
-pass needs anyway. Weight gradients are summed per program and then, by the last programs to finish, over programs in a
-fixed order: two runs give the same bits.
+Kept for the backward pass: the arguments, nothing else. The sums that the backward pass needs anyway give the norm once
+more. Gradients of the weights are summed in each program and then, by the last programs to finish, over programs in a
+fixed order, so two runs give the same bits.
 
-Why not Liger or torch: Liger has the norm and the rotation apart (each reads and writes q and k once more) and its
-rotation takes [B, H, T, D] with one table per batch; the eager chain is 52 kernels and 16 times the bytes per layer.
+Why not Liger or torch: Liger has the norm and the rotation apart, so each of them reads and writes q and k, and its
+rotation takes [B, H, T, D] with one table per batch. Eager torch is 52 kernels and 16 times the bytes per layer.
 """
 
 import torch
@@ -39,7 +39,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _rotate_backward(grad: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Transpose of `_rotate`."""
+    """The gradient of x in `_rotate`, for that of its result."""
     half = grad.shape[-1] // 2
     g = grad * sin
     return torch.addcmul(torch.cat((g[..., half:], g[..., :half].neg()), dim=-1), grad, cos)
@@ -48,7 +48,7 @@ def _rotate_backward(grad: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def reference(
     q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Plain torch, any device and dtype."""
+    """As `launch_forward`, in plain torch, for any device and dtype."""
     cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
 
     def one(x: Tensor, weight: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def reference_backward(
     eps: float,
     need_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, and of both weights [D] (not needed: [0])."""
+    """Gradients of q, of k, and of both weights [D]; the latter have no elements unless they are needed."""
     cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
 
     def one(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,8 +92,8 @@ def reference_backward(
 def _op(
     q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    run = launch_forward if implementation(q) == "triton" else reference
-    return run(q, k, q_weight, k_weight, cos, sin, eps)
+    compute = launch_forward if implementation(q) == "triton" else reference
+    return compute(q, k, q_weight, k_weight, cos, sin, eps)
 
 
 @_op.register_fake
@@ -114,8 +114,8 @@ def _backward_op(
     eps: float,
     need_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    run = launch_backward if implementation(q) == "triton" else reference_backward
-    return run(grad_q, grad_k, q, k, q_weight, k_weight, cos, sin, eps, need_weights)
+    compute = launch_backward if implementation(q) == "triton" else reference_backward
+    return compute(grad_q, grad_k, q, k, q_weight, k_weight, cos, sin, eps, need_weights)
 
 
 @_backward_op.register_fake

@@ -1,4 +1,4 @@
-"""Triton kernels of qk_norm_rope.py and their launchers; what they compute is told there."""
+"""Triton kernels of `qk_norm_rope` and the functions that launch them; contract.py says what they compute."""
 
 import torch
 from torch import Tensor
@@ -161,7 +161,7 @@ def qk_norm_rope_backward(
     dk_weight,
     q_weight,
     k_weight,
-    partials,  # [programs + groups, 2, 2 * HALF] fp32, with `arrived` and `members` as in last_program.py
+    partials,  # [programs + groups, 2, 2 * HALF] fp32; `arrived` and `members`: see common/last_program.py
     arrived,
     cos,
     sin,
@@ -214,11 +214,12 @@ def qk_norm_rope_backward(
 
 
 WARPS = 4
-GROUPS = 4  # forward, with few tokens: programs that share a token's heads
+GROUPS = 4
+"""Going forward with few tokens: how many programs share the heads of a token."""
 
 
 def _sizes(q: Tensor, of_a_thread: int) -> dict[str, int]:
-    """A tile of so many numbers of either half per thread."""
+    """Launch options for a tile in which a thread holds `of_a_thread` numbers of either half of a head."""
     half = q.shape[-1] // 2
     columns = triton.next_power_of_2(half)
     return {"HALF": half, "COLUMNS": columns, "ROWS": max(1, WARPS * 32 * of_a_thread // columns), "num_warps": WARPS}
@@ -227,6 +228,7 @@ def _sizes(q: Tensor, of_a_thread: int) -> dict[str, int]:
 def launch_forward(
     q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
+    """q and k, normalised and rotated, contiguous."""
     q, k, cos, sin = (rows_dense(x) for x in (q, k, cos, sin))
     q_out, k_out = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k))
     if len(q):
@@ -255,6 +257,7 @@ def launch_backward(
     eps: float,
     need_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, of k, and of both weights [D]; the latter have no elements unless they are needed."""
     grad_q, grad_k, q, k, cos, sin = (rows_dense(x) for x in (grad_q, grad_k, q, k, cos, sin))
     dq, dk = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k))
     size = q.shape[-1] if need_weights else 0

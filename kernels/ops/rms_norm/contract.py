@@ -1,12 +1,12 @@
 """Root-mean-square normalisation that keeps one number per row for the backward pass.
 
-The stock formula leaves two fp32 copies of its input in the autograd graph; this one keeps the input (which the
-residual stream holds anyway) and the reciprocal norm. Statistics are fp32, the normalised value is rounded to the
-input's dtype BEFORE it is multiplied by the weight, as in Qwen2 and in the authors' code.
+The usual formula leaves two fp32 copies of its input in the autograd graph. This one keeps the input, which the
+residual stream holds anyway, and one over the norm of each row. Statistics are fp32; the normalised number is rounded
+to the input's dtype BEFORE it is multiplied by the weight, as in Qwen2 and in the authors' code.
 
-There is no kernel of ours: Liger's reads and writes every row once each way, which is the minimum. It runs on a GPU
-when `liger_kernel` can be imported and `use_kernels` does not say "reference"; inside torch.compile the plain formula
-runs, which Inductor fuses by itself.
+There is no kernel of ours: Liger's reads and writes every row once each way, which is the minimum. It computes on a GPU
+when `liger_kernel` is installed and `use_kernels` does not say "reference". Inside torch.compile the plain formula
+computes, which Inductor makes one kernel by itself.
 """
 
 from importlib import import_module
@@ -20,19 +20,21 @@ from ..common.own_memory import times
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """fp32 for everything narrower, fp64 for fp64 (gradcheck, verify --dtype fp64)."""
+    """The dtype of the statistics of numbers of `dtype`: fp32 for everything narrower, fp64 for fp64."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def normalise(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """x [..., D] -> (x / rms in x's dtype, 1 / rms [..., 1] in fp32)."""
+    """x [..., D] over its root mean square, in the dtype of x, and one over that, [..., 1] in the statistics dtype."""
     wide = x.to(statistics_dtype(x.dtype))
     rstd = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
     return (wide * rstd).to(x.dtype), rstd
 
 
 def normalise_backward(grad: Tensor, x: Tensor, rstd: Tensor) -> Tensor:
-    """Gradient with respect to x of x * rstd(x), for `grad` in the statistics dtype; x is not yet normalised."""
+    """The gradient of x [..., D], where `grad` is that of x * rstd, in the statistics dtype, and rstd is from
+    `normalise`.
+    """
     hat = x.to(grad.dtype) * rstd
     along = torch.linalg.vecdot(grad, hat).unsqueeze(-1).div_(x.shape[-1])
     return torch.addcmul(grad, hat, along, value=-1).mul_(rstd)
@@ -43,7 +45,7 @@ def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """No cast that changes nothing is a last operation, and what torch.compile sees ends in no operation in place (see
+    """Neither pass ends in a cast that changes nothing or, inside torch.compile, in an operation in place (see
     common/own_memory.py): torch 2.11 would lose the gradient without a word.
     """
 

@@ -1,9 +1,8 @@
-"""silu(gate) * up, keeping only its two inputs for the backward pass (the stock expression keeps silu(gate) as
-well).
+"""silu(gate) * up, keeping only its two inputs for the backward pass (the usual expression keeps silu(gate) as well).
 
 There is no kernel of ours: Liger's reads and writes everything once each way, which is the minimum, because its
-backward pass writes the gradients over gate and up. So it runs only where the caller gives them up
-(`reuse_inputs=True`), on a GPU, when `liger_kernel` can be imported and `use_kernels` does not say "reference".
+backward pass writes the gradients over gate and up. So it computes only where the caller gives them up
+(`reuse_inputs=True`), on a GPU, when `liger_kernel` is installed and `use_kernels` does not say "reference".
 """
 
 from importlib import import_module
@@ -18,7 +17,7 @@ from ..common.own_memory import times
 
 
 class _SwiGLU(torch.autograd.Function):
-    """Both passes need no memory beyond their results (see common/own_memory.py for what torch.compile is given)."""
+    """Neither pass needs memory beyond its results (see common/own_memory.py for what differs inside torch.compile)."""
 
     @staticmethod
     def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
