@@ -190,7 +190,7 @@ def _convert(hint: Any, value: Any, where: str, name: str) -> Any:
     elif origin is dict and isinstance(value, dict):
         return {key: _convert(parts[1], entry, where, f"{name}.{key:.{SHOWN}}") for key, entry in value.items()}
     elif hint is float and type(value) in (int, float):
-        if Range(at_least=-1.7e308, at_most=1.7e308).holds(value):
+        if Range(-1.7e308, 1.7e308).holds(value):
             return float(value)
         raise UserError(f"{where}: {name} is {shown(value)}; it must be finite.")
     elif hint in (NoneType, None):

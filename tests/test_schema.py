@@ -18,7 +18,7 @@ class Inner:
 
 @dataclass
 class Outer:
-    count: Annotated[int, Range(at_least=1, at_most=10)]
+    count: Annotated[int, Range(1, 10)]
     kind: Literal["a", "b"] = "a"
     on: bool = True
     name: str | None = None

@@ -15,7 +15,7 @@ from reca_fast.data.samples import SamplePlan
 from reca_fast.data.skips import Skip
 from reca_fast.schema import Range
 
-Count = Annotated[int, Range(at_least=0, at_most=2**53)]
+Count = Annotated[int, Range(0, 2**53)]
 
 
 @dataclass

@@ -15,7 +15,7 @@ from reca_fast.data.outcomes import Count
 from reca_fast.errors import UserError
 from reca_fast.schema import Range, from_dict, read_json, shown
 
-Word = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
+Word = Annotated[int, Range(0, 2**32 - 1)]
 
 Content = dict[str, dict[str, str]]
 """For every setting that leads to files (model.path, data.source): what of them is compared when a run goes on, and
@@ -29,7 +29,7 @@ class Generators:
 
     torch: str  # base64
     python: tuple[int, list[Word], float | None]
-    numpy: tuple[Literal["MT19937"], list[Word], Annotated[int, Range(at_least=0, at_most=624)], Count, float]
+    numpy: tuple[Literal["MT19937"], list[Word], Annotated[int, Range(0, 624)], Count, float]
     cuda: str | None = None  # base64
 
 

@@ -39,7 +39,7 @@ class LLMConfig:
     num_hidden_layers: Layers
     num_attention_heads: Heads
     num_key_value_heads: Heads
-    vocab_size: Annotated[int, Range(at_least=1, at_most=2**22)]
+    vocab_size: Annotated[int, Range(1, 2**22)]
     rope_theta: Positive = 1_000_000.0
     rms_norm_eps: Epsilon = 1e-6
     hidden_act: str = "silu"
@@ -74,7 +74,7 @@ class GlueConfig:
     The defaults are what the public checkpoint needs; a config.json may state others under `bagel_config`.
     """
 
-    latent_patch_size: Annotated[int, Range(at_least=1, at_most=16)] = 2
+    latent_patch_size: Annotated[int, Range(1, 16)] = 2
     """Side of the square of latent cells that makes one token."""
     max_latent_size: Side = 64
     """Side of the position table for latent tokens: a larger picture cannot be drawn."""
@@ -84,7 +84,7 @@ class GlueConfig:
     interpolate_pos: bool = False
     timestep_shift: Positive = 1.0
     """Above 1, more of the times that training draws lie near noise."""
-    vit_select_layer: Annotated[int, Range(at_least=-256, at_most=-1)] = -2
+    vit_select_layer: Annotated[int, Range(-256, -1)] = -2
     """The layer of the vision tower whose output is used, counted from the end: -1 is the last, -2 the one before."""
 
     def __post_init__(self) -> None:

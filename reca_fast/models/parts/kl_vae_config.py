@@ -19,18 +19,18 @@ class KLVAEConfig:
 
     in_channels: RGB = 3
     out_ch: RGB = 3
-    ch: Annotated[int, Range(at_least=1, at_most=4096)] = 128
+    ch: Annotated[int, Range(1, 4096)] = 128
     """Channels at full resolution; each level has `ch` times its entry in `ch_mult`."""
-    ch_mult: tuple[Annotated[int, Range(at_least=1, at_most=64)], ...] = (1, 2, 4, 4)
+    ch_mult: tuple[Annotated[int, Range(1, 64)], ...] = (1, 2, 4, 4)
     """One entry a level; between two levels the sides of the picture are halved."""
-    num_res_blocks: Annotated[int, Range(at_least=1, at_most=16)] = 2
+    num_res_blocks: Annotated[int, Range(1, 16)] = 2
     """Residual blocks in each level of the encoder; the decoder has one more."""
-    z_channels: Annotated[int, Range(at_least=1, at_most=256)] = 16
+    z_channels: Annotated[int, Range(1, 256)] = 16
     """Channels of the latents."""
-    norm_groups: Annotated[int, Range(at_least=1, at_most=1024)] = 32
+    norm_groups: Annotated[int, Range(1, 1024)] = 32
     """Groups of every GroupNorm: 32 in all public checkpoints."""
     scale_factor: Annotated[float, Range(above=0, at_most=1000)] = 0.3611
-    shift_factor: Annotated[float, Range(at_least=-1000, at_most=1000)] = 0.1159
+    shift_factor: Annotated[float, Range(-1000, 1000)] = 0.1159
     """A latent is scale_factor * (z - shift_factor), where z is what the encoder's moments describe."""
     encoder_attention: bool = False
     """Attention after each residual block of the encoder's last level, as the KL-16 VAE of MAR and Harmon has it."""

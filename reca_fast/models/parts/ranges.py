@@ -8,12 +8,12 @@ from typing import Annotated
 
 from reca_fast.schema import Range
 
-Layers = Annotated[int, Range(at_least=1, at_most=256)]
-Heads = Annotated[int, Range(at_least=1, at_most=1024)]
-Width = Annotated[int, Range(at_least=1, at_most=2**18)]
-Side = Annotated[int, Range(at_least=1, at_most=256)]
+Layers = Annotated[int, Range(1, 256)]
+Heads = Annotated[int, Range(1, 1024)]
+Width = Annotated[int, Range(1, 2**18)]
+Side = Annotated[int, Range(1, 256)]
 """Of a grid or a patch, in cells or pixels."""
 Epsilon = Annotated[float, Range(above=0, at_most=1)]
 """What a norm adds to a variance before it divides by its root."""
-RGB = Annotated[int, Range(at_least=3, at_most=3)]
+RGB = Annotated[int, Range(3, 3)]
 """Channels of a picture."""

@@ -21,7 +21,7 @@ class SiglipConfig:
     """Width of the hidden layer of each MLP."""
     num_hidden_layers: Layers
     num_attention_heads: Heads
-    image_size: Annotated[int, Range(at_least=1, at_most=2**16)]
+    image_size: Annotated[int, Range(1, 2**16)]
     """Side in pixels of the largest square that the position table covers."""
     patch_size: Side = 14
     """Side of a patch in pixels; a patch becomes one token."""
