@@ -8,6 +8,7 @@ from operator import attrgetter, getitem
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from reca_fast import __version__
 from reca_fast.checkpoints import MAX_STATE_BYTES, STATE_FILE, CheckpointStore, folder_name
 from reca_fast.config import RunConfig, settings
 from reca_fast.data.lanes import LaneState
@@ -66,7 +67,18 @@ def read_saved(path: Path) -> SavedState:
         UserError: its run_state.json is not what a run writes.
     """
     file = path / STATE_FILE
-    state = from_dict(SavedState, read_json(file, max_bytes=MAX_STATE_BYTES), str(file))
+    written = read_json(file, max_bytes=MAX_STATE_BYTES)
+    try:
+        state = from_dict(SavedState, written, str(file))
+    except UserError as error:
+        version = written.get("version") if isinstance(written, dict) else None
+        if not isinstance(version, str) or version == __version__:
+            raise
+        fault = str(error).rstrip(".")
+        raise UserError(
+            f"{path} was saved by reca-fast {shown(version)}, and this is {__version__}, which cannot read it "
+            f"({fault}). Go on with that version, or name another folder."
+        ) from None
     if path.name != folder_name(state.step):
         raise UserError(f"{path} holds the state of step {state.step}; rename it to {folder_name(state.step)}.")
     return state

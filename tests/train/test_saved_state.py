@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 
 from reca_fast.errors import UserError
-from reca_fast.train.saved import find_saved
+from reca_fast.train.saved import find_saved, read_saved
 from tests.train.short_run import running
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -34,6 +34,18 @@ def test_a_run_of_another_version_is_refused_by_what_it_did_not_know(begun, conf
     store.save(2, {"model": {"x": torch.ones(1)}}, state | {"version": "0.0.9", "step": 2})
     with pytest.raises(UserError, match=r"knew no data.orientation, as runs of another version .*0\.0\.9"):
         find_saved(configured(tmp_path / "run", False), store, print)
+
+
+def test_a_state_of_another_version_names_that_version(begun, tmp_path):
+    """Version 0.1.0 did not count the packs that a lane has planned."""
+    run = Path(shutil.copytree(begun(False)[0], tmp_path / "run"))
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    file = checkpoint / "run_state.json"
+    state = json.loads(file.read_text())
+    del state["lanes"]["0"]["next"]["number"]
+    file.write_text(json.dumps(state | {"version": "0.1.0"}))
+    with pytest.raises(UserError, match=r"saved by reca-fast '0\.1\.0'.*lacks number\)\. Go on"):
+        read_saved(checkpoint)
 
 
 ODD: list[Any] = [None, True, "", "x" * 2000, -1, 1e999, 2**70, 0.5, [], [1], {}, {"a": 1}, [[]]]
