@@ -13,6 +13,12 @@ from collections.abc import Sequence
 from reca_fast import __version__
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
+LESS_MEMORY = {
+    "train": "lower --data.tokens_per_pack or --data.workers, or set --model.recompute true",
+    "generate": "lower --width and --height",
+    "reconstruct": "lower --data.target_resize.max_size or --count",
+}
+"""Verb -> what to do so that it needs less."""
 USER, BUG = 2, 1
 """Exit codes."""
 
@@ -25,9 +31,9 @@ def report(error: Exception, args: Sequence[str]) -> int:
     first = " ".join(str(error).split())[:200].rstrip(".")
     said = f"{type(error).__name__}: {first}" if first else type(error).__name__
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError | OSError) and _is_out_of_memory(first)):
+        less = LESS_MEMORY.get(next(iter(args), ""), "use a machine with more of it")
         print(
-            f"reca-fast: the memory does not suffice ({said}); take fewer or smaller pictures at once "
-            "(--data.tokens_per_pack, --data.workers, --batch), or --model.recompute true.",
+            f"reca-fast: the memory does not suffice ({said}); {less}.",
             file=sys.stderr,
         )
         return USER

@@ -9,6 +9,12 @@ import tempfile
 import pytest
 import torch
 
+from reca_fast.cli.failures import LESS_MEMORY, report
+from reca_fast.cli.generate import GenerateOptions
+from reca_fast.cli.options import option_names
+from reca_fast.cli.reconstruct import ReconstructOptions
+from reca_fast.config import RunConfig
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -42,7 +48,7 @@ def test_a_bug_says_how_to_report_it(failing, tmp_path, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (MemoryError(), "the memory does not suffice .MemoryError.; take fewer"),
+        (MemoryError(), r"the memory does not suffice .MemoryError.; use a machine with more of it\."),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), r"the memory does not suffice .*CUDA"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "the memory does not suffice"),
         (ModuleNotFoundError("No module", name="xformers"), "the package xformers is needed"),
@@ -51,6 +57,15 @@ def test_a_bug_says_how_to_report_it(failing, tmp_path, monkeypatch) -> None:
 )
 def test_failures_of_the_machine_are_one_sentence(error, sentence, failing) -> None:
     assert re.search(sentence, failing(error).sentence)
+
+
+@pytest.mark.parametrize("verb", LESS_MEMORY)
+def test_what_needs_less_memory_is_an_option_of_the_verb(verb, capsys) -> None:
+    assert report(MemoryError(), [verb]) == 2
+    assert f"; {LESS_MEMORY[verb]}." in capsys.readouterr().err
+    kind = {"train": RunConfig, "generate": GenerateOptions, "reconstruct": ReconstructOptions}[verb]
+    named = set(re.findall(r"--([\w.]+)", LESS_MEMORY[verb]))
+    assert named and named <= {name for name, _ in option_names(kind)}
 
 
 def test_names_from_outside_stay_on_one_line(reca_fast, tmp_path) -> None:
