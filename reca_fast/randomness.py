@@ -6,8 +6,9 @@ a generator is saved. Three seeds decide:
 data.seed       the order of the records, and for each record and epoch its task, template or caption, and whether the
                 prompt is left out (`data/lanes.py`, `data/samples.py`)
 seed            for each pack of training, the timesteps, the noise, and the draw from the VAE's distribution
-                (`draw_of_pack`); also the starting noise of the grids that a run draws of itself
-sampling.seed   the starting noise of pictures that a command draws (`generate`, `reconstruct`)
+                (`draw_of_pack`)
+sampling.seed   the starting noise of every picture that is drawn: by `generate` and `reconstruct`, and in the grids of
+                a training run
 """
 
 import hashlib

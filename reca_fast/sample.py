@@ -50,4 +50,4 @@ class Sample:
     tasks: tuple[str, ...]  # those of TASKS that it serves
     condition: Tensor | None  # uint8 [H, W, 3]
     target: Tensor | None  # uint8 [H, W, 3]
-    text: Text | None  # None when condition dropout removed it
+    text: Text | None  # None when data.text_dropout left it out

@@ -1,4 +1,7 @@
-"""Which picture formats are read, by the names that Pillow has for them, and the endings of their files."""
+"""Which picture formats are read, and by which file names and first bytes they are told.
+
+Formats have the names that Pillow gives them.
+"""
 
 import importlib
 import io
@@ -15,17 +18,17 @@ Image.MAX_IMAGE_PIXELS = None  # `picture_size` checks: Pillow's own limit, a gl
 warnings.filterwarnings("ignore", module=r"PIL\.")  # what it thinks of odd metadata, in the middle of a progress bar
 
 READ = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "QOI", "TGA")
-"""What may be opened, whatever a file is called. Left out of Pillow's list: formats that call other programs, hold only
-a header, or wrap a second picture whose size their own header does not tell.
+"""Formats that Pillow may open, by content and not by the name of the file. Others that it knows are left out: they
+call other programs, hold only a header, or wrap a second picture whose size their own header does not tell.
 """
 
 
 class Plugin(NamedTuple):
-    """What makes Pillow read one more format."""
+    """A package that makes Pillow read one more format."""
 
     package: str
     module: str
-    register: str | None  # the function that makes it known, where importing the module does not
+    register: str | None  # function of the module that tells Pillow of it; None where the import does
     endings: tuple[str, ...]
     signature: re.Pattern[bytes]  # of a file's first bytes
 
@@ -55,11 +58,11 @@ DAMAGED = (
     struct.error,
     zlib.error,
 )
-"""All that Pillow raises on damaged bytes."""
+"""Every exception that Pillow raises on damaged bytes."""
 
 
 def _available() -> list[str]:
-    """The formats that Pillow reads here, plugins registered."""
+    """The formats that Pillow reads on this machine. Plugins that are installed are registered on the way."""
     Image.init()
     found = [name for name in READ if name in Image.OPEN]
     for name, plugin in PLUGINS.items():
@@ -78,12 +81,12 @@ LACKING = {name: plugin for name, plugin in PLUGINS.items() if name not in FORMA
 
 
 def why_not_by_name(ending: str) -> str | None:
-    """Why a file with this ending is not read although it is a picture."""
+    """Why a file with this ending, which is a picture, is not read; None if this module knows no reason."""
     return next((_without(plugin) for plugin in LACKING.values() if ending in plugin.endings), None)
 
 
 def why_not_by_content(data: bytes) -> str | None:
-    """Why these bytes are not read although they are a picture, whatever the file is called."""
+    """Why these bytes, which are a picture, are not read; None if this module knows no reason."""
     return next((_without(plugin) for plugin in LACKING.values() if plugin.signature.match(data)), None)
 
 

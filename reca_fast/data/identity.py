@@ -1,4 +1,7 @@
-"""Is it the same data? Told by names, sizes and samples, so that a folder may move."""
+"""Whether two sources hold the same data, which a resumed run has to know.
+
+It is told by the names and sizes of the records and by some of the pictures, so a folder may move.
+"""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -9,17 +12,17 @@ from reca_fast.data.records import BadRecord
 from reca_fast.data.sources import Source
 
 NAMES = 1_000_000
-"""Records whose name is compared, evenly spread: a second's work."""
+"""How many records are compared by name, spread evenly over the source. More would take longer than a second."""
 SIZES = 10_000
-"""Records whose size is compared, evenly spread: all of a small source, and a second's work on a large one."""
+"""How many records are compared by size, spread evenly over the source. More would take longer than a second."""
 PICTURES = 32
-"""Records whose picture is compared."""
+"""How many records are compared by their picture."""
 
 
 def identity_of_source(source: Source) -> dict[str, str]:
-    """What makes out a source, each as text: the number of records, checksums (xxh3, hex) of names, sizes and pictures.
+    """The identity of a source, in parts: the number of records, and checksums of names, sizes and pictures.
 
-    Captions do not count beyond the shards' sizes.
+    Checksums are xxh3 with 128 bits, in hex. Captions take no part, except in the size of the shard that holds them.
     """
     names, sizes, pictures = xxhash.xxh3_128(), xxhash.xxh3_128(), xxhash.xxh3_128()
     for index in _spread(len(source), NAMES):
@@ -41,7 +44,7 @@ def identity_of_source(source: Source) -> dict[str, str]:
 
 
 def _spread(records: int, most: int) -> Iterator[int]:
-    """At most `most` record numbers, evenly spread, the first and the last among them."""
+    """At most `most` numbers of records, evenly spread from the first to the last."""
     if records <= most:
         yield from range(records)
     else:

@@ -1,7 +1,7 @@
-"""Bytes of a picture -> uint8 pixels of the right size -> numbers that a model reads.
+"""Pictures: from encoded bytes to uint8 pixels of the right size, and from these to the numbers that a model reads.
 
-Pictures stay uint8 until the last moment: they are four times smaller than fp32, torch resizes them with vector
-instructions, and the device normalises the big target picture in microseconds.
+Pictures stay uint8 as long as they can. They are then a quarter as large as in fp32, torch resizes them with vector
+instructions, and the device turns them into floating-point numbers in microseconds.
 """
 
 from typing import Literal
@@ -21,17 +21,21 @@ from reca_fast.data.records import BadImage
 
 MAX_PIXELS = DataConfig.max_image_pixels
 MAX_SIDE = 65_535
-"""The longest side that a JPEG can have. Beyond it a small file can make one row of pixels fill the memory."""
+"""The longest side in pixels that is read, which is also the longest that a JPEG can have. A small file of another
+format can declare a longer one, so that a single row of pixels would take all memory.
+"""
 HARMLESS = ("extraneous bytes", "JFIF revision", "Adobe color transform", "ICC profile")
+"""Parts of the complaints of the JPEG decoder that concern no pixels."""
 NO_END = "Premature end of JPEG file"
-"""Parts of what the decoder says of JPEGs whose pixels may all be there; it says the first of several."""
+"""Its complaint about a JPEG whose end marker is missing. The pixels may all be there."""
 Orientation = Literal["apply", "ignore"]
 
 
 def fitted_size(width: int, height: int, rule: ResizeConfig) -> tuple[int, int]:
-    """(width, height) in pixels to which a picture of the given size is resized; both are multiples of rule.stride.
+    """Width and height in pixels to which a picture of the given size is resized.
 
-    The long side is brought below `max_size`, the short side above `min_size`, and max_size wins when both cannot be.
+    Both are multiples of `rule.stride`. The long side is brought down to at most `rule.max_size` and the short side up
+    to at least `rule.min_size`; where both are impossible, max_size holds.
     """
 
     def scaled(w: int, h: int, k: float) -> tuple[int, int]:
@@ -39,7 +43,7 @@ def fitted_size(width: int, height: int, rule: ResizeConfig) -> tuple[int, int]:
 
     k = max(min(rule.max_size / max(width, height), 1), rule.min_size / min(width, height))
     w, h = scaled(width, height, k)
-    if w * h > rule.max_pixels:  # a ratio of areas scales the sides: shrinks too far, but so do the authors
+    if w * h > rule.max_pixels:  # the authors scale the sides by the ratio of the areas, which shrinks too far
         w, h = scaled(w, h, rule.max_pixels / (w * h))
     if max(w, h) > rule.max_size:
         w, h = scaled(w, h, rule.max_size / max(w, h))
@@ -47,15 +51,15 @@ def fitted_size(width: int, height: int, rule: ResizeConfig) -> tuple[int, int]:
 
 
 def snapped(side: int, stride: int) -> int:
-    """The multiple of stride nearest to side, at least one stride."""
+    """The multiple of `stride` nearest to `side`, but no less than one stride."""
     return max(stride, round(side / stride) * stride)
 
 
 def picture_size(data: bytes, max_pixels: int = MAX_PIXELS, orientation: Orientation = "apply") -> tuple[int, int]:
-    """(width, height) in pixels that `decode` will give, from the header; nothing is decoded.
+    """Width and height in pixels of what `decode` will give, read from the header alone.
 
-    Raises BadImage when the header is unreadable or declares no pixels, more than `max_pixels`, or a side
-    longer than MAX_SIDE.
+    Raises:
+        BadImage: the header is unreadable, or declares no pixels, more than `max_pixels`, or a side above MAX_SIDE.
     """
     jpeg = _jpeg_header(data)
     width, height = jpeg[:2] if jpeg else _webp_canvas(data) or _open(data).size
@@ -69,11 +73,18 @@ def picture_size(data: bytes, max_pixels: int = MAX_PIXELS, orientation: Orienta
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS, orientation: Orientation = "apply") -> Tensor:
-    """Pixels as uint8 [H, W, 3]: transparency on white, everything else converted to RGB, the first frame of several.
+    """Pixels of an encoded picture, uint8 [H, W, 3] in RGB.
 
-    "apply" turns the picture as its EXIF orientation says, "ignore" leaves it as it lies (but for TIFF, which Pillow
-    always turns). 16-bit grey keeps its high byte (Pillow would clip it to white). Raises BadImage for whatever
-    `picture_size` refuses and for truncated or damaged data.
+    What is transparent is put on white, of several frames the first is taken, and of 16 bits the higher 8.
+
+    Args:
+        data: the encoded picture.
+        max_pixels: a picture that declares more is refused.
+        orientation: "apply" turns the picture as its EXIF orientation says, "ignore" does not. (TIFF is always turned,
+            by Pillow.)
+
+    Raises:
+        BadImage: `picture_size` refuses the picture, or its data are truncated or damaged.
     """
     picture_size(data, max_pixels)
     pixels = _jpeg_pixels(data)
@@ -88,9 +99,10 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, orientation: Orientation =
 
 
 def resize(image: Tensor, size: tuple[int, int], method: Literal["fast", "exact"] = "fast") -> Tensor:
-    """Antialiased bicubic resize of uint8 [H, W, 3] to size = (width, height); the same object if it fits already.
+    """Resize uint8 [H, W, 3] to size = (width, height) by antialiased bicubic interpolation.
 
-    "exact" gives Pillow's bits, "fast" gives torch's in a fifth of the time (more than 60 dB PSNR between the two).
+    "exact" gives the same bits as Pillow. "fast" is torch's, which takes a fifth of the time; the PSNR between the two
+    is above 60 dB. A picture that has the size already is returned as it is.
     """
     width, height = size
     if image.shape[:2] == (height, width):
@@ -104,16 +116,20 @@ def resize(image: Tensor, size: tuple[int, int], method: Literal["fast", "exact"
 
 
 def blur(image: Tensor, sigma: float) -> Tensor:
-    """uint8 [H, W, 3] blurred by a Gaussian of `sigma` pixels (Pillow's: three box filters, close to it); 0 is off."""
+    """Blur uint8 [H, W, 3] by a Gaussian of `sigma` pixels, as Pillow approximates it by three box filters.
+
+    With a sigma of 0 the picture is returned as it is.
+    """
     if sigma == 0:
         return image
     return torch.from_numpy(np.array(Image.fromarray(image.numpy()).filter(ImageFilter.GaussianBlur(sigma))))
 
 
 def patchify(image: Tensor, patch_size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 [h, w, 3] -> [n, patch_size * patch_size * 3] in [-1, 1], both sides being multiples of patch_size.
+    """Cut uint8 [h, w, 3], both sides multiples of `patch_size`, into patches: [n, patch_size * patch_size * 3].
 
-    Patches are in row-major order; features run over patch row, patch column, channel (fastest).
+    Patches come row by row. In a patch, the number at row r, column c and channel k is feature
+    (r * patch_size + c) * 3 + k. Numbers are in [-1, 1].
     """
     h, w, _ = image.shape
     rows = image.reshape(h // patch_size, patch_size, w // patch_size, patch_size * 3)
@@ -121,7 +137,7 @@ def patchify(image: Tensor, patch_size: int, dtype: torch.dtype = torch.float32)
 
 
 def to_model_range(image: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 [H, W, 3] -> contiguous [3, H, W] in [-1, 1], on the image's device."""
+    """uint8 [H, W, 3] as contiguous [3, H, W] in [-1, 1], on the same device."""
     return normalised(image.permute(2, 0, 1).contiguous()).to(dtype)
 
 
@@ -143,16 +159,18 @@ def _jpeg_header(data: bytes) -> tuple[int, int, str] | None:
 
 
 def _jpeg_pixels(data: bytes) -> np.ndarray | None:
-    """uint8 [H, W, 3] of a JPEG, the same bits as Pillow's in 0.6 of its time; None for what is left to Pillow.
+    """Pixels uint8 [H, W, 3] of a JPEG, the same bits as Pillow's in 0.6 of its time; None where Pillow has to do it.
 
-    Raises BadImage when pixels are missing or damaged: Pillow would return them grey.
+    Raises:
+        BadImage: pixels are missing or damaged. (Pillow would return grey in their place.)
     """
     jpeg = _jpeg_header(data)
     if jpeg is None or jpeg[2] == "CMYK":
         return None
     pixels, complaint = _strictly(data)
     if complaint.startswith(NO_END) or _is_harmless(complaint):
-        # Zeros that fill up a cut file look like pixels, until its end is put where they begin.
+        # A cut file may be padded with zeros, which decode to pixels. With the end marker put where the zeros begin,
+        # the decoder complains about what is missing.
         complaint = _strictly(data.removesuffix(b"\xff\xd9").rstrip(b"\0") + b"\xff\xd9")[1]
         if not complaint or _is_harmless(complaint):
             return None
@@ -162,7 +180,7 @@ def _jpeg_pixels(data: bytes) -> np.ndarray | None:
 
 
 def _strictly(data: bytes) -> tuple[np.ndarray | None, str]:
-    """(uint8 [H, W, 3], what the decoder complained of first)."""
+    """The pixels uint8 [H, W, 3] and "", or None and the decoder's first complaint."""
     try:
         return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True), ""
     except ValueError as error:
@@ -174,7 +192,7 @@ def _is_harmless(complaint: str) -> bool:
 
 
 def _webp_canvas(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of an extended WebP, for which Pillow would allocate pixels on opening it; None for others."""
+    """(width, height) of an extended WebP, None for anything else. Pillow would allocate its pixels to tell them."""
     if data[:4] != b"RIFF" or data[8:16] != b"WEBPVP8X" or len(data) < 30:
         return None
     return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1

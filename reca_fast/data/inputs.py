@@ -1,4 +1,4 @@
-"""What the data room asks of a model: how many tokens a sample will take, and the batch that a pack becomes.
+"""What the data side asks of a model: how many tokens a sample will take, and the batch that a pack becomes.
 
 A model answers from its configuration and its tokenizer alone. No weights are needed, so all of this runs in the
 loader's threads, ahead of the step.
@@ -16,27 +16,27 @@ Size = tuple[int, int]
 
 
 class Plan(NamedTuple):
-    """What becomes of one picture: decided from its header, before it is decoded."""
+    """What a picture will become. It is decided from the size in the picture's header, before decoding."""
 
-    condition: Size | None  # size to which it is resized for the understanding encoder; None: there is no condition
-    target: Size | None  # size to which it is resized for the generation side; None: there is no target
-    num_tokens: int  # what the sample takes of a pack's budget
+    condition: Size | None  # size of the condition; None if the sample has none
+    target: Size | None  # size of the target; None if the sample has none
+    num_tokens: int  # how many tokens of a pack the whole sample takes, its text and markers included
 
 
 class Batch(Protocol):
-    """One pack as a model wants it, with every random number of the step drawn.
+    """One pack as a model takes it, with every random number of the step drawn.
 
-    It can be stored, moved and trained on again: the same batch always gives the same losses.
+    It can be stored, moved and trained on again: with the same weights, a batch always gives the same losses.
     """
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Task -> number of tokens whose losses are summed, as host integers: the step divides by them."""
+        """Task -> number of its tokens that have a loss. The step divides the sums of the losses by them."""
         ...
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the whole pack, for rates."""
+        """All tokens of the pack, with or without a loss, for figures such as tokens per second."""
         ...
 
     def to(self, device: torch.device | str) -> Self:
@@ -52,15 +52,15 @@ class Inputs(Protocol):
         ...
 
     def plan(self, tasks: Sequence[str], size: Size, text: Text | None) -> Plan:
-        """How a picture of `size` serves the tasks, together with the text.
+        """What a picture of `size` becomes in a sample that serves `tasks` and has `text`.
 
         Raises:
-            BadRecord: the picture cannot serve them; it is skipped and counted.
+            BadRecord: the picture cannot serve them. The loader skips it and counts it.
         """
         ...
 
     def collate(self, samples: Sequence[Sample], draw: torch.Generator) -> Batch:
-        """One batch out of the samples of a pack. Every random number of the step is drawn here, from `draw`, a
-        generator on the CPU that belongs to this pack alone.
+        """The batch of a pack's samples. Every random number of the step is drawn here, from `draw`, a generator on
+        the CPU that belongs to this pack alone.
         """
         ...

@@ -1,7 +1,7 @@
-"""One lane of the data: which records it plans, in which order, and where it goes on after a resume.
+"""One lane of the data: which records it plans, in which order, and where it goes on when a run is resumed.
 
-The data of a step is cut into `packs_per_step` lanes, whatever the number of processes: lane l of L takes every L-th
-record of each epoch's order, starting with the l-th. A process serves some of the lanes.
+There are `data.packs_per_step` lanes, whatever the number of processes, and each gives one pack to every step. Lane l
+of L takes every L-th record in the order of an epoch, starting with the l-th. Each process serves some of the lanes.
 """
 
 from collections.abc import Iterator
@@ -26,15 +26,15 @@ from reca_fast.randomness import generator
 class Position:
     """Where a lane goes on."""
 
-    number: Count  # of the pack to be planned next, counted over resumes and over packs that lost every sample
-    epoch: Count
-    position: Count  # in the epoch's order: the record to be planned next
+    number: Count  # of the pack to be planned next, from the start of the run; packs that lost every sample count too
+    epoch: Count  # of the record to be planned next
+    position: Count  # its place in the order of the epoch
     waiting: list[tuple[Count, Count]]  # (record, epoch) of the planned samples that wait for a pack
 
 
 @dataclass
 class LaneState:
-    """A lane after a pack, as it stands in JSON."""
+    """The state of a lane after a pack, as it stands in JSON. The first two values must be the same on resume."""
 
     packs_per_step: Count
     records: Count
@@ -46,7 +46,7 @@ class LaneState:
             raise ValueError(f"it stands beyond its {self.records} records")
 
 
-@lru_cache(maxsize=2)  # neighbouring epochs: lanes do not change epochs at the same moment
+@lru_cache(maxsize=2)  # two epochs, because lanes do not reach the next one at the same moment
 def epoch_order(records: int, seed: int, epoch: int, shuffle: bool) -> Tensor:
     """Record numbers int64 [records] in the order of one epoch."""
     if not shuffle:
@@ -55,16 +55,23 @@ def epoch_order(records: int, seed: int, epoch: int, shuffle: bool) -> Tensor:
 
 
 class PlannedPack(NamedTuple):
-    """The next pack of a lane before anything of it is decoded."""
+    """A pack of a lane whose samples are chosen, but not yet decoded."""
 
-    number: int  # its place among the lane's packs; with the lane it keys the pack's random numbers
+    number: int  # its place among the lane's packs, from which its random numbers follow
     plans: list[SamplePlan]
     skipped: list[Skip]  # records that were left out before it was full
     after: Position  # where the lane goes on
 
 
 class Lane:
-    """One lane's endless stream of plans and its packer; used by one thread at a time."""
+    """Plans the packs of one lane, endlessly. One thread at a time may use it.
+
+    Args:
+        number: which lane it is, from 0.
+        source: where records come from.
+        builder: plans their samples.
+        config: tokens of a pack, number of lanes, order of the data.
+    """
 
     def __init__(self, number: int, source: Source, builder: SampleBuilder, config: DataConfig) -> None:
         self.number, self._source, self._builder, self._config = number, source, builder, config
@@ -76,13 +83,17 @@ class Lane:
         self._patience = self.watch()
 
     def load(self, saved: Position) -> None:
-        """Go on from there; the buffer's plans are made anew from their records."""
+        """Go on where a saved lane stopped. The samples that waited for a pack are planned anew."""
         self._pack, self._epoch, self._position = saved.number, saved.epoch, saved.position
         plans = (self._plan(index, epoch) for index, epoch in saved.waiting)
         self._packer.waiting = [plan for plan in plans if plan]
 
     def next_pack(self) -> PlannedPack:
-        """Raises UserError when no record is usable."""
+        """Plan the next pack.
+
+        Raises:
+            UserError: no record is usable.
+        """
         plans = self._packer.next_pack(self._stream)
         skipped, self._skipped = self._skipped, []
         number, self._pack = self._pack, self._pack + 1
@@ -101,9 +112,9 @@ class Lane:
             self._epoch, self._position = self._epoch + 1, 0
 
     def _plan(self, index: int, epoch: int) -> SamplePlan | None:
-        """The plan for a record, or None with the reason noted."""
+        """The plan for a record; None, with the reason noted, when it cannot be used."""
         try:
-            record = self._source.read(index)  # its bytes are dropped again: a buffer of plans stays small
+            record = self._source.read(index)  # its bytes are not kept, so that waiting plans take little memory
             size = self._builder.picture_size(record.image)
             plan = self._builder.plan(index, record.key, size, record.caption, epoch, lack=record.lack)
             for option in limits_below(plan.num_tokens, self._config):
@@ -120,12 +131,12 @@ class Lane:
         self._patience.add(skip)
 
     def watch(self) -> Patience:
-        """Gives up when no record of this lane can be used."""
+        """What ends the run when no record of this lane can be used."""
         records, length = len(self._source), len(self._items(0))
-        others_come = length < records and self._config.shuffle  # in the next epochs
+        others_come = length < records and self._config.shuffle  # the next epochs bring this lane others
         return Patience(length, min(20 * records, 1000) if others_come else length, self._config)
 
     def _items(self, epoch: int) -> Tensor:
         records, lanes = len(self._source), self._config.packs_per_step
         order = epoch_order(records, self._config.seed, epoch, self._config.shuffle)
-        return order[self.number % records :: lanes]  # fewer records than lanes: some lanes share one
+        return order[self.number % records :: lanes]  # with fewer records than lanes, some lanes share one

@@ -1,7 +1,7 @@
-"""Packs, planned, decoded and collated ahead of the training step, in an order that only the settings decide.
+"""The loader: threads plan, decode and collate packs ahead of the training step.
 
-Packs, and a resumed run, depend neither on processes nor on threads nor on prefetching: what a lane plans is decided by
-`lanes.py`, and every random number of a pack by the lane and the pack's number in it.
+Which packs come, and every number in them, depends on the settings alone and not on processes, threads or prefetching.
+`lanes.py` decides what is in a pack; its random numbers follow from the seed, the lane and the pack's number in it.
 """
 
 from collections import deque
@@ -32,37 +32,43 @@ class Pack(Generic[T]):
     """One pack of a lane, ready for the step."""
 
     lane: int
-    number: int  # its place among the lane's packs, over resumes too
+    number: int  # its place among the lane's packs, counted over resumes
     batch: T  # what collate made of the samples
-    keys: tuple[str, ...]  # of the samples, in the batch's order
-    num_tokens: int  # as planned, samples that failed to decode left out
+    keys: tuple[str, ...]  # of the samples, in the order of the batch
+    num_tokens: int  # as planned, without the samples whose picture could not be decoded
 
 
 class _Built(NamedTuple, Generic[T]):
     """A pack whose pictures are decoded."""
 
     batch: T | None  # None when no sample was usable
-    good: list[SamplePlan]
-    skipped: list[Skip]
+    good: list[SamplePlan]  # of the samples in the batch
+    skipped: list[Skip]  # samples whose picture could not be decoded
 
 
 class _Draft(NamedTuple, Generic[T]):
-    """A pack that is planned and being built."""
+    """A pack that is planned, and that worker threads are building."""
 
     planned: PlannedPack
     built: "Future[_Built[T]]"
 
 
 class PackLoader(Generic[T]):
-    """Endless iterator over steps: `next()` gives one Pack for each of this process's lanes, in lane order.
+    """Endless iterator over steps: `next()` gives one Pack for each lane that this process serves, in their order.
 
-    Errors in threads are raised by `next()`. Close the loader, or use it in a `with`, to end its threads.
+    An exception in a thread is raised by `next()`. Use the loader in a `with`, or close it, to end its threads.
 
     Args:
-        collate: makes a batch of a pack's samples, with every random number of the step drawn from the generator that
-            it is given; it runs in a worker thread, as decoding and resizing do.
-        lanes: those of the `config.packs_per_step` lanes that this process serves.
-        seed: of the run; with lane and number it keys the generator of each pack.
+        source: where records come from.
+        builder: makes samples of them.
+        config: the settings of the data.
+        collate: makes a batch of a pack's samples and draws every random number of the step from the generator that it
+            is given. It runs in a worker thread.
+        lanes: the lanes that this process serves, from 0 to `config.packs_per_step` - 1.
+        seed: the seed of the run, from which the random numbers of each pack follow.
+
+    Raises:
+        UserError: the source is empty, or a setting is out of range.
     """
 
     def __init__(
@@ -107,16 +113,16 @@ class PackLoader(Generic[T]):
         self.close()
 
     def summary(self) -> str:
-        """One line: how many records were used, how many were skipped and why, what was ignored, with examples."""
+        """One line that says how many records were used, and how many were skipped or ignored and why."""
         return describe([self.report()])
 
     def report(self) -> Report:
-        """What `describe` says, so that the reports of several processes can be brought together."""
+        """The outcomes in this process, for `describe`, which brings those of all processes together."""
         lanes = [outcomes.state() for outcomes in self._outcomes.values()]
         return Report(len(self._source), lanes, self._source.ignored)
 
     def state_dict(self) -> dict[str, LaneState]:
-        """{lane: its state after the last pack handed out}. A saved run joins the dicts of all processes."""
+        """Number of each lane -> its state after the last pack handed out. A saved run holds those of all processes."""
         packs_per_step, records = self._config.packs_per_step, len(self._source)
         return {
             str(lane): LaneState(packs_per_step, records, position, self._outcomes[lane].state())
@@ -124,10 +130,11 @@ class PackLoader(Generic[T]):
         }
 
     def load_state_dict(self, saved: Mapping[str, LaneState]) -> None:
-        """Go on where the saved lanes stopped; states of lanes that this process does not serve are left alone.
+        """Go on where the saved lanes stopped. Lanes that this process does not serve are passed over.
 
-        Call it before the first `next()`. Raises UserError when packs_per_step or the data's size has changed, and for
-        damaged marks.
+        Raises:
+            RuntimeError: `next()` was called before.
+            UserError: `packs_per_step` or the number of records is another than then, or the state is damaged.
         """
         if any(self._drafts.values()):
             raise RuntimeError("load_state_dict comes before the first pack")
@@ -156,7 +163,7 @@ class PackLoader(Generic[T]):
             self._positions[number] = state.next
 
     def close(self) -> None:
-        """End the threads; work not yet begun is dropped."""
+        """End the threads. Work that has begun is waited for, the rest is dropped."""
         self._planner.shutdown(wait=True, cancel_futures=True)
         self._workers.shutdown(wait=True, cancel_futures=True)
 
@@ -167,7 +174,7 @@ class PackLoader(Generic[T]):
         """In the planning thread: plan a pack and hand its pictures to the workers."""
         planned = lane.next_pack()
         outcomes = [self._workers.submit(self._build, plan) for plan in planned.plans]
-        # Workers take tasks in order, so this one begins when all its samples have begun: waiting cannot lock up.
+        # Workers take their work in order: when this begins, all samples of the pack have begun, so its waiting ends.
         draw = draw_of_pack(self._seed, lane.number, planned.number)
         return _Draft(planned, self._workers.submit(self._join, planned.plans, outcomes, draw))
 

@@ -1,6 +1,7 @@
-"""Which way up a picture is meant to be seen: the EXIF orientation, read from the container alone.
+"""Which way up a picture is meant to be seen: its EXIF orientation, read from the file without decoding pixels.
 
-Pillow would decode a whole PNG and allocate a WebP's pixels before it tells; a plan needs the answer in microseconds.
+Pillow would decode a whole PNG, and allocate the pixels of a WebP, before it tells. A plan needs the answer in
+microseconds.
 """
 
 import re
@@ -20,9 +21,10 @@ FLIPS: dict[int, tuple[int, ...]] = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0
 
 
 def exif_orientation(data: bytes) -> int:
-    """1 (upright) to 8, as EXIF counts. EXIF goes before XMP, and what says nothing readable is upright.
+    """The orientation of an encoded picture, from 1 (upright) to 8, as EXIF numbers them.
 
-    TIFF is always 1: Pillow turns its pixels itself.
+    It is looked for in the EXIF data first and then in the XMP data; a picture that has neither is upright. For TIFF
+    the answer is always 1, because Pillow turns its pixels itself.
     """
     if data[:2] == b"\xff\xd8":
         found = _declared(*_in_jpeg(data))
@@ -38,12 +40,12 @@ def exif_orientation(data: bytes) -> int:
 
 
 def seen(width: int, height: int, turn: int) -> tuple[int, int]:
-    """(width, height) after `upright`, or before it: turning twice changes nothing here."""
+    """The (width, height) that a picture has after `upright`, from the one it has before, or the other way round."""
     return (height, width) if turn >= 5 else (width, height)
 
 
 def upright(image: Tensor, turn: int) -> Tensor:
-    """uint8 [H, W, 3] turned and mirrored as the orientation `turn` asks; from 5 on, height and width change places."""
+    """uint8 [H, W, 3] turned and mirrored as the orientation `turn` asks. From 5 on, this swaps height and width."""
     if turn >= 5:
         image = image.transpose(0, 1)
     if turn in FLIPS:
@@ -76,7 +78,7 @@ def _in_jpeg(data: bytes) -> tuple[bytes, bytes]:
 
 
 def _app1_segments(data: bytes) -> Iterator[bytes]:
-    """Contents of the APP1 segments before the pixels."""
+    """The contents of a JPEG's APP1 segments, which hold EXIF and XMP, as far as they come before the pixels."""
     at = 2
     while 0 <= (at := data.find(b"\xff", at)) < len(data) - 3:
         marker = data[at + 1]
@@ -104,7 +106,7 @@ def _in_webp(data: bytes) -> tuple[bytes, bytes]:
 
 
 def _in_box_format(data: bytes) -> object:
-    """AVIF and its like: Pillow reads their header without decoding, and adds their own turns to the EXIF ones."""
+    """The orientation of an AVIF or HEIF. Pillow tells it without decoding, with the turns of the format added."""
     try:
         with open_picture(data) as picture:
             return picture.getexif().get(TAG)

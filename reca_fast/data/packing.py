@@ -1,11 +1,11 @@
-"""Filling packs to a token budget. Pure: sizes in, indices out; the same input always gives the same packs."""
+"""Which samples share a pack, so that packs are full. The same samples in the same order always give the same packs."""
 
 from collections.abc import Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
 
 class Sized(Protocol):
-    """Anything that knows how many tokens it takes."""
+    """Anything that has a number of tokens."""
 
     @property
     def num_tokens(self) -> int: ...
@@ -15,9 +15,17 @@ S = TypeVar("S", bound=Sized)
 
 
 def best_fit(sizes: Sequence[int], budget: int) -> list[int]:
-    """Indices of the items for the next pack, oldest (index 0) always among them, then whatever is largest and fits.
+    """Which items go into the next pack: the first one, then again and again the largest one that still fits.
 
-    Raises ValueError when the oldest item alone exceeds the budget.
+    Args:
+        sizes: tokens of each item, the one that has waited longest first.
+        budget: tokens of a pack.
+
+    Returns:
+        The indices of the chosen items, ascending.
+
+    Raises:
+        ValueError: the first item alone exceeds the budget.
     """
     if sizes[0] > budget:
         raise ValueError(f"an item of {sizes[0]} tokens cannot fit a pack of {budget}")
@@ -30,9 +38,15 @@ def best_fit(sizes: Sequence[int], budget: int) -> list[int]:
 
 
 class Packer(Generic[S]):
-    """Draws items from a stream into a buffer of `lookahead` and takes packs out of it.
+    """Takes items from a stream into a buffer and makes packs of them.
 
-    The oldest item of the buffer always goes into the next pack, so none waits for ever. `waiting` is the whole state.
+    The item that has waited longest always goes into the next pack, so none waits for ever. `waiting`, the buffer, is
+    all the state there is.
+
+    Args:
+        budget: tokens of a pack.
+        lookahead: number of items that the buffer holds.
+        waiting: items in the buffer at the start.
     """
 
     def __init__(self, budget: int, lookahead: int, waiting: Sequence[S] = ()) -> None:
@@ -40,7 +54,7 @@ class Packer(Generic[S]):
         self.waiting = list(waiting)
 
     def next_pack(self, stream: Iterator[S]) -> list[S]:
-        """The next pack, at most `budget` tokens, in order of arrival; empty only when buffer and stream are."""
+        """The items of the next pack, in the order in which they came; none when buffer and stream are empty."""
         while len(self.waiting) < self._lookahead and (item := next(stream, None)) is not None:
             self.waiting.append(item)
         if not self.waiting:

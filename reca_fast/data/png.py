@@ -1,4 +1,4 @@
-"""PNG chunks, walked without Pillow: it refuses long texts and profiles, and reads EXIF only after all pixels."""
+"""The chunks of a PNG, read without Pillow, which refuses long texts and reads EXIF only after all pixels."""
 
 import struct
 import zlib
@@ -10,7 +10,7 @@ MOST_TEXT = 1 << 20  # bytes that a compressed text may grow to
 
 
 def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, start, end) of every whole chunk, with length, kind and checksum between start and end."""
+    """(kind, start, end) of every complete chunk. The bytes from start to end include its length, kind and checksum."""
     start = len(SIGNATURE)
     while start + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, start)
@@ -22,7 +22,7 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def without_unused(data: bytes) -> bytes:
-    """The same pixels without the chunks that no decoding needs; the same object when there are none."""
+    """The PNG without the chunks of UNUSED kinds, which decoding does not need; `data` itself when it has none."""
     kept, copied = [], 0
     for kind, start, end in chunks(data):
         if kind in UNUSED:
@@ -32,7 +32,7 @@ def without_unused(data: bytes) -> bytes:
 
 
 def orientation_blocks(data: bytes) -> tuple[bytes, bytes]:
-    """(EXIF block, XMP document) of a PNG; what is missing is empty."""
+    """The EXIF block and the XMP document of a PNG. Each is empty where the PNG has none."""
     exif = profile = xmp = b""
     for kind, start, end in chunks(data):
         content = data[start + 8 : end - 4] if kind == b"eXIf" or kind in UNUSED else b""
@@ -51,7 +51,7 @@ def orientation_blocks(data: bytes) -> tuple[bytes, bytes]:
 
 
 def _text(kind: bytes, content: bytes) -> bytes:
-    """What follows the keyword of a text chunk, decompressed; empty when it is damaged or too long."""
+    """The text of a text chunk, behind its keyword, decompressed. It is empty when damaged or longer than MOST_TEXT."""
     text = content.partition(b"\0")[2]
     compressed = kind == b"zTXt"
     if kind == b"iTXt":

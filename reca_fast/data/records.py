@@ -1,4 +1,4 @@
-"""One picture as it lies on disk, and why a record may be of no use."""
+"""A record: one picture as its source holds it, encoded; and the exceptions for records that are of no use."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,16 @@ from reca_fast.data.captions import NO_CAPTION, Caption, Captions
 
 @dataclass(frozen=True)
 class Record:
-    """One picture as it lies on disk."""
+    """One picture as its source holds it."""
 
-    key: str  # unique in its source and independent of where the source lies
-    image: bytes  # encoded picture
-    caption: Caption | None  # one, or several of which an epoch uses one
-    lack: str = NO_CAPTION  # why there is none, in a short fixed phrase
+    key: str  # unique in its source, and the same when the source moves to another folder
+    image: bytes  # the encoded picture: a JPEG, PNG, ... file
+    caption: Caption | None  # one caption, or several of which each epoch uses one
+    lack: str = NO_CAPTION  # why there is no caption, in a short fixed phrase
 
 
 def record(key: str, image: bytes, captions: Captions) -> Record:
-    """A record with what was found for its caption."""
+    """The record of a picture and of what was found for its captions."""
     return Record(key, image, captions.caption, captions.lack)
 
 

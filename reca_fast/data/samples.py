@@ -1,7 +1,8 @@
-"""One record -> one training example, in two steps: a cheap plan (tasks, sizes, tokens) and the picture work itself.
+"""From a record to a training sample, in two steps: first a cheap plan, then the decoding and resizing.
 
-Plans need only a picture's header, so packs can be filled before anything is decoded. Every random choice is a hash of
-(config.seed, epoch, key): a resumed or re-sharded run repeats it.
+A plan says what the sample will be and how many tokens it takes. It needs only the header of the picture, so packs are
+put together before anything is decoded. Every random choice is a hash of (data.seed, epoch, key), so a run repeats it
+when it is resumed or has another number of processes.
 """
 
 from dataclasses import dataclass
@@ -22,24 +23,29 @@ from reca_fast.sample import I2T, RECA, TASKS, Sample, Text
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """What will become of one record in one epoch."""
+    """What one record will become in one epoch."""
 
     index: int  # number of the record in its source
     key: str
     epoch: int
     tasks: tuple[str, ...]
     size: Size  # of the picture as it is seen, before it is resized
-    text: Text | None  # template or caption; None when condition dropout removed it
-    plan: Plan
-    lack: str = ""  # why there is no caption, when another task was drawn and the record serves reca instead
+    text: Text | None  # the prompt; None when data.text_dropout left it out
+    picture: Plan  # what the picture becomes
+    lack: str = ""  # why there is no caption, if t2i or i2t was drawn and the record serves reca instead
 
     @property
     def num_tokens(self) -> int:
-        return self.plan.num_tokens
+        return self.picture.num_tokens
 
 
 class SampleBuilder:
-    """Plans and builds the samples of one model (`inputs`) as the data configuration says."""
+    """Makes samples out of records.
+
+    Args:
+        config: what samples shall be like.
+        inputs: the data side of the model that will be trained.
+    """
 
     def __init__(self, config: DataConfig, inputs: Inputs) -> None:
         check_data(config)
@@ -47,7 +53,11 @@ class SampleBuilder:
         self._config, self._inputs = config, inputs
 
     def picture_size(self, image: bytes) -> Size:
-        """Size of an encoded picture as it is seen, read from its header. Raises BadImage."""
+        """Width and height in pixels of an encoded picture, read from its header and turned as EXIF says.
+
+        Raises:
+            BadImage: the header cannot be read, or the picture is too large.
+        """
         return picture_size(image, self._config.max_image_pixels, self._config.orientation)
 
     def plan(
@@ -60,14 +70,19 @@ class SampleBuilder:
         task: str | None = None,
         lack: str = NO_CAPTION,
     ) -> SamplePlan:
-        """The plan for the record `index`, a picture of `size`, in `epoch`.
+        """The plan for a record in an epoch.
 
         Args:
-            caption: one, several of which the epoch draws one, or None for the reason `lack`.
-            task: instead of one drawn by weight.
+            index: number of the record in its source.
+            key: its key.
+            size: its picture's width and height in pixels, see `picture_size`.
+            caption: its caption; of several, the epoch draws one.
+            epoch: number of the epoch.
+            task: the task to serve; None draws one by the weights in `data.tasks`.
+            lack: why there is no caption, where it is None.
 
         Raises:
-            NoCaption: the drawn task needs a caption, there is none, and `reca` has no weight to stand in.
+            NoCaption: the task needs a caption, there is none, and reca cannot take its place, as its weight is 0.
             BadRecord: the model has no use for such a picture.
         """
         seed, dropout = self._config.seed, self._config.text_dropout
@@ -85,7 +100,11 @@ class SampleBuilder:
         return SamplePlan(index, key, epoch, (task,), size, text, self._inputs.plan((task,), size, text), lack)
 
     def build(self, record: Record, plan: SamplePlan) -> Sample:
-        """Decode the record's picture and resize it as planned. Raises BadImage when that cannot be done."""
+        """The sample: the record's picture decoded and resized as planned.
+
+        Raises:
+            BadImage: the picture is damaged, or is not of the size it was planned for.
+        """
         image = decode(record.image, self._config.max_image_pixels, "ignore")
         turn = exif_orientation(record.image) if self._config.orientation == "apply" else 1
         size = seen(image.shape[1], image.shape[0], turn)
@@ -95,12 +114,12 @@ class SampleBuilder:
             image, turn = upright(image, turn), 1
 
         def resized(width: int, height: int) -> Tensor:
-            # Turned afterwards: a photograph of 12 megapixels takes longer to turn than to decode and resize.
+            # Resized first, then turned: to turn 12 megapixels takes longer than to decode and resize them.
             return upright(resize(image, seen(width, height, turn), self._config.resize), turn)
 
-        sizes = plan.plan
-        condition = blur(resized(*sizes.condition), self._config.blur_sigma) if sizes.condition else None
-        target = resized(*sizes.target) if sizes.target else None
+        picture = plan.picture
+        condition = blur(resized(*picture.condition), self._config.blur_sigma) if picture.condition else None
+        target = resized(*picture.target) if picture.target else None
         return Sample(plan.key, plan.tasks, condition, target, plan.text)
 
     def _draw_task(self, epoch: int, key: str) -> str:
@@ -109,4 +128,4 @@ class SampleBuilder:
             point -= weight
             if point < 0:
                 return task
-        return max(self._weights, key=self._weights.__getitem__)  # rounding left point at 0
+        return max(self._weights, key=self._weights.__getitem__)  # rounding may leave point at 0

@@ -22,7 +22,7 @@ from tests.data.packs import PHOTOS, SMALL
 def test_a_reca_sample_is_three_splits() -> None:
     builder = builder_of(DataConfig(text_dropout=0.0), lambda text: range(21))
     plan = builder.plan(0, "a.jpg", (1024, 1024), None, epoch=0)
-    assert (plan.tasks, plan.plan.condition, plan.plan.target) == ((RECA,), (224, 224), (1024, 1024))
+    assert (plan.tasks, plan.picture.condition, plan.picture.target) == ((RECA,), (224, 224), (1024, 1024))
     assert plan.num_tokens == 258 + 23 + 4098 == 4379
     dropped = builder_of(DataConfig(text_dropout=1.0), lambda text: range(21)).plan(0, "a", (1024, 1024), None, 0)
     assert dropped.text is None
@@ -35,8 +35,8 @@ def test_other_tasks_have_two_splits_and_use_the_caption() -> None:
         return builder_of(config).plan(0, "a", (96, 96), caption, 0)
 
     t2i, i2t = plan(T2I, 0.0), plan(I2T, 1.0)
-    assert (t2i.text, t2i.plan.condition, t2i.num_tokens) == (Text((1, 3, 3)), None, 36 + 2 + 5)
-    assert (i2t.text, i2t.plan.target, i2t.num_tokens) == (
+    assert (t2i.text, t2i.picture.condition, t2i.num_tokens) == (Text((1, 3, 3)), None, 36 + 2 + 5)
+    assert (i2t.text, i2t.picture.target, i2t.num_tokens) == (
         Text((1, 3, 3), True),
         None,
         16 + 2 + 5,
@@ -72,8 +72,8 @@ def test_build_resizes_and_blurs_as_planned() -> None:
     with Image.open(io.BytesIO(record.image)) as picture:
         plan = sharp.plan(3, record.key, picture.size, None, 0)
     sample, soft = sharp.build(record, plan), blurred.build(record, plan)
-    assert sample.condition.shape == (plan.plan.condition[1], plan.plan.condition[0], 3)
-    assert sample.target.shape == (plan.plan.target[1], plan.plan.target[0], 3)
+    assert sample.condition.shape == (plan.picture.condition[1], plan.picture.condition[0], 3)
+    assert sample.target.shape == (plan.picture.target[1], plan.picture.target[0], 3)
     assert soft.condition.float().std() < sample.condition.float().std()
     assert torch.equal(soft.target, sample.target)  # the target stays sharp
     with pytest.raises(BadRecord, match="changed since"):
@@ -94,10 +94,12 @@ def test_photographs_are_planned_and_built_upright(turn: int) -> None:
         assert size == (shown.shape[1::-1] if orientation == "apply" else (120, 80))
         plan = builder.plan(0, record.key, size, None, 0)
         sample = builder.build(record, plan)
-        assert sample.condition.shape[1::-1] == plan.plan.condition
-        assert sample.target.shape[1::-1] == plan.plan.target
+        assert sample.condition.shape[1::-1] == plan.picture.condition
+        assert sample.target.shape[1::-1] == plan.picture.target
         if orientation == "apply":
-            expected = np.array(Image.fromarray(shown).resize(plan.plan.target, Image.Resampling.BICUBIC)).astype(int)
+            expected = np.array(Image.fromarray(shown).resize(plan.picture.target, Image.Resampling.BICUBIC)).astype(
+                int
+            )
             assert abs(sample.target.numpy() - expected).max() <= allowed
 
 
