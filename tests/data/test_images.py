@@ -69,7 +69,7 @@ def png_header(width: int, height: int) -> bytes:
         ((100, 1000), (96, 1024), (28, 224)),
     ],
 )
-def test_sizes_follow_the_authors_resize_rule(source: tuple, vae: tuple, vit: tuple) -> None:
+def test_sizes_follow_the_authors_resize_rule(source: tuple[int, int], vae: tuple, vit: tuple) -> None:
     config = DataConfig()
     assert fitted_size(*source, config.target_resize) == vae
     assert fitted_size(*source, config.condition_resize) == vit

@@ -238,8 +238,8 @@ def test_the_guided_velocity_is_the_authors(scales, kind, least, draw, monkeypat
     options = {"guidance": scales[0], "image_guidance": scales[1]}
     options |= {"guidance_renorm": kind, "guidance_renorm_min": least}
     guided = velocities(draw, monkeypatch, 0.7, conditions, shapes, **options)
-    for got, *parts in zip(guided, v, text, image, strict=True):
-        wanted = oracle(*(part.numpy() for part in parts), scales, kind, least)
+    for got, full, promptless_one, pictureless_one in zip(guided, v, text, image, strict=True):
+        wanted = oracle(full.numpy(), promptless_one.numpy(), pictureless_one.numpy(), scales, kind, least)
         torch.testing.assert_close(got, torch.from_numpy(wanted), rtol=1e-4, atol=2e-4)
 
 
