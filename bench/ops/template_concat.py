@@ -21,7 +21,7 @@ def make_inputs(
     def normal(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator, device=device).to(dtype)
 
-    # Each sample: its understanding picture, its prompt, its target picture.
+    # Each sample: its condition, its prompt, its target.
     per_sample = torch.cat(
         [torch.full((n // pictures,), kind, device=device) for kind, n in enumerate((visual, text, latents))]
     )

@@ -1,4 +1,4 @@
-"""Training state on disk: sharded, atomic, resumable with another number of processes."""
+"""Training checkpoints on disk. A kill cannot spoil them, and any number of processes can load them."""
 
 from .store import MAX_STATE_BYTES, STATE_FILE, CheckpointStore, SavedWeights, fault, folder_name
 

@@ -1,4 +1,4 @@
-"""Checksums of a checkpoint's files, in a file that `xxhsum --check` reads too."""
+"""The checksums of a checkpoint's files, kept in a file that `xxhsum --check` understands too."""
 
 import re
 from collections.abc import Mapping
@@ -7,12 +7,13 @@ from pathlib import Path
 import xxhash
 
 CHECKSUMS_FILE = "checksums.xxh128"
-READ_BYTES = 1 << 20  # stays in the cache between reading and hashing
+READ_BYTES = 1 << 20
+"""Read at once: little enough to be in the processor's cache still when it is hashed."""
 _LINE = re.compile(r"([0-9a-f]{32})  ([\w.-]+)\n")
 
 
 def checksum(path: Path) -> str:
-    """xxh3 with 128 bits of a file, hex; reads at the speed of the disk."""
+    """The xxh3 checksum (128 bits, hex) of a file. It is computed as fast as a disk reads."""
     state, buffer = xxhash.xxh3_128(), bytearray(READ_BYTES)
     view = memoryview(buffer)
     with open(path, "rb", buffering=0) as file:
@@ -22,13 +23,16 @@ def checksum(path: Path) -> str:
 
 
 def write_checksums(folder: Path, checksums: Mapping[str, str]) -> None:
-    """Note the checksum of each file, by its name."""
+    """Write CHECKSUMS_FILE into a folder. `checksums` has the checksum of each file by its name."""
     lines = [f"{value}  {name}\n" for name, value in sorted(checksums.items())]
     (folder / CHECKSUMS_FILE).write_text("".join(lines))
 
 
 def read_checksums(folder: Path) -> dict[str, str]:
-    """Name -> checksum; empty when the file is not, to the byte, one that `write_checksums` writes."""
+    """Name of a file -> its checksum, from CHECKSUMS_FILE in a folder.
+
+    The result is empty when the file is missing, or differs in any byte from what `write_checksums` writes.
+    """
     try:
         text = (folder / CHECKSUMS_FILE).read_bytes().decode("ascii")
     except (OSError, UnicodeDecodeError):

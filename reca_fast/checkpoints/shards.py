@@ -1,8 +1,8 @@
-"""Named tensors, whole or sharded over processes, as plain safetensors files, one per process.
+"""Named tensors, whole or sharded over processes, as safetensors files, one for each process.
 
-Nothing in them can execute. A file's header says where each of its pieces lies in the whole tensor, so any number of
-processes can read what any other number wrote. Both ways stream: a tensor is written and read piece by piece, in place,
-without a second copy.
+Nothing in such a file can be executed. Its header says where each piece lies in the whole tensor, so any number of
+processes can read what any other number wrote. Tensors are written and read piece by piece, straight from and into
+their memory, without a second copy.
 """
 
 import json
@@ -23,22 +23,25 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 NAMED = {name: dtype for dtype, name in DTYPES.items()}
-PLACES = "places"  # metadata: JSON, name -> [offset in the whole tensor, shape of the whole tensor]
+PLACES = "places"
+"""Key in a file's metadata. Its value is JSON: name -> [offset in the whole tensor, shape of the whole tensor]."""
 WRITE_BYTES = 1 << 26
+"""How much is copied from the device and written at once."""
 
 Box = tuple[int, ...]
+"""One number for each dimension of a tensor: an offset or a shape."""
 
 
 class Damaged(Exception):
-    """A file is not what was written, in words."""
+    """A file is not what was written. The message is part of a sentence."""
 
 
 class Misfit(Exception):
-    """The files are whole, but hold other tensors than the ones wanted, in words."""
+    """The files are whole, but hold other tensors than the ones wanted. The message is part of a sentence."""
 
 
 def local_part(tensor: Tensor) -> tuple[Tensor, Box]:
-    """This process's part of a tensor, sharing its memory, and the part's offset in the whole."""
+    """This process's part of a tensor, which shares its memory, and the offset of the part in the whole tensor."""
     if not isinstance(tensor, DTensor):
         return tensor.detach(), (0,) * tensor.ndim
     _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
@@ -46,7 +49,7 @@ def local_part(tensor: Tensor) -> tuple[Tensor, Box]:
 
 
 def _writes(tensor: Tensor, is_main: bool) -> bool:
-    """Whether this process is the one of its replicas that writes the tensor."""
+    """Whether this process writes its part of the tensor: of processes that hold the same part, only one does."""
     if not isinstance(tensor, DTensor):
         return is_main
     place = tensor.device_mesh.get_coordinate()
@@ -55,14 +58,15 @@ def _writes(tensor: Tensor, is_main: bool) -> bool:
 
 
 def write_shards(path: Path, tensors: Mapping[str, Tensor], *, is_main: bool = True) -> str | None:
-    """Write this process's parts to a file and make it durable.
+    """Write this process's parts of the tensors to a file, and wait until it is safe on the disk.
 
     Args:
-        tensors: of floats; every process passes the same names. What processes hold in common is written once.
-        is_main: this process writes the tensors that are no DTensors.
+        tensors: floating-point tensors. Every process passes the same names. A part that several processes hold is
+            written by one of them.
+        is_main: whether this process writes the tensors that are no DTensors.
 
     Returns:
-        The file's checksum (xxh3, 128 bits, hex), or None when this process has nothing to write.
+        The checksum of the file (xxh3, 128 bits, hex), or None when this process had nothing to write.
     """
     parts, header, places, end = [], {}, {}, 0
     for name, tensor in tensors.items():
@@ -95,17 +99,21 @@ def write_shards(path: Path, tensors: Mapping[str, Tensor], *, is_main: bool = T
 class _Piece(NamedTuple):
     """A part of a tensor in one of the files."""
 
-    file: Any
-    offset: Box
-    shape: Box
+    file: Any  # opened by safetensors
+    offset: Box  # in the whole tensor
+    shape: Box  # of the piece
     dtype: torch.dtype
 
 
 class ShardFiles:
-    """The tensors in the files of a checkpoint, by name. A context: the files stay open inside.
+    """The tensors in the files of a checkpoint, by name. As a context manager it closes the files at its end.
 
-    Raises (wherever it reads):
-        Damaged: a file is no safetensors file of ours, or the pieces of a tensor do not fill it.
+    Attributes:
+        shapes: name -> shape of the whole tensor.
+
+    Raises:
+        Damaged: a file was not written by `write_shards`, or the pieces of a tensor are not all of it. Every method
+            that reads may raise this too.
         OSError: a file cannot be opened.
     """
 
@@ -152,7 +160,7 @@ class ShardFiles:
         self._open.close()
 
     def read(self, name: str) -> Tensor:
-        """The whole tensor, on the CPU, in the dtype of the file."""
+        """The whole tensor, on the CPU, in the dtype that it has in the file."""
         dtype = self._pieces[name][0].dtype
         tensor = torch.empty(self.shapes[name], dtype=dtype)
         self.read_into(name, tensor)
@@ -160,10 +168,10 @@ class ShardFiles:
 
     @torch.no_grad()
     def read_into(self, name: str, tensor: Tensor) -> None:
-        """Copy into this process's part of `tensor`.
+        """Copy the values of the tensor called `name` into this process's part of `tensor`.
 
         Raises:
-            Misfit: there is no such tensor, or it has another shape or dtype.
+            Misfit: the files hold no such tensor, or one of another shape or dtype.
         """
         if name not in self.shapes:
             raise Misfit(f"it holds no {name}")
@@ -185,7 +193,10 @@ class ShardFiles:
             raise Damaged(f"{name} is not complete")
 
     def _overlaps(self, name: str, at: Box, size: Box) -> Iterator[tuple[_Piece, tuple[tuple[slice, ...], ...]]]:
-        """(piece, (its slices, the slices of the box at `at`)) for every piece that meets the box."""
+        """The pieces that overlap a box of a tensor, whose offset is `at` and whose shape is `size`.
+
+        Each comes with the slices of the piece and the slices of the box that select the overlap.
+        """
         for piece in self._pieces[name]:
             low = [max(a, b) for a, b in zip(piece.offset, at, strict=True)]
             high = [min(o + s, a + n) for o, s, a, n in zip(piece.offset, piece.shape, at, size, strict=True)]
@@ -200,7 +211,7 @@ class ShardFiles:
 
 
 def all_finite(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether this process's parts hold neither inf nor NaN; one pass on the device, one look at the host."""
+    """Whether this process's parts hold neither inf nor NaN. The device goes over them once; the host waits once."""
     parts = [part for part, _ in map(local_part, tensors.values()) if part.numel()]
     finite = [end.isfinite() for part in parts for end in part.aminmax()]  # both ends are NaN where one number is
     return not finite or bool(torch.stack(finite).all())

@@ -1,8 +1,9 @@
-"""Checkpoints of a run: `checkpoints/step-0000100/`, safetensors files of the processes, run_state.json and checksums.
+"""The checkpoints of a run. A folder such as `step-0000100` holds one safetensors file for each process,
+run_state.json, and the checksums of all of them.
 
-A checkpoint is written under a hidden name and renamed when it is whole, and renamed back before it is removed, so
-whatever carries a plain name can be resumed from, after `kill -9` or a full disk as well. Sizes and checksums of all
-files tell what was damaged later. Only trained weights are saved: frozen ones stay in the base.
+A checkpoint is written under a hidden name and renamed when it is whole; before it is removed, it gets a hidden name
+again. So whatever has a plain name can be resumed from, even after `kill -9` or on a full disk. Sizes and checksums
+tell what was damaged later. Only trained weights are saved: the frozen ones are in the model that training began with.
 """
 
 import json
@@ -25,22 +26,23 @@ from .shards import Damaged, Misfit, ShardFiles, all_finite, write_shards
 
 STATE_FILE = "run_state.json"
 MAX_STATE_BYTES = 1 << 30
-"""Of run_state.json: it grows with the processes, some 20 kB each."""
+"""A run_state.json that is larger is taken for damaged. It holds some 20 kB for each process."""
 _NAME = re.compile(r"step-(\d{7})")
 _SHARD = re.compile(r"shard-\d{5}\.safetensors")
 
 Sections = Mapping[str, Mapping[str, Tensor]]
-"""Named tensors by what they are: model, average, a moment of the optimizer, ..."""
+"""Name of a section (the model, the average, a moment of the optimizer, ...) -> its tensors by name."""
 
 
 class CheckpointStore:
-    """The checkpoints of one run folder. The first process creates, renames and removes; the others write their shards.
+    """The checkpoints of one run folder. Only the first process creates, renames and removes; all write their shards.
 
     Args:
-        folder: where they live.
-        keep: how many whole ones stay.
-        rank: number of this process.
-        gather: gives every process the values of all, in the order of their ranks; all call it together.
+        folder: the folder that the checkpoints are in.
+        keep: how many whole checkpoints are kept.
+        rank: number of this process, from 0.
+        gather: takes a value of this process and returns those of all, in the order of their ranks. All processes call
+            it together.
     """
 
     def __init__(
@@ -59,26 +61,26 @@ class CheckpointStore:
         return self.rank == 0
 
     def named(self) -> list[tuple[int, Path]]:
-        """(step, folder) of everything that carries a checkpoint's name, oldest first."""
+        """(step, folder) of everything that is called as a checkpoint is, oldest first."""
         found = self.folder.glob("step-*") if self.folder.is_dir() else []
         return sorted((int(match[1]), path) for path in found if (match := _NAME.fullmatch(path.name)))
 
     def whole(self) -> list[tuple[int, Path]]:
-        """Those that nothing is missing from. Their contents are not read: see `newest`."""
+        """(step, folder) of the checkpoints from which nothing is missing, oldest first. Contents are not compared."""
         return [(step, path) for step, path in self.named() if not fault(path, verify=False)]
 
     def newest(self, *, verify: bool = True, tell: Callable[[str], None] = lambda sentence: None) -> Path | None:
-        """The newest checkpoint without a fault; all processes call it and get the same one.
+        """The newest undamaged checkpoint. All processes call this together and get the same answer.
 
         Args:
             verify: compare every file with its checksum; the processes share the work.
-            tell: is given a sentence for each newer one that is damaged.
+            tell: is called with a sentence for each newer checkpoint that is damaged.
 
         Returns:
-            None when there is no checkpoint.
+            Its folder, or None when there are no checkpoints at all.
 
         Raises:
-            UserError: all there are have a fault, or one is of an earlier layout, which is never opened.
+            UserError: all checkpoints are damaged, or one has an earlier layout, which is never opened.
         """
         reasons = []
         named: list[tuple[int, Path]] = self.gather(self.named())[0]
@@ -96,17 +98,23 @@ class CheckpointStore:
         return None
 
     def sweep(self) -> None:
-        """Remove what a killed process left half written or half removed. Only the run that owns the folder may."""
+        """Remove what a killed process left half written or half removed.
+
+        Only the run that owns the folder may call this: what another run is just writing would go too.
+        """
         if self.is_main and self.folder.is_dir():
             for path in self.folder.glob(".step-*"):
                 _remove(path)
 
     def save(self, step: int, tensors: Sections, state: dict[str, Any]) -> Path:
-        """Save after `step` updates; all processes call it.
+        """Save a checkpoint after `step` updates, and remove old ones. All processes call this together.
 
         Args:
-            tensors: (sharded) tensors of floats.
-            state: JSON-able rest: position of the data, configuration, counters.
+            tensors: floating-point tensors, whole or sharded.
+            state: everything else, as values that JSON can hold: position in the data, configuration, counters.
+
+        Returns:
+            The checkpoint's folder.
 
         Raises:
             UserError: a tensor holds inf or NaN, or the disk is full or not writable. What was saved before is
@@ -139,7 +147,7 @@ class CheckpointStore:
             write_checksums(partial, checksums | {STATE_FILE: checksum(partial / STATE_FILE)})
             for path in (partial / STATE_FILE, partial / CHECKSUMS_FILE, partial):
                 _sync(path)
-            if os.path.lexists(final):  # damaged, or this save would not be due
+            if os.path.lexists(final):  # it is damaged: otherwise the run would have gone on from it
                 _discard(final)
             partial.rename(final)
             _sync(self.folder)
@@ -157,13 +165,18 @@ class CheckpointStore:
             if by_all:
                 checksums = {name: sum_ for part in self.gather(checksums) for name, sum_ in part.items()}
         if self.is_main:
-            # A later one than this was left aside as damaged, or the run would have gone on from it: it does not count.
+            # A checkpoint of a later step was left aside as damaged, or the run would have gone on from it. It does not
+            # count among those that are kept.
             for old in [path for at, path in self.whole() if at <= step][: -self.keep]:
                 _discard(old)
         return final
 
     def load(self, path: Path, tensors: Sections) -> None:
-        """Fill `tensors` in place, whatever the number of processes that saved them."""
+        """Read a checkpoint back into `tensors`, whatever the number of processes that saved it.
+
+        Raises:
+            UserError: the checkpoint is damaged, or holds other tensors.
+        """
         with _reading(
             path,
             "It must come from the same model and the same trained part; remove it to resume from an older one, "
@@ -179,7 +192,7 @@ class CheckpointStore:
                 raise Damaged("it holds inf or NaN")
 
     def advice(self) -> str:
-        """What to do when training has diverged; all processes call it."""
+        """What a user should do when training has diverged, as part of a sentence. All processes call this together."""
         path = self._newest_or_none()
         return f"{f'resume from {path}' if path else 'start again'} with a lower --optim.lr"
 
@@ -190,7 +203,11 @@ class CheckpointStore:
 
 
 class SavedWeights(Mapping[str, Tensor]):
-    """The tensors of one section of a checkpoint, read one by one when asked for (fp32, on the CPU)."""
+    """The tensors of one section of a checkpoint, by name. Each is read when it is asked for: fp32, on the CPU.
+
+    Raises:
+        UserError: the checkpoint is damaged, or has no such section. So does asking for a damaged tensor.
+    """
 
     def __init__(self, path: Path, section: str) -> None:
         self.path, self.section = path, section
@@ -219,19 +236,20 @@ class SavedWeights(Mapping[str, Tensor]):
 
 
 def folder_name(step: int) -> str:
-    """Name of the checkpoint after `step` updates."""
+    """Name of the folder of the checkpoint after `step` updates."""
     return f"step-{step:07d}"
 
 
 def fault(path: Path, verify: bool = True, share: tuple[int, int] = (0, 1)) -> str:
-    """Why a checkpoint is not whole, or nothing.
+    """Why a checkpoint is damaged, as part of a sentence; an empty string when it is not.
 
     Args:
-        verify: compare contents with checksums, not names and sizes alone.
-        share: (this process, number of processes) among which the files are shared out to be compared.
+        path: folder of the checkpoint.
+        verify: compare contents with checksums, and not only names and sizes.
+        share: (number of this process, number of processes), if several compare a share of the files each.
 
     Raises:
-        UserError: it is of the earlier layout, whose files could run code when they are opened.
+        UserError: the checkpoint has the earlier layout, whose files could run code when they are opened.
     """
     if (path / ".metadata").exists():
         raise UserError(
@@ -266,12 +284,12 @@ def _shards(path: Path) -> Sequence[Path]:
 
 
 def _discard(path: Path) -> None:
-    """Remove a checkpoint; killed half way, it leaves nothing that looks like one."""
+    """Remove a checkpoint. If this is killed half way, what is left has a hidden name."""
     _remove(path.rename(path.with_name(f".{path.name}.removed")))
 
 
 def _remove(path: Path) -> None:
-    """A folder with all that is in it, or whatever else carries the name; what cannot be removed stays."""
+    """Remove a folder with all that is in it, or a file. What cannot be removed stays, without an error."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -281,7 +299,7 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def _reading(path: Path, advice: str) -> Iterator[None]:
-    """Damage, and tensors that do not fit, become a UserError."""
+    """A context in which damage and tensors that do not fit become a UserError, which ends with `advice`."""
     try:
         yield
     except (Damaged, Misfit, OSError, torch.OutOfMemoryError) as error:
@@ -289,7 +307,7 @@ def _reading(path: Path, advice: str) -> Iterator[None]:
 
 
 def _failure_of(action: Callable[[], None]) -> str:
-    """Run it; the reason why it failed, or nothing."""
+    """Do something, and return why it failed; an empty string when it did not."""
     try:
         action()
     except (OSError, RuntimeError) as error:
@@ -298,7 +316,7 @@ def _failure_of(action: Callable[[], None]) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Make a file or a folder's entries durable."""
+    """Wait until a file, or the list of a folder's entries, is safe on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -307,5 +325,5 @@ def _sync(path: Path) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """Its first line as part of a sentence."""
+    """The first line of an error's message, as part of a sentence."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(".")

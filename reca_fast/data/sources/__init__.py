@@ -1,4 +1,4 @@
-"""Where records come from. `open_source` finds out which kind of source the setting data.source names."""
+"""Where records come from. `open_source` finds out which kind of source the setting `data.source` names."""
 
 import glob
 import os
@@ -26,10 +26,12 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 def open_source(config: DataConfig) -> Source:
     """The source that `config.source` names.
 
-    It may be a folder of pictures, tar shards or parquet files (one file, a folder, a glob, or a pattern like
-    `shard-{000..012}.tar`), a folder written by datasets' save_to_disk, or the id of a dataset on the Hugging Face hub.
-    A folder of pictures may hold their captions in a metadata file, a folder of tar shards the tables of img2dataset.
-    Raises UserError when nothing is there or when it is none of these.
+    It may be pictures, tar shards or parquet files (one file, a folder, a glob, or a pattern like
+    `shard-{000..012}.tar`), a folder written by save_to_disk of `datasets`, or the id of a dataset on the Hugging Face
+    hub. Beside pictures there may be a metadata file with their captions, beside tar shards the tables of img2dataset.
+
+    Raises:
+        UserError: nothing is there, it is none of these, or several of these lie together.
     """
     name = os.path.expanduser(config.source)
     if not name:
@@ -89,7 +91,7 @@ def _hugging_face(config: DataConfig, folder: str | None) -> Source:
 
 
 def _may_be_on_hub(name: str) -> bool:
-    """Whether owner/name names no file: it has no ending of one, and no folder `owner` is here."""
+    """Whether a name is written owner/name and is no path: it has no file's ending, and there is no folder `owner`."""
     is_file = _kind(name) != OTHER or os.path.isdir(os.path.dirname(name))
     return HUB_ID.fullmatch(name) is not None and not is_file
 
@@ -106,7 +108,7 @@ def _common_folder(files: list[str]) -> str:
 
 
 def _tables_beside(by_kind: dict[str, list[str]]) -> list[str]:
-    """Parquet files that describe the tar shard or the folder of pictures of their name, as img2dataset writes them."""
+    """Parquet files named as a tar shard or a folder of pictures beside them: img2dataset writes such descriptions."""
     shards = {os.path.splitext(file)[0] for file in by_kind.get(TAR, ())}
     shards |= {os.path.dirname(file) for file in by_kind.get(PICTURE, ())}
     return [file for file in by_kind.get(PARQUET, ()) if os.path.splitext(file)[0] in shards]

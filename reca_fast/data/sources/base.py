@@ -1,4 +1,4 @@
-"""What every kind of source offers: records by number, in an order that never changes."""
+"""What every kind of source offers: its records, by number, in an order that never changes."""
 
 import os
 from typing import Protocol
@@ -9,35 +9,40 @@ from reca_fast.data.records import Record
 from reca_fast.errors import UserError, did_you_mean
 
 MAX_PICTURE_BYTES = 2**30
-"""An encoded picture that takes more is not read."""
+"""An encoded picture with more bytes is not read."""
 
 
 class Source(Protocol):
-    """Random access to records, safe from several threads. Numbers run from 0 to len - 1, sorted by key."""
+    """Records by number, from 0 to len - 1. Several threads may read at once."""
 
     ignored: Reasons
-    """What lies in the source and is no record: every file and member that was left out, by reason."""
+    """The files, and the files inside of shards, that are no records, by the reason why they were left out."""
 
     def __len__(self) -> int: ...
 
     def key(self, index: int) -> str:
-        """The record's name, without reading it."""
+        """The record's key, without reading the record."""
         ...
 
     def size(self, index: int) -> int:
-        """Bytes of the picture as it lies on disk, or of the shard that holds it, without reading it; 0 if unknown.
+        """Bytes of the encoded picture, or of the file that holds it with others; 0 if unknown. Nothing is read.
 
-        Raises OSError when there is no file any more.
+        Raises:
+            OSError: the file is gone.
         """
         ...
 
     def read(self, index: int) -> Record:
-        """The record; raises BadRecord when its bytes cannot be had."""
+        """The record with this number.
+
+        Raises:
+            BadRecord: it cannot be read.
+        """
         ...
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder belongs to a system or a program, not to the user's data."""
+    """Whether a file or folder with this name belongs to a system or a program and not to the user's data."""
     return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
 
 
@@ -47,7 +52,7 @@ def ending_of(name: str) -> str:
 
 
 def why_no_picture(ending: str) -> str:
-    """Why a file with this ending is ignored."""
+    """The reason under which a file that is no picture, with this ending, is counted."""
     if reason := why_not_by_name(ending):
         return f"{ending} ({reason})"
     return ending or "file without an ending"

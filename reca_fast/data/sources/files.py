@@ -1,4 +1,4 @@
-"""Which files a path, glob or pattern names; what is left out on the way is counted by reason."""
+"""Which files a path, a glob or a pattern with braces names."""
 
 import glob
 import itertools
@@ -12,12 +12,18 @@ from reca_fast.errors import UserError
 
 BRACES = re.compile(r"\{([^{}]*)\}")
 MAX_RANGE = 1_000_000
+"""A range in braces that names more files is refused."""
 
 
 def find_files(name: str, ignored: Reasons) -> list[str]:
-    """Absolute paths of all files that a path, glob or brace pattern names, sorted.
+    """Absolute paths of all files that a path, a glob or a pattern with braces names, sorted.
 
-    Raises UserError when one of the names in a pattern is missing or may not be read.
+    Args:
+        name: the path, glob or pattern. For a folder, all files below it are taken.
+        ignored: takes what is left out, by reason.
+
+    Raises:
+        UserError: one of the names in a pattern is missing or may not be read.
     """
     found: set[str] = set()
     for pattern in _expanded(name):
@@ -32,7 +38,7 @@ def find_files(name: str, ignored: Reasons) -> list[str]:
                 found.add(match)
             elif not os.path.isdir(match):  # a device or a pipe would never end
                 ignored.add("neither file nor folder", match)
-            elif "**" not in pattern or match == pattern:  # which names every folder besides its files
+            elif "**" not in pattern or match == pattern:  # ** matches every folder as well as the files in it
                 found.update(_walk(match, ignored))
     return sorted(map(os.path.abspath, found))
 
@@ -52,7 +58,7 @@ def _exists(path: str) -> bool:
 
 
 def _walk(folder: str, ignored: Reasons) -> Iterator[str]:
-    """All files below a folder that may be data. Links to folders are followed, after all that is no link."""
+    """All files below a folder, without hidden ones. Links to folders are followed, but only after all real folders."""
     seen: set[str] = set()
     linked = [folder]
     while linked:
@@ -79,7 +85,7 @@ def _walk(folder: str, ignored: Reasons) -> Iterator[str]:
 
 
 def _why_not(entry: os.DirEntry[str]) -> str:
-    """Why an entry of a folder is left out; empty for a file or folder."""
+    """Why an entry of a folder is left out; an empty string for one that is not."""
     if hidden(entry.name):
         return "hidden"
     try:
@@ -91,7 +97,10 @@ def _why_not(entry: os.DirEntry[str]) -> str:
 
 
 def _expanded(name: str) -> list[str]:
-    """'a-{00..02}.tar' -> a-00.tar, a-01.tar, a-02.tar; '{x,y}.tar' -> x.tar, y.tar; a path that exists stays."""
+    """The names that a name with braces stands for; only itself if it exists as it is written.
+
+    'a-{00..02}.tar' stands for a-00.tar, a-01.tar and a-02.tar, and '{x,y}.tar' for x.tar and y.tar.
+    """
     if _exists(name):
         return [name]
     pieces = BRACES.split(name)  # text, inside of braces, text, ...

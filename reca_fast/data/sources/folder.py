@@ -1,4 +1,4 @@
-"""A folder of picture files, with an optional caption file beside each, or a table of captions for all."""
+"""A folder of picture files. Captions are in a file beside each picture, in a table for all of them, or absent."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,14 @@ from reca_fast.data.sources.sidecars import first_usable, group
 
 
 class FolderSource:
-    """Pictures among `files`, all absolute and below `base`; keys are paths from there, with forward slashes.
+    """The pictures among some files. Keys are their paths from `base`, with forward slashes.
 
-    `captions` holds those that a table has, by the picture's absolute path; they go before files beside the picture.
+    Args:
+        base: absolute path of the folder that all files are below.
+        files: absolute paths.
+        captions: captions from a table, by the absolute path of their picture. A picture without any in the table takes
+            those in the file beside it.
+        ignored: takes the files that are neither pictures nor captions, by reason.
     """
 
     def __init__(self, base: str, files: Sequence[str], captions: Mapping[str, Captions], ignored: Reasons) -> None:
@@ -51,7 +56,11 @@ class FolderSource:
 
 
 def read_picture(path: str) -> bytes:
-    """The bytes of a picture file. Raises BadRecord for one that cannot be read or is too large to be a picture."""
+    """The bytes of a picture file.
+
+    Raises:
+        BadRecord: it cannot be read, or has more than MAX_PICTURE_BYTES.
+    """
     if not os.path.isfile(path):  # a device or a pipe in its place would never end
         raise BadRecord("unreadable file", f"{path} is no file")
     try:

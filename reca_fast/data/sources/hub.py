@@ -1,4 +1,4 @@
-"""Is the Hugging Face hub there? Its libraries ask again for half a minute before they say that it is not."""
+"""Whether the Hugging Face hub can be reached. Its own libraries try for half a minute before they give up."""
 
 import os
 import socket
@@ -9,18 +9,18 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 SECONDS = 2.0
+"""How long an answer is waited for."""
 
 
 def endpoint() -> str:
-    """Address of the hub, which the libraries' own variable may change."""
+    """Address of the hub, which the environment variable HF_ENDPOINT of its libraries may change."""
     return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
 
 
 def go_offline_unless_reachable() -> bool:
-    """Let the libraries look into their cache alone when nobody answers within SECONDS, or when the user said so.
+    """Make the hub's libraries read their cache alone, when HF_HUB_OFFLINE is set or nobody answers within SECONDS.
 
-    Returns whether the hub is to be asked. Call it before they are used; they are told here if they are imported
-    already.
+    Call it before they are used. Returns whether the hub will be asked.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() not in ("1", "ON", "YES", "TRUE") and _answers():
         return True
@@ -32,7 +32,7 @@ def go_offline_unless_reachable() -> bool:
 
 
 def may_be_cached(name: str) -> bool:
-    """Whether the caches of the libraries hold anything of the dataset owner/name; looking there costs no import."""
+    """Whether the caches of the hub's libraries hold anything of the dataset owner/name. They need not be imported."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("HF_HOME") or f"{cache}/huggingface"
     hub = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or f"{home}/hub"

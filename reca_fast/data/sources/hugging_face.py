@@ -1,4 +1,4 @@
-"""A Hugging Face dataset: a folder written by save_to_disk, or an id on the hub."""
+"""A Hugging Face dataset: a folder written by save_to_disk of `datasets`, or the id of a dataset on the hub."""
 
 import logging
 from collections.abc import Iterator
@@ -19,10 +19,15 @@ if TYPE_CHECKING:
 
 
 class HuggingFaceSource:
-    """Rows of one split, memory-mapped by `datasets`; keys are "split/000000012". Pictures stay encoded."""
+    """The rows of one split, which `datasets` maps into memory. Keys are the split and the row: "train/000000012".
+
+    Args:
+        config: names the dataset, the split and the columns.
+        folder: the folder written by save_to_disk; None for a dataset on the hub.
+    """
 
     def __init__(self, config: DataConfig, folder: str | None) -> None:
-        # Before the import, which reads the setting and takes seconds.
+        # Before the import: it takes seconds, and reads whether the hub may be asked.
         if not folder and not go_offline_unless_reachable() and not may_be_cached(config.source):
             raise _offline(config.source)
         from datasets import Image
@@ -41,7 +46,7 @@ class HuggingFaceSource:
         is_bytes = getattr(kind, "dtype", None) in ("binary", "large_binary")
         if not (is_bytes or isinstance(kind, Image) or (isinstance(kind, dict) and "bytes" in kind)):
             raise UserError(f"{where}: column {self._image!r} holds {kind}, not pictures; set data.image_column.")
-        # As tables, whatever format save_to_disk has kept: damaged ones can be told before Python follows them.
+        # Rows come as Arrow tables, whatever format was saved: a damaged table can be told before Python reads it.
         self._rows = rows.cast_column(self._image, Image(decode=False)).with_format("arrow")
 
     def __len__(self) -> int:
@@ -64,7 +69,7 @@ class HuggingFaceSource:
 
 
 def _encoded(picture: dict[str, Any] | None) -> bytes:
-    """The bytes in a cell, or those of the file that it names."""
+    """The encoded picture in a cell, or in the file that the cell names."""
     if picture and picture["bytes"]:
         inside: bytes = picture["bytes"]
         return inside
@@ -116,7 +121,7 @@ def _from_hub(name: str, split: str) -> "Dataset":
 
 @contextmanager
 def _quiet_hub() -> Iterator[None]:
-    """No progress bars, and none of the lines that the libraries write about every attempt."""
+    """A context without the progress bars of the hub's libraries and without their messages about every attempt."""
     import datasets
     import huggingface_hub.utils
 

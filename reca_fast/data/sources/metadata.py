@@ -1,7 +1,7 @@
-"""Captions in a table beside the pictures: the imagefolder layout of `datasets`.
+"""Captions in a table beside the pictures, in the layout that `datasets` calls imagefolder.
 
-A file called metadata.jsonl, metadata.csv or metadata.parquet has one row a picture, whose `file_name` leads from the
-table's own folder to the picture.
+The table is called metadata.jsonl, metadata.csv or metadata.parquet and has one row for each picture. `file_name` in it
+is the path of the picture from the table's own folder.
 """
 
 import csv
@@ -21,7 +21,13 @@ def is_metadata(file: str) -> bool:
 
 
 def read_metadata(files: Iterable[str], caption_column: str, ignored: Reasons) -> dict[str, Captions]:
-    """{absolute path of a picture: its captions}, those of `caption_column` or of a column with a usual name."""
+    """Absolute path of a picture -> its captions, from all tables together.
+
+    Args:
+        files: the tables.
+        caption_column: the column with the captions. Rows without it are searched for one of `captions.FIELDS`.
+        ignored: takes damaged tables and rows.
+    """
     found: dict[str, Captions] = {}
     for file in files:
         folder = os.path.dirname(os.path.abspath(file))
@@ -43,7 +49,7 @@ def read_metadata(files: Iterable[str], caption_column: str, ignored: Reasons) -
 
 
 def _rows(file: str) -> Iterator[dict[str, Any] | None]:
-    """The rows of a table; None for a line of .jsonl that is no JSON: the next one may well be."""
+    """The rows of a table. A line of a .jsonl file that is no JSON gives None, since the next line may be sound."""
     ending = os.path.splitext(file)[1].lower()
     if ending == ".parquet":
         import pyarrow.parquet as pq

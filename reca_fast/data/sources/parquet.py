@@ -1,6 +1,4 @@
-"""Parquet files whose image column holds bytes, a struct with bytes or a path (the layout of the Hugging Face hub), or
-paths.
-"""
+"""Parquet files. A cell of the image column holds bytes, a path, or a struct of the two as on the Hugging Face hub."""
 
 import bisect
 import itertools
@@ -23,18 +21,27 @@ from reca_fast.errors import UserError
 DAMAGED = (OSError, ValueError, pa.ArrowException)  # what pyarrow raises on damaged files
 
 MAX_GROUP = 2**33
-"""Bytes of a row group in memory; the one of the last picture is kept."""
+"""A row group that takes more bytes in memory is not read. One is kept: that of the last picture."""
 AT_ONCE = 2**30
-"""Bytes of a piece of it, if every row held all that is stored."""
+"""Bytes that are read from a row group at once, even if every row held all that the group stores."""
 PATHS = 1000
-"""Cells of text among which one must name a file."""
+"""Where the column holds text, one of so many cells must be the path of a file."""
 
 
 class ParquetSource:
-    """Rows of parquet files; keys are "file.parquet/000000012" with the path relative to `base`.
+    """The rows of parquet files. Keys are the path of the file from `base` and the row: "file.parquet/000000012".
 
-    Parquet can only be read by whole row groups; the last one is kept, so `data.shuffle: false` reads each group once
-    while a shuffled order reads one group a picture. Small row groups (some 10 MB) keep that bearable.
+    Parquet can only be read by whole row groups, of which the last is kept. With `data.shuffle` false each group is
+    read once; in a shuffled order a group is read for each picture, which small groups of some 10 MB keep bearable.
+
+    Args:
+        base: absolute path of the folder that all files are below.
+        files: absolute paths.
+        config: names the columns.
+        ignored: takes the files that are damaged.
+
+    Raises:
+        UserError: a file lacks the columns, or there are no rows.
     """
 
     def __init__(self, base: str, files: Sequence[str], config: DataConfig, ignored: Reasons) -> None:
@@ -128,9 +135,10 @@ class ParquetSource:
 
 
 def _bounded(parquet: pq.ParquetFile, group: int, columns: list[str]) -> pa.Table:
-    """A row group's columns, read in pieces: 500 bytes can stand for 1 MB in each of a million rows (a dictionary).
+    """Some columns of a row group, read piece by piece: a file of 500 bytes can stand for a million rows of 1 MB.
 
-    Raises BadRecord beyond MAX_GROUP bytes.
+    Raises:
+        BadRecord: the group takes more than MAX_GROUP bytes.
     """
     metadata = parquet.metadata.row_group(group)
     parts = [metadata.column(i) for i in range(metadata.num_columns)]
@@ -147,7 +155,7 @@ def _bounded(parquet: pq.ParquetFile, group: int, columns: list[str]) -> pa.Tabl
 
 
 def _picture(cell: object, folder: str) -> bytes:
-    """The encoded picture in a cell, or in the file that it names, from `folder`."""
+    """The encoded picture in a cell, or in the file that the cell names by its path from `folder`."""
     if isinstance(cell, list) and len(cell) > 1:
         raise BadRecord("row with several pictures")
     if isinstance(cell, list):
@@ -162,7 +170,7 @@ def _picture(cell: object, folder: str) -> bytes:
 
 
 def _kind_of_cell(kind: pa.DataType) -> pa.DataType:
-    """What is left of a type without dictionaries, lists and extensions around it."""
+    """The type of a single value in a column: without the dictionaries, lists and extensions around it."""
     while True:
         if isinstance(kind, pa.BaseExtensionType):
             kind = kind.storage_type
@@ -178,7 +186,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _check_paths(column: str, file: str) -> None:
-    """Refuse a column of text unless one of its first PATHS cells names a file: some may be lost."""
+    """Raise UserError for a column of text, unless one of its first PATHS cells is the path of a file that is here."""
     with pq.ParquetFile(file) as parquet:
         cells = (
             cell for batch in parquet.iter_batches(PATHS, columns=[column]) for cell in batch.column(0).to_pylist()

@@ -1,4 +1,4 @@
-"""Pictures and the caption files beside them, told by their names: 000123.jpg with 000123.txt, .caption or .json."""
+"""Pictures and the caption files beside them, told by their name: 000123.jpg and 000123.txt, .caption or .json."""
 
 import os
 from collections.abc import Iterable
@@ -11,7 +11,12 @@ from reca_fast.data.sources.base import ending_of, why_no_picture
 
 
 def group(names: Iterable[str], ignored: Reasons) -> dict[str, tuple[str, ...]]:
-    """{picture: endings, as they are spelt, of the caption files beside it}; whatever is neither is counted."""
+    """Name of a picture -> the endings of its caption files as they are written, in the order of `captions.ENDINGS`.
+
+    Args:
+        names: names of all files, with folders.
+        ignored: takes the names that are neither pictures nor caption files of one.
+    """
     pictures: list[str] = []
     endings: dict[str, list[str]] = {}  # by stem
     others: list[str] = []
@@ -24,7 +29,9 @@ def group(names: Iterable[str], ignored: Reasons) -> dict[str, tuple[str, ...]]:
         else:
             others.append(name)
     order = {ending: number for number, ending in enumerate(captions.ENDINGS)}
-    kept: dict[tuple[str, ...], tuple[str, ...]] = {}  # few different ones: shared, so that millions take no room
+    kept: dict[
+        tuple[str, ...], tuple[str, ...]
+    ] = {}  # equal tuples are one object, so that millions take little memory
     grouped = {}
     for name in pictures:
         found = tuple(sorted(endings.get(os.path.splitext(name)[0], ()), key=lambda ending: order[ending.lower()]))
@@ -39,7 +46,7 @@ def group(names: Iterable[str], ignored: Reasons) -> dict[str, tuple[str, ...]]:
 
 
 def first_usable(found: Iterable[Captions]) -> Captions:
-    """The first that holds a caption; else the first, for its reason."""
+    """The first that holds a caption. If none does, the first of all, because it says why."""
     first = None
     for each in found:
         if each.texts:

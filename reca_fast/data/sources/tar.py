@@ -1,6 +1,7 @@
-"""Tar shards in webdataset's naming: 000123.jpg with 000123.txt, .caption or .json beside it.
+"""Tar shards with files named as webdataset does: 000123.jpg, and 000123.txt, .caption or .json with its caption.
 
-Only headers are read, once, at the start; members are never extracted. A picture is later read with one seek.
+At the start the headers are read once. Files are never extracted: a picture is later read from where it lies in the
+shard.
 """
 
 import io
@@ -20,21 +21,31 @@ from reca_fast.errors import UserError
 
 Place = tuple[int, int]  # offset and size in bytes
 NOWHERE: Place = (0, 0)
+"""The place of a file that is not there."""
 MAX_HEADER = 2**20
-"""Bytes of a header that continues another one, which tarfile reads in one piece: names and pax records."""
+"""The most bytes that a long name or a pax record may have, as tarfile reads these in one piece."""
 
 
 class TarSource:
-    """Pictures in tar shards; keys are "shard.tar/member.jpg" with the shard's path relative to `base`.
+    """The pictures in tar shards. Keys are the path of the shard from `base` and that of the picture in it:
+    "shard.tar/000123.jpg".
 
-    Of shards that break off or cannot be parsed further, the complete members are used.
+    Of a shard that breaks off or is damaged, the files before that place are used.
+
+    Args:
+        base: absolute path of the folder that all shards are below.
+        shards: absolute paths.
+        ignored: takes shards and files in them that are left out, by reason.
+
+    Raises:
+        UserError: a shard is compressed, or there is no picture in any.
     """
 
     def __init__(self, base: str, shards: Sequence[str], ignored: Reasons) -> None:
         self._shards, self.ignored = list(shards), ignored
         keys: list[str] = []
-        # One row of numbers a picture (shard, offset, size, then offset and size of each kind of caption file): a
-        # million Python tuples would take 300 MB in every process.
+        # One row of numbers for each picture: shard, offset, size, then offset and size of each kind of caption file.
+        # A million Python tuples would take 300 MB in every process.
         rows = [np.zeros((0, 3 + 2 * len(ENDINGS)), np.int64)]
         for number, shard in enumerate(self._shards):
             prefix = os.path.relpath(shard, base).replace(os.sep, "/")
@@ -66,7 +77,7 @@ class TarSource:
     def read(self, index: int) -> Record:
         shard, offset, size, *captions = self._places[index].tolist()
         try:
-            # Opening anew costs microseconds and lets any number of threads read any number of shards.
+            # Opened anew for each picture, which takes microseconds: so any number of threads can read any shards.
             with open(self._shards[shard], "rb") as file:
                 image = _read_at(file, offset, size)
                 places = zip(ENDINGS, captions[::2], captions[1::2], strict=True)
@@ -89,7 +100,7 @@ def _read_at(file: BinaryIO, offset: int, size: int) -> bytes:
 
 
 def _scan(shard: str, prefix: str, ignored: Reasons) -> dict[str, Place]:
-    """Where in the shard its files lie, by name; what is left out is counted."""
+    """Name of a file in the shard -> where it lies. What is left out goes to `ignored`, below the shard's `prefix`."""
     members: dict[str, Place] = {}
     try:
         with open(shard, "rb") as file:
@@ -106,7 +117,7 @@ def _scan(shard: str, prefix: str, ignored: Reasons) -> dict[str, Place]:
 
 
 def _collect(shard: str, length: int, members: dict[str, Place], ignored: Reasons) -> bool:
-    """Fill `members`; whether the shard is whole."""
+    """Add the files of a shard of `length` bytes to `members`. Returns whether the shard is whole."""
     try:
         with _BoundedFile(shard) as headers, tarfile.open(fileobj=headers, mode="r:") as archive:
             for member in archive:
@@ -132,7 +143,7 @@ def _collect(shard: str, length: int, members: dict[str, Place], ignored: Reason
 
 
 def _why_not(member: tarfile.TarInfo, name: str) -> str:
-    """Why a member of a shard is left out; empty for a file."""
+    """Why a member of a shard is left out; an empty string for one that is not."""
     parts = name.split("/")
     if ".." in parts:
         return "member outside of its shard"
@@ -146,7 +157,7 @@ def _why_not(member: tarfile.TarInfo, name: str) -> str:
 
 
 class _BoundedFile(io.FileIO):
-    """A file that refuses to be read in pieces as large as a damaged header may ask for."""
+    """A file that refuses to read more than MAX_HEADER bytes at once: a damaged header could ask for any number."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= MAX_HEADER:
@@ -155,7 +166,7 @@ class _BoundedFile(io.FileIO):
 
 
 def _captions(picture: str, endings: Sequence[str], members: Mapping[str, Place]) -> list[int]:
-    """Offset and size of the picture's caption file of each kind."""
+    """Offset and size of the picture's caption files, one pair for each of ENDINGS, NOWHERE for those it lacks."""
     stem = os.path.splitext(picture)[0]
     places = {ending.lower(): members[stem + ending] for ending in endings}
     return [number for ending in ENDINGS for number in places.get(ending, NOWHERE)]
