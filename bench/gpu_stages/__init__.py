@@ -26,7 +26,7 @@ STAGES = (
     Stage(
         "layers", "BAGEL's real width, as many layers as fit: time per phase, MFU, memory against prediction", 130, True
     ),
-    Stage("repeat", "a real-width step twice: which gradients change in any bit, deterministic and not", 25, True),
+    Stage("repeat", "a real-width step twice, pictures alone and beside others: what changes in any bit", 30, True),
     Stage("ops", "achieved bandwidth of every operation, beside eager and Liger", 90, True),
     Stage("profile", "where the device's time goes, kernel by kernel", 60, True),
     Stage("images", "the data path: pictures per second on this machine's cores", 25, True),
