@@ -1,9 +1,9 @@
 """Antialiased bicubic resize, after an optional Gaussian blur, as one band of integer weights per axis.
 
 The numbers are Pillow's, down to the rounding: a = -0.5, support scaled by the downscale factor, weights normalised and
-rounded to 22 bits after the point, one axis after the other, each rounded and clipped to uint8. The width comes first,
-and the height where Pillow 13 does so (`height_first`); Pillow 12 and before never do, which moves pixels of tall
-pictures by a grey level and, beside hard edges that clip, by some.
+rounded to 22 bits after the point, one axis after the other, each rounded and clipped to uint8. Pillow 12 and before
+filter the width first. Pillow 13 filters the height first in some pictures (`height_first`), and so it is done here; in
+tall pictures the two orders differ by a grey level, and by more beside hard edges, where values are clipped.
 """
 
 from functools import lru_cache
@@ -13,22 +13,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PRECISION = 22  # bits after the point of a weight, as in Pillow
-TRUNCATE = 4.0  # where the Gaussian ends, in sigmas
+PRECISION = 22
+"""Bits after the point of a weight, as in Pillow."""
+TRUNCATE = 4.0
+"""Where the Gaussian ends, in sigmas."""
 
 Size = tuple[int, int]
+"""Height and width in pixels."""
 
 
 class Filter(NamedTuple):
-    """Output o of an axis is the sum over t of weights[t, o] * source[start[o] + t] / 2**PRECISION; never outside."""
+    """One axis of a resize: output o is the sum over t of weights[t, o] * source[start[o] + t] / 2**PRECISION.
 
-    start: np.ndarray  # [out] int32, never decreasing
-    weights: np.ndarray  # [taps, out] int32
+    No tap lies outside the source.
+    """
+
+    start: np.ndarray
+    """[out] int32, never decreasing."""
+    weights: np.ndarray
+    """[taps, out] int32."""
 
 
 @lru_cache(maxsize=1024)
 def axis_filter(source: int, out: int, sigma: float) -> Filter:
-    """The filter from `source` to `out` pixels, after a Gaussian of `sigma` output pixels that repeats edge pixels."""
+    """The filter from `source` to `out` pixels; before it a Gaussian of `sigma` output pixels, if that is above 0, for
+    which the pixels of the edge are repeated beyond it.
+    """
     start, weights = _bicubic(source, out)
     if sigma > 0:
         start, weights = _blurred(start, weights, source, sigma * source / out)
@@ -44,7 +54,9 @@ def axis_filter(source: int, out: int, sigma: float) -> Filter:
 
 
 def _bicubic(source: int, out: int) -> tuple[np.ndarray, np.ndarray]:
-    """(start [out], weights [out, taps]) in fp64; one tap of 1 when nothing changes."""
+    """Where the taps of each output begin [out], and their weights [out, taps] in fp64; a single tap of 1 when source
+    and out are equal.
+    """
     if source == out:
         return np.arange(out), np.ones((out, 1))
     scale = source / out
@@ -84,7 +96,7 @@ def height_first(before: Size, after: Size) -> bool:
 
 
 def resized(image: Tensor, size: Size, blur_sigma: float = 0.0) -> Tensor:
-    """uint8 [H, W, 3] -> uint8 [h, w, 3], the bits of Pillow's bicubic resize where blur_sigma is 0."""
+    """A picture uint8 [H, W, 3] resized to uint8 [h, w, 3]. Without blur the bits are those of Pillow's bicubic."""
     before = (image.shape[0], image.shape[1])
     for axis in (0, 1) if height_first(before, size) else (1, 0):
         table = axis_filter(before[axis], size[axis], blur_sigma)
@@ -93,7 +105,10 @@ def resized(image: Tensor, size: Size, blur_sigma: float = 0.0) -> Tensor:
 
 
 def _filtered_axis(x: Tensor, table: Filter) -> Tensor:
-    """x [source, rest, 3] uint8 -> [out, rest, 3]: a banded matrix, in blocks of rows; integers are exact in fp64."""
+    """x [source, rest, 3] uint8 filtered along its first axis, [out, rest, 3].
+
+    The filter is a banded matrix, which is multiplied in blocks of rows; fp64 holds all the integers exactly.
+    """
     taps, out = table.weights.shape
     if taps == 1:
         return x[torch.from_numpy(table.start).to(x.device, torch.int64)]
