@@ -82,7 +82,7 @@ class Lane:
         self._stream = self._plans()
         self._patience = self.watch()
 
-    def load(self, saved: Position) -> None:
+    def resume(self, saved: Position) -> None:
         """Go on where a saved lane stopped. The samples that waited for a pack are planned anew."""
         self._pack, self._epoch, self._position = saved.number, saved.epoch, saved.position
         plans = (self._plan(index, epoch) for index, epoch in saved.waiting)

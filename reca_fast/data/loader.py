@@ -156,10 +156,10 @@ class PackLoader(Generic[T]):
         for number, lane in self._lanes.items():
             state = saved[str(number)]
             try:
-                self._outcomes[number].load(state.outcomes)
+                self._outcomes[number].merge(state.outcomes)
             except ValueError as error:
                 raise UserError(f"The saved lane {number} is damaged: {error}.") from None
-            lane.load(state.next)
+            lane.resume(state.next)
             self._positions[number] = state.next
 
     def close(self) -> None:

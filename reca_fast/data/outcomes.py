@@ -63,11 +63,11 @@ class Outcomes:
                 self._without_caption.add(plan.lack, plan.index, plan.key)
 
     def state(self) -> SavedOutcomes:
-        """What `load` takes."""
+        """What `merge` takes."""
         by_reason = self._skipped.state(), self._without_caption.state()
         return SavedOutcomes(self.packs, self.samples, self._used.encoded(), *by_reason)
 
-    def load(self, saved: SavedOutcomes) -> None:
+    def merge(self, saved: SavedOutcomes) -> None:
         """Add those of another lane, or of the run that is resumed.
 
         Raises:
@@ -104,7 +104,7 @@ def describe(reports: Sequence[Report]) -> str:
     together = Outcomes(reports[0].records)
     for report in reports:
         for lane in report.lanes:
-            together.load(lane)
+            together.merge(lane)
     ignored = reports[0].ignored  # all processes read the same source
     return f"{together}; ignored: {ignored}" if ignored else str(together)
 

@@ -19,9 +19,10 @@ from reca_fast.data.sources.base import MAX_PICTURE_BYTES, hidden
 from reca_fast.data.sources.sidecars import first_usable, group
 from reca_fast.errors import UserError
 
-Place = tuple[int, int]  # offset and size in bytes
-NOWHERE: Place = (0, 0)
-"""The place of a file that is not there."""
+Extent = tuple[int, int]
+"""Where a file lies in its shard: offset and size in bytes."""
+NOWHERE: Extent = (0, 0)
+"""The extent of a file that is not there."""
 MAX_HEADER = 2**20
 """The most bytes that a long name or a pax record may have, as tarfile reads these in one piece."""
 
@@ -99,9 +100,9 @@ def _read_at(file: BinaryIO, offset: int, size: int) -> bytes:
     return data
 
 
-def _scan(shard: str, prefix: str, ignored: Reasons) -> dict[str, Place]:
+def _scan(shard: str, prefix: str, ignored: Reasons) -> dict[str, Extent]:
     """Name of a file in the shard -> where it lies. What is left out goes to `ignored`, below the shard's `prefix`."""
-    members: dict[str, Place] = {}
+    members: dict[str, Extent] = {}
     try:
         with open(shard, "rb") as file:
             start, length = file.read(6), file.seek(0, os.SEEK_END)
@@ -116,7 +117,7 @@ def _scan(shard: str, prefix: str, ignored: Reasons) -> dict[str, Place]:
     return members
 
 
-def _collect(shard: str, length: int, members: dict[str, Place], ignored: Reasons) -> bool:
+def _collect(shard: str, length: int, members: dict[str, Extent], ignored: Reasons) -> bool:
     """Add the files of a shard of `length` bytes to `members`. Returns whether the shard is whole."""
     try:
         with _BoundedFile(shard) as headers, tarfile.open(fileobj=headers, mode="r:") as archive:
@@ -165,7 +166,7 @@ class _BoundedFile(io.FileIO):
         return super().read(size) or b""
 
 
-def _captions(picture: str, endings: Sequence[str], members: Mapping[str, Place]) -> list[int]:
+def _captions(picture: str, endings: Sequence[str], members: Mapping[str, Extent]) -> list[int]:
     """Offset and size of the picture's caption files, one pair for each of ENDINGS, NOWHERE for those it lacks."""
     stem = os.path.splitext(picture)[0]
     places = {ending.lower(): members[stem + ending] for ending in endings}

@@ -61,7 +61,7 @@ class BagelEncoders:
 
         Args:
             batch: on the encoders' device.
-            attention: backend from `reca_fast.kernels.choose_backend`.
+            attention: attention backend, as `reca_fast.kernels.choose_backend` names it.
         """
         features, latents = batch.features, batch.latents
         if features is None and (patches := self.patches(batch)) is not None:

@@ -176,7 +176,7 @@ class MoTLayer(nn.Module):
             und, gen: U understanding and G generation rows. Either may be absent: a prefix pass of sampling has no gen,
                 a target without markers no und.
             plan: which rows attend to which.
-            backend: of the attention, from `reca_fast.kernels.choose_backend`.
+            backend: attention backend, as `reca_fast.kernels.choose_backend` names it.
             past: keys and values of a prefix that was computed before; they come first in the key bank.
             frozen: let no gradient flow from the latents through the markers back to the latents.
             need_und: whether anybody reads the understanding rows that leave this layer. Without cross-entropy nobody

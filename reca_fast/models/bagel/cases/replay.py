@@ -64,7 +64,7 @@ def replay_pictures(case: BagelCase, dtype: torch.dtype) -> dict[str, Tensor]:
     weights = case.folder / "ae.safetensors"
     if not weights.exists():
         return out
-    # The authors encode all target pictures of a pack on one canvas, padded with mid grey.
+    # The authors encode all targets of a pack on one canvas, padded with mid grey.
     height, width = (max(t.shape[side] for t in targets) for side in (1, 2))
     canvas = torch.zeros(count, 3, height, width, dtype=dtype)
     for i, target in enumerate(targets):
