@@ -35,6 +35,7 @@ UNWRITABLE = {
     *(errno.EROFS, errno.EACCES, errno.EPERM),  # forbidden
     *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG),  # a file in the way, no possible name
 }
+"""Reasons of the system for not writing a file."""
 
 
 def train(config: RunConfig) -> None:
@@ -94,9 +95,11 @@ def train(config: RunConfig) -> None:
 
 @contextmanager
 def unwritable_folder_is_a_user_error(folder: Path) -> Iterator[None]:
-    """One sentence for a run folder that cannot be written or is gone, whichever file meets it first.
+    """Inside, a run folder that cannot be written, or is gone, becomes one sentence, whichever of its files meets that
+    first. A file outside of the run folder was to be read, and the sentence says so.
 
-    What is refused outside of it was to be read.
+    Raises:
+        UserError: instead of such an OSError; every other one passes as it is.
     """
     hook = threading.excepthook
     # TensorBoard writes in a thread and raises the same error once more where the metrics are logged.
