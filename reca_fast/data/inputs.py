@@ -31,7 +31,9 @@ class Batch(Protocol):
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Task -> number of its tokens that have a loss. The step divides the sums of the losses by them."""
+        """Task -> number of its tokens that have a loss, as a host integer. The step divides the sums of the losses by
+        them. A task without such tokens may be left out.
+        """
         ...
 
     @property

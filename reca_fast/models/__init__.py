@@ -47,16 +47,16 @@ def open_model(options: ModelConfig) -> Model:
         UserError: no such folder, or a folder of no known model.
     """
     if not options.path:
-        raise UserError("No checkpoint given; set --model.path to a BAGEL folder.")
+        raise UserError("No checkpoint given; set --model.path to the folder of one.")
     folder = Path(options.path)
     if not folder.is_dir():
         what = "is no folder" if folder.exists() else "does not exist"
-        raise UserError(f"The checkpoint folder {folder} {what}; set --model.path to a BAGEL folder.")
+        raise UserError(f"The checkpoint folder {folder} {what}; set --model.path to where it is.")
     if cls := recognised(folder):
         return cls.open(options)
     marks = " or ".join(model_class(name).MARK for name in MODELS)
     if any(folder.glob("*.safetensors")):
-        raise UserError(f"{folder} holds weights, but {marks} is missing; copy it there.")
+        raise UserError(f"{folder} holds weights, but {marks} is missing, which tells the model; copy it there.")
     raise UserError(f"{folder} is no checkpoint of a known model: it holds no {marks}.")
 
 

@@ -59,7 +59,9 @@ class Model(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the arithmetic."""
+        """Dtype of the arithmetic, from `ModelConfig.precision`. Trained weights are fp32 whatever it is: where it is
+        narrower, `loss_sums` and `sample` enter torch.autocast themselves.
+        """
         ...
 
     @classmethod
@@ -110,7 +112,8 @@ class Model(Protocol):
         """How samples are planned and packed under a data configuration.
 
         Raises:
-            UserError: the configuration's picture sizes do not fit the model.
+            UserError: the configuration's picture sizes do not fit the model, or it asks for a task that the model
+                cannot learn.
         """
         ...
 
@@ -159,7 +162,8 @@ class Model(Protocol):
 
     def encode(self, batch: Any) -> Any:
         """The batch, which is on the model's device, with what the frozen encoders make of its pictures in their place.
-        Nothing of it has a gradient. A batch that holds these outputs already passes through unchanged.
+        Nothing of it has a gradient: the method enters torch.no_grad itself. A batch that holds these outputs already
+        passes through unchanged.
         """
         ...
 
@@ -186,7 +190,11 @@ class Model(Protocol):
 
         Args:
             conditions: samples of which the condition and the text count; either may be None.
+            sampling: how to draw. Its `seed` is in `seeds` already.
             seeds: of the starting noise. A picture depends on nothing but its own condition, size and seed.
+
+        Raises:
+            UserError: a size that the model cannot draw, or a setting of `sampling` that it does not follow.
         """
         ...
 

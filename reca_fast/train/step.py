@@ -24,7 +24,7 @@ def train_step(run: Run, packs: Sequence[Pack[Any]]) -> StepStats:
         packs: this process's share of the global batch. The other processes are in the same step with theirs.
     """
     config, processes = run.config, run.processes
-    local = [sum(pack.batch.counts[task] for pack in packs) for task in TASKS]
+    local = [sum(pack.batch.counts.get(task, 0) for pack in packs) for task in TASKS]
     local += [sum(pack.num_tokens for pack in packs), sum(len(pack.keys) for pack in packs)]
     *counted, tokens, images = processes.sum(local)
     counts = dict(zip(TASKS, counted, strict=True))

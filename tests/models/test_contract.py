@@ -3,7 +3,8 @@
 import copy
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from reca_fast.config import DataConfig, ModelConfig, ResizeConfig, SamplingConf
 from reca_fast.memory import apply_levers, fill_model
 from reca_fast.models import Batch, Model, open_model, published_model
 from reca_fast.models.bagel import BagelModel
+from reca_fast.models.bagel.tiny import write_tiny_checkpoint
 from reca_fast.models.files import uniform
 from reca_fast.randomness import draw_of_pack
 from reca_fast.sample import I2T, RECA, T2I, TASKS, Sample, Text
@@ -24,26 +26,28 @@ from tests.models.toy import ToyModel, write_toy_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-
-CLASSES: tuple[type[Model], ...] = (BagelModel, ToyModel)
-"""The type checker compares every method with the protocol's."""
+SIZES = DataConfig(condition_resize=ResizeConfig(56, 56, 14), target_resize=ResizeConfig(32, 16, 8))
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model under test: its line in MODELS, and pictures of sizes that its tiny checkpoint takes."""
+    """A model under test, and all that its tests need to know of it."""
 
     name: str
-    line: str
-    data: DataConfig
+    line: str  # in MODELS
+    kind: type[Model]  # its class: here the type checker compares every method with the protocol's
+    write: Callable[[Path], object]  # writes its tiny checkpoint to a folder that is not there yet
     tasks: tuple[str, ...]  # that it can learn
-    published: str
+    published: str  # one of the names in PUBLISHED
+    data: DataConfig = field(default_factory=lambda: SIZES)  # with sizes of pictures that the tiny checkpoint takes
 
 
-SIZES = DataConfig(condition_resize=ResizeConfig(56, 56, 14), target_resize=ResizeConfig(32, 16, 8))
+write_tiny_bagel = partial(
+    write_tiny_checkpoint, hidden_size=64, intermediate_size=96, layers=2, vit_hidden_size=48, text_vocab=300
+)
 SUBJECTS = [
-    Subject("bagel", "reca_fast.models.bagel:BagelModel", SIZES, TASKS, "BAGEL-7B-MoT"),
-    Subject("toy", "tests.models.toy:ToyModel", SIZES, (RECA, T2I), "toy-1m"),
+    Subject("bagel", "reca_fast.models.bagel:BagelModel", BagelModel, write_tiny_bagel, TASKS, "BAGEL-7B-MoT"),
+    Subject("toy", "tests.models.toy:ToyModel", ToyModel, write_toy_checkpoint, (RECA, T2I), "toy-1m"),
 ]
 
 
@@ -59,14 +63,16 @@ def registered(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(subject: Subject, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its tiny checkpoint."""
-    return tiny_folder if subject.name == "bagel" else write_toy_checkpoint(tmp_path_factory.mktemp("toy") / "toy")
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    subject.write(folder)
+    return folder
 
 
 @pytest.fixture
 def opened(folder: Path) -> Callable[..., Model]:
-    """opened(freeze_und=False, ...): the model with its weights, in fp32."""
+    """opened(freeze_und=False, ...): the model with its weights, in fp32 unless a precision is given."""
 
     def open_and_fill(**options: Any) -> Model:
         model = open_model(ModelConfig(path=str(folder), **{"precision": "fp32", **options}))
@@ -166,6 +172,17 @@ def test_the_host_never_waits_for_the_device(subject, opened) -> None:
     encoded = model.encode(batch_of(model, subject))
     with NoWaiting():
         sum(model.loss_sums(encoded).values()).backward()
+
+
+def test_bf16_arithmetic_trains_fp32_weights(subject, opened) -> None:
+    exact, narrow = opened(), opened(precision="bf16")
+    assert (exact.dtype, narrow.dtype) == (torch.float32, torch.bfloat16)
+    assert {p.dtype for p in narrow.module.parameters() if p.requires_grad} == {torch.float32}
+    batch = batch_of(exact, subject)
+    wanted, got = losses(exact, batch), losses(narrow, batch)
+    assert got == pytest.approx(wanted, rel=0.02) and got != wanted
+    sum(narrow.loss_sums(narrow.encode(batch)).values()).backward()
+    assert all(p.grad.dtype == torch.float32 for p in narrow.module.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("freeze_und", [True, False])

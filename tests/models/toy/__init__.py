@@ -1,4 +1,4 @@
-"""A masked-token model of some 200 lines. It belongs to the tests alone: it shows that the protocol suffices."""
+"""A masked-token model of some 350 lines. It belongs to the tests alone: it shows that the protocol suffices."""
 
 from .model import ToyModel, write_toy_checkpoint
 

@@ -83,8 +83,7 @@ class ToyInputs:
             masked[RECA if RECA in sample.tasks else T2I].append(start + order[: max(1, round(ratio * tokens))])
             start += tokens
         joined = {task: torch.cat(parts) for task, parts in masked.items() if parts}
-        counts = {task: len(joined.get(task, ())) for task in TASKS}
-        return replace(batch, masked=joined, counts=counts)
+        return replace(batch, masked=joined, counts={task: len(rows) for task, rows in joined.items()})
 
 
 def tokens_of(picture: Tensor) -> int:
@@ -103,7 +102,7 @@ def pack(samples: Sequence[Sample]) -> ToyBatch:
     numbers, tokens = torch.tensor([i for i, _ in lengths]), torch.tensor([n for _, n in lengths])
     ids = [x for s in samples if s.text is not None for x in s.text.ids]
     return ToyBatch(
-        counts=dict.fromkeys(TASKS, 0),
+        counts={},
         sample_of_row=numbers.repeat_interleave(tokens),
         position_of_row=torch.cat([torch.arange(n) % MAX_TOKENS for _, n in lengths]),
         text_ids=torch.tensor(ids, dtype=torch.int64),

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,9 +16,19 @@ from reca_fast.data.inputs import Size
 from reca_fast.errors import UserError
 from reca_fast.kernels import fused_linear_cross_entropy
 from reca_fast.models.choices import choose_operations
-from reca_fast.models.files import SAME_NAMES, Place, fill, open_weights, rewrite_weights, uniform, write_safetensors
+from reca_fast.models.files import (
+    SAME_NAMES,
+    Place,
+    Stored,
+    check_finite,
+    check_fit,
+    fill,
+    open_weights,
+    rewrite_weights,
+    uniform,
+    write_safetensors,
+)
 from reca_fast.models.files.folder import copy_files, read_object, write_object
-from reca_fast.models.files.write import Stored
 from reca_fast.models.protocol import Case
 from reca_fast.sample import Sample
 from reca_fast.schema import from_dict
@@ -83,7 +94,9 @@ class ToyModel:
 
     def __init__(self, config: ToyConfig, options: ModelConfig) -> None:
         self.config, self.options, self.folder = config, options, Path(options.path)
-        self.dtype = torch.float32
+        self.dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
+        if options.weights != "auto":
+            raise UserError(f"model.weights is {options.weights}; a toy has one file of weights, leave it at auto.")
         with torch.device("meta"):
             self.module = Network(config)
             self.eye = nn.Linear(3 * PATCH**2, config.width).requires_grad_(False)
@@ -107,8 +120,10 @@ class ToyModel:
 
     @classmethod
     def check(cls, folder: Path, weights: str = "auto") -> str:
-        model = cls.open(ModelConfig(path=str(folder)))
-        model.fill(uniform(torch.float32, "cpu"))
+        model = cls.open(ModelConfig(path=str(folder), weights=weights))
+        with open_weights(folder / WEIGHTS) as stored:
+            check_fit(stored, (model.module, NETWORK_NAMES), (model.eye, EYE_NAMES))
+        check_finite(folder / WEIGHTS)
         return f"{folder}: a whole toy."
 
     def inputs(self, config: DataConfig) -> ToyInputs:
@@ -141,6 +156,11 @@ class ToyModel:
     def drop_encoders(self) -> None:
         self.eye = self.eye.to("meta")
 
+    def autocast(self) -> AbstractContextManager[object]:
+        """Trained weights are fp32 whatever the dtype of the arithmetic is."""
+        weight = self.module.head.weight
+        return nullcontext() if weight.dtype == self.dtype else torch.autocast(weight.device.type, self.dtype)
+
     @torch.no_grad()
     def encode(self, batch: ToyBatch) -> ToyBatch:
         features, codes = batch.features, batch.codes
@@ -157,11 +177,13 @@ class ToyModel:
         seen = batch.codes.clone()
         for rows in batch.masked.values():
             seen[rows] = LEVELS
-        hidden = self.module(batch, batch.features, seen)
-        return {
-            task: fused_linear_cross_entropy(hidden[rows], self.module.head.weight, batch.codes[rows], reduction="sum")
-            for task, rows in batch.masked.items()
-        }
+        head = self.module.head
+        with self.autocast():
+            hidden = self.module(batch, batch.features, seen)
+            return {
+                task: fused_linear_cross_entropy(hidden[rows], head.weight, batch.codes[rows], reduction="sum")
+                for task, rows in batch.masked.items()
+            }
 
     def flops(self, batch: ToyBatch) -> float:
         return 6.0 * batch.num_tokens * sum(p.numel() for p in self.module.blocks.parameters())
@@ -171,6 +193,8 @@ class ToyModel:
         self, conditions: Sequence[Sample], sizes: Sequence[Size], sampling: SamplingConfig, seeds: Sequence[int]
     ) -> list[Tensor]:
         """In each step the surest of the masked tokens are kept, so many that none is left after the last step."""
+        if sampling.guidance > 1:
+            raise UserError("sampling.guidance is above 1; the toy is trained without it, set it to 1.")
         pictures = []
         for sample, (width, height), seed in zip(conditions, sizes, seeds, strict=True):
             if width % PATCH or height % PATCH:
@@ -182,7 +206,8 @@ class ToyModel:
             assert batch.features is not None and batch.codes is not None
             codes = torch.full_like(batch.codes, LEVELS)
             for step in range(sampling.steps):
-                chances = self.module.head(self.module(batch, batch.features, codes)).softmax(-1)
+                with self.autocast():
+                    chances = self.module.head(self.module(batch, batch.features, codes)).float().softmax(-1)
                 noise = torch.rand(chances.shape, generator=draw).to(device)
                 said = (chances.log() - (-noise.log()).log()).argmax(-1)  # Gumbel's trick
                 surest = torch.where(codes == LEVELS, chances.gather(1, said[:, None])[:, 0], -1.0)
