@@ -82,7 +82,7 @@ class _Writer:
         marked = [self.tokenizer.bos, *ids, self.tokenizer.eos]
         self.text_ids += marked
         self.text_rows += range(start, start + len(marked))
-        if supervised:
+        if supervised:  # from the marker in front on, each row predicts the next one, the last token its end marker
             self.label_rows += range(start, start + len(marked) - 1)
             self.labels += marked[1:]
         self._split(CAUSAL, torch.arange(position, position + len(marked)))
@@ -123,6 +123,7 @@ class _Writer:
 
 
 def _check_grid(rows: int, columns: int, side: int, option: str, stride: int) -> None:
+    """Raise UserError for a picture with more tokens along a side than the position table has entries."""
     if max(rows, columns) > side:
         raise UserError(
             f"A picture of {columns} x {rows} tokens exceeds the checkpoint's position table of {side} x {side}; "

@@ -173,19 +173,20 @@ class MoTLayer(nn.Module):
         gradient in every step on every process: FSDP would wait for the missing ones.
 
         Args:
-            und, gen: U understanding and G generation rows. Either may be absent: a prefix pass of sampling has no gen,
-                a target without markers no und.
+            und, gen: U understanding and G generation rows. gen is None when sampling runs conditions and prompts
+                through the decoder; und is None for targets without markers.
             plan: which rows attend to which.
             backend: attention backend, as `reca_fast.kernels.choose_backend` names it.
-            past: keys and values of a prefix that was computed before; they come first in the key bank.
+            past: in sampling, keys and values of the conditions and prompts that went through this layer before. They
+                come first in the key bank.
             frozen: let no gradient flow from the latents through the markers back to the latents.
-            need_und: whether anybody reads the understanding rows that leave this layer. Without cross-entropy nobody
-                does in the last one: there only their keys and values count.
+            need_und: whether anything reads the understanding rows that leave this layer. Without labels nothing reads
+                those of the last layer, where only their keys and values count.
 
         Returns:
-            und [U, D], gen [G, D], and keys and values of the understanding rows. und is None when it is not needed
-            ([0, D] when its expert is trained); gen is None when it was; keys and values are None except in a prefix
-            pass.
+            und [U, D]: None where it is not needed, or [0, D] there if its expert is trained.
+            gen [G, D]: None if gen was None.
+            Keys and values of the understanding rows: None unless gen was None.
         """
         bank: list[KeyValue] = [] if past is None else [past]
         und_kv = None
