@@ -30,10 +30,17 @@ CASES = [
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever trains, in this process or in others, is slow; `make test-fast` leaves it out."""
+    """Whatever trains, in this process or in others, is slow, and so are kernels in Triton's interpreter: `make
+    test-fast` runs their references alone.
+    """
     for item in items:
-        if isinstance(item, pytest.Function) and {"launch", "begun"} & set(item.fixturenames):
-            item.add_marker("slow")
+        if isinstance(item, pytest.Function):
+            trains = {"launch", "begun"} & set(item.fixturenames)
+            interprets = (
+                "triton_kernels" in item.fixturenames or {"interpreter", "interpreting"} & vars(item.module).keys()
+            )
+            if trains or interprets:
+                item.add_marker("slow")
 
 
 @pytest.fixture(params=CASES, ids=lambda folder: folder.name)

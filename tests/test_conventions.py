@@ -11,7 +11,10 @@ from tests.source_tree import SOURCES, imports, module_name, tracked
 
 MOST_LINES = 400
 PYTHON = tracked("*.py")
-IMPORTED = {path: imports(path) for path in SOURCES}
+IMPORTED: dict[Path, set[str]] = {}
+"""Folder -> full names of what its files import."""
+for source in SOURCES:
+    IMPORTED.setdefault(source.parent, set()).update(imports(source))
 MACHINES = re.compile(r"/(?:home|Users|root|work)/\w+")
 """How a path begins that is there on one machine alone."""
 
@@ -24,7 +27,7 @@ def inside(path: Path) -> str:
 def test_what_leaves_its_folder_has_a_docstring(path: Path) -> None:
     """Whoever uses a name of another room knows from its docstring what it gives, without opening the file."""
     module = module_name(path)
-    used = {name for other in SOURCES if other.parent != path.parent for name in IMPORTED[other]}
+    used = set().union(*(names for folder, names in IMPORTED.items() if folder != path.parent))
     tree = ast.parse(path.read_text())
     assert not tree.body or ast.get_docstring(tree), f"{inside(path)} does not say what it is for"
     defined = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]

@@ -10,7 +10,7 @@ from torch import Tensor
 from reca_fast.kernels import blur_patch_embed, blur_patchify
 from reca_fast.kernels.common.implementation import kernels
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 NAMES = ("embeddings", "d weight", "d bias", "d position_embedding")
 PIXELS: dict[str, Any] = {"mean": (0.5, 0.4, 0.45), "std": (0.5, 0.3, 0.25)}
 SHAPES = {
@@ -52,7 +52,6 @@ def results(run, images, moving, ids, **options) -> list[Tensor]:
     return [out.detach(), *torch.autograd.grad(out, moving, upstream)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("patch_size", "width", "sizes"), SHAPES.values(), ids=SHAPES)
 def test_kernel_and_reference(patch_size, width, sizes, dtype, within_budget) -> None:

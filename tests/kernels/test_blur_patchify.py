@@ -14,7 +14,7 @@ from reca_fast.kernels import blur_patchify
 from reca_fast.kernels.common.image_filter import PRECISION, axis_filter, height_first, resized
 from reca_fast.kernels.common.implementation import kernels
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 PILLOW = int(PIL.__version__.split(".")[0])
 COMMON: dict[str, Any] = {"patch_size": 14, "mean": 0.5, "std": 0.5, "dtype": torch.float32}
 
@@ -128,7 +128,6 @@ PATCHES = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("sigma", [0.0, 0.8])
 @pytest.mark.parametrize(("patch_size", "sizes"), PATCHES.values(), ids=PATCHES)
 def test_kernel_has_the_references_bits(patch_size, sizes, sigma, triton_patchify) -> None:
@@ -166,7 +165,6 @@ def test_views_of_larger_pictures(triton_patchify) -> None:
     assert torch.equal(blur_patchify(views, **options), expected)
 
 
-@pytest.mark.slow
 def test_one_launch_that_touches_every_byte_once() -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
     from bench.traffic import counting

@@ -69,6 +69,7 @@ def test_small_differences_of_large_logits(request, way, high) -> None:
             torch.testing.assert_close(x.double(), exact, rtol=1e-5, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["reference", "triton"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("weight_of_rows", [1e-9, 1.0, 1e5])

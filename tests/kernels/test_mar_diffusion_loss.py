@@ -96,6 +96,7 @@ def triton():
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [(70, 16), (33, 6), (1, 16)], ids=["Harmon's channels", "ragged", "one row"])

@@ -118,6 +118,7 @@ def test_without_rows_gradients_are_zero(name, triton_results) -> None:
     assert out.shape == (0, 16) and not any(x.any() for x in grads)
 
 
+@pytest.mark.slow
 @operations
 def test_same_bits_twice_and_from_views(name, triton_results) -> None:
     operation, _, make = OPERATIONS[name]
@@ -182,6 +183,7 @@ def test_autocast_decides_the_dtype_of_products_alone() -> None:
         assert x.dtype == torch.float32 and (x - y).norm() < 0.02 * y.norm()
 
 
+@pytest.mark.slow
 def test_as_torch_sees_it() -> None:
     args = in_dtype(block_arguments(3, 8), torch.float32)
     torch.library.opcheck(torch.ops.reca_fast.mar_residual_block.default, (*args, 1e-6))

@@ -10,7 +10,7 @@ from torch import Tensor
 from reca_fast.kernels import flow_matching_loss, fused_linear_cross_entropy, mar_diffusion_loss
 from reca_fast.kernels.common.implementation import kernels
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 Loss = Callable[..., Tensor]
 """loss(moving [rows, 8], row_weight=, reduction=), the rest of its arguments fixed."""
 

@@ -287,6 +287,7 @@ def run(folder, pictures, reca_fast) -> Callable[..., list[dict[str, Any]]]:
     return start
 
 
+@pytest.mark.slow
 def test_it_trains_and_a_resumed_run_goes_on_bit_for_bit(run, tmp_path) -> None:
     whole = run(tmp_path / "whole")
     run(tmp_path / "halves", "--steps", "2")
@@ -309,6 +310,7 @@ def test_two_processes_train_the_same(subject, folder, launch, run, tmp_path) ->
     assert [row["grad_norm"] for row in rows] == pytest.approx([row["grad_norm"] for row in alone], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_draws_grids_of_what_it_learned(run, tmp_path) -> None:
     run(tmp_path / "run", "--steps", "1", "--sample_every", "1", "--sample_count", "2", "--sampling.steps", "2")
     assert (tmp_path / "run" / "samples" / "step-0000001.png").exists()
