@@ -284,6 +284,7 @@ def test_a_bomb_is_refused_by_its_header() -> None:
     assert picture_size(png_header(65_535, 1)) == (65_535, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 def test_the_limit_of_pixels_is_ours_not_pillows() -> None:
     for kind in ("PNG", "GIF"):

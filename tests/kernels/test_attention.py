@@ -148,6 +148,7 @@ def test_bad_arguments_are_refused_by_name(message, changed) -> None:
 # Compiling
 
 
+@pytest.mark.slow
 @CAUSAL
 def test_custom_op_obeys_torch_library(causal) -> None:
     lengths = ragged(seed=3)

@@ -271,6 +271,7 @@ def test_errors_name_the_argument(argument: str) -> None:
 # Compiling
 
 
+@pytest.mark.slow
 @DTYPES
 @pytest.mark.parametrize("name", OPS)
 def test_it_compiles_without_a_break(name: str, dtype) -> None:

@@ -238,6 +238,7 @@ def test_the_budget_rejects_mutants(mutant, within_budget) -> None:
     assert not within_budget(mutant(truth).to(baseline.dtype), truth, baseline)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_it_compiles_without_a_break(reduction) -> None:
     args, weight = arguments(9, 16, torch.bfloat16)

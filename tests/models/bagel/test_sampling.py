@@ -126,6 +126,7 @@ def test_every_condition_matters(name, draw) -> None:
 SCALES = {"guidance": 3.0, "image_guidance": 2.0, "guidance_interval": (0.5, 1.0)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"guidance": 3.0}, SCALES], ids=["plain", "guided", "two scales, interval"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_picture_depends_on_its_own_condition_shape_and_seed_alone(precision, options, draw) -> None:
@@ -319,6 +320,7 @@ def amplifying(bagel: BagelModel, tiny_folder: Path, tmp_path_factory) -> Path:
     return checkpoint(weights, bagel, tiny_folder, tmp_path_factory.mktemp("amplifying") / "checkpoint")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_batch_changes_no_pixel(precision, amplifying, tmp_path, reca_fast) -> None:
     prompts = json.dumps(["a cat", "a red square", "the sea at night", "x", "two dogs"])
@@ -333,6 +335,7 @@ def test_batch_changes_no_pixel(precision, amplifying, tmp_path, reca_fast) -> N
     assert all(np.array_equal(one, other) for one, other in zip(drawn[1], drawn[4], strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_reconstructions_do_not_depend_on_what_is_beside_them(precision, amplifying) -> None:
     model = BagelModel.open(ModelConfig(path=str(amplifying), precision=precision))
