@@ -19,7 +19,7 @@ demo: $(VENV)/installed  ## RECA on real photographs with a tiny BAGEL: about th
 test: $(VENV)/installed-dev  ## every test; FILE=tests/data takes those of a folder or file, K='resume and not gpu' those of such names
 	$(PYTEST) $(if $(FILE),,$(XDIST))
 
-test-fast: $(VENV)/installed-dev  ## the tests that need neither processes of their own nor seconds each: under a minute; FILE, K
+test-fast: $(VENV)/installed-dev  ## the tests that need neither processes of their own nor seconds each: about a minute; FILE, K
 	$(PYTEST) -m 'not slow' $(if $(FILE),,$(XDIST))
 
 lint: $(VENV)/installed-dev  ## what has to be clean before a change lands: ruff and mypy
