@@ -213,7 +213,9 @@ class MoTLayer(nn.Module):
             return self.und.after_attention(und.hidden_states[:0], und_q[:0]), gen_out, cache
 
         parts = []
-        known = und_kv if past is None else [torch.cat(both) for both in zip(past, und_kv, strict=True)]
+        known: KeyValue = []
+        if plan.full is not None or plan.causal is not None:  # a step of sampling has markers alone
+            known = und_kv if past is None else [torch.cat(both) for both in zip(past, und_kv, strict=True)]
         full, causal, markers = und_q.tensor_split((plan.num_full, plan.num_full + plan.num_causal))
         for rows, segments, keys in ((full, plan.full, plan.full_keys), (causal, plan.causal, plan.causal_keys)):
             if segments is not None:
