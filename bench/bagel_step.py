@@ -100,13 +100,13 @@ def ours_step(config: StepConfig, checkpointing: bool) -> Step:
     """The same step by reca_fast. Imported in here, so that the baselines are measured without it."""
     from reca_fast.config import LossWeights, ModelConfig
     from reca_fast.memory import recompute
-    from reca_fast.models.bagel.cases import BagelCase
+    from reca_fast.models.bagel.cases import RecordedCase
     from reca_fast.models.bagel.config import BagelConfig
     from reca_fast.models.bagel.model import BagelModel
     from reca_fast.models.bagel.names import NETWORK_NAMES, VIT_NAMES
     from reca_fast.objectives import weighted_loss
 
-    case = BagelCase(Path(), BagelConfig.from_dict(config.model, "the benchmark"), config.model, config.inputs)
+    case = RecordedCase(Path(), BagelConfig.from_dict(config.model, "the benchmark"), config.model, config.inputs)
     model = BagelModel(case.config, ModelConfig(precision="fp32"))
     if checkpointing:
         recompute(model.blocks())

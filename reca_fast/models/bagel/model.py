@@ -20,6 +20,7 @@ from reca_fast.objectives import flow_loss_by_task, next_token_loss
 from reca_fast.sample import I2T, Sample
 
 from .batch import BagelBatch
+from .cases import BagelCase, RecordedCase
 from .config import BAGEL_7B_MOT, CONFIG_FILES, BagelConfig
 from .encoders import VAE_FILE, BagelEncoders
 from .export import export_folder
@@ -72,9 +73,8 @@ class BagelModel:
 
     @classmethod
     def case(cls, folder: Path) -> Case | None:
-        from .cases import BagelCase  # here, since a case is replayed by this class
-
-        return BagelCase.open(folder)
+        recorded = RecordedCase.open(folder)
+        return None if recorded is None else BagelCase(recorded, cls)
 
     @classmethod
     def check(cls, folder: Path, weights: str = "auto") -> str:

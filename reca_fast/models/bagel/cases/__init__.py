@@ -1,5 +1,6 @@
-"""Parity with the authors' code: what it computed was recorded, and is computed again by the code that trains."""
+"""Parity with the authors' code: recorded cases of BAGEL, and their replay through the step of training."""
 
-from .case import BagelCase
+from .case import RecordedCase
+from .replay import BagelCase
 
-__all__ = ["BagelCase"]
+__all__ = ["BagelCase", "RecordedCase"]

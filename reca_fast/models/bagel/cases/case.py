@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reca_fast.config import Attention
 from reca_fast.errors import UserError
 from reca_fast.models.files.folder import read_object
 from reca_fast.objectives import shifted_logit_normal
@@ -29,7 +28,7 @@ JOINT = "joint"
 
 
 @dataclass(frozen=True)
-class BagelCase:
+class RecordedCase:
     """A case folder, read. Its variants share the pack and differ in what is trained."""
 
     folder: Path
@@ -38,7 +37,7 @@ class BagelCase:
     inputs: dict[str, Tensor]  # inputs.safetensors, checked
 
     @classmethod
-    def open(cls, folder: Path) -> "BagelCase | None":
+    def open(cls, folder: Path) -> "RecordedCase | None":
         """The case in a folder, or None when its config.json describes no BAGEL.
 
         Raises:
@@ -101,22 +100,6 @@ class BagelCase:
         return torch.cat(
             [patchify_latents(z[:, : rows * patch, : columns * patch], patch) for z, (rows, columns) in pictures]
         )
-
-    def replay(self, *, attention: Attention, dtype: torch.dtype, weights: Path | None) -> Iterator[tuple[str, Tensor]]:
-        """Compute every tensor of every variant on the CPU, and give them under the names that `expected` uses.
-
-        Args:
-            attention: attention backend.
-            dtype: of the arithmetic and the weights.
-            weights: file or checkpoint folder to take the weights from instead of the case's own.
-        """
-        from .replay import replay_pictures, replay_variant  # here, since that module builds on this one
-
-        yield from replay_pictures(self, dtype).items()
-        for variant in self.variants:
-            prefix = f"{variant}/" if variant else ""
-            computed = replay_variant(self, variant, attention=attention, dtype=dtype, weights=weights)
-            yield from ((prefix + name, tensor) for name, tensor in computed.items())
 
     def expected(self) -> dict[str, Tensor]:
         """Every recorded tensor that `replay` computes again, under the same name; none if only inputs were recorded.

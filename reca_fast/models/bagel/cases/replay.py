@@ -2,7 +2,7 @@
 inside.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ from reca_fast.sample import I2T, RECA
 from reca_fast.schema import from_dict
 
 from ..batch import BagelBatch
-from ..model import BagelModel
+from ..config import BagelConfig
 from ..names import NETWORK_NAMES
 from ..network import Bagel
 from ..weights import weights_file
-from .case import JOINT, BagelCase
+from .case import JOINT, RecordedCase
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class RecordedResize:
     image_stride: Pixels
 
 
-def replay_pictures(case: BagelCase, dtype: torch.dtype) -> dict[str, Tensor]:
+def replay_pictures(case: RecordedCase, dtype: torch.dtype) -> dict[str, Tensor]:
     """What comes before the decoder, where the case holds the pixels of its pictures; otherwise nothing.
 
     These are both resized pictures, the patches of the ViT and, with the VAE's weights, its moments and latents.
@@ -126,8 +126,41 @@ class Recorder:
         self.seen[name] = out
 
 
+Build = Callable[[BagelConfig, ModelConfig], Any]
+"""Makes the model to be replayed: `BagelModel`, which opens cases and is therefore not imported here."""
+
+
+@dataclass(frozen=True)
+class BagelCase:
+    """A recorded case and the model that replays it, as `reca_fast.models.protocol.Case` wants them."""
+
+    recorded: RecordedCase
+    build: Build
+
+    def replay(self, *, attention: Attention, dtype: torch.dtype, weights: Path | None) -> Iterator[tuple[str, Tensor]]:
+        """Compute every tensor of every variant, on the CPU, under the names that `expected` gives them."""
+        yield from replay_pictures(self.recorded, dtype).items()
+        for variant in self.recorded.variants:
+            prefix = f"{variant}/" if variant else ""
+            how: dict[str, Any] = {"attention": attention, "dtype": dtype, "weights": weights}
+            computed = replay_variant(self.recorded, variant, self.build, **how)
+            yield from ((prefix + name, tensor) for name, tensor in computed.items())
+
+    def expected(self) -> dict[str, Tensor]:
+        return self.recorded.expected()
+
+    def tolerance(self, name: str, dtype: torch.dtype) -> float:
+        return self.recorded.tolerance(name, dtype)
+
+
 def replay_variant(
-    case: BagelCase, variant: str, *, attention: Attention, dtype: torch.dtype, weights: Path | None
+    case: RecordedCase,
+    variant: str,
+    build: Build,
+    *,
+    attention: Attention,
+    dtype: torch.dtype,
+    weights: Path | None,
 ) -> dict[str, Tensor]:
     """Train one step on one variant of a case, on the CPU, and give every tensor that the cases record.
 
@@ -140,7 +173,7 @@ def replay_variant(
     if not path.exists():
         raise UserError(f"{path} is missing; name a file of weights or a checkpoint folder.")
     options = ModelConfig(weights=str(path), attention=attention, freeze_und=not joint)
-    model = BagelModel(case.config, options)
+    model = build(case.config, options)
     model.dtype = dtype
     model.fill(uniform(dtype, "cpu"))
     model.encoders.fill_vit(path, dtype, "cpu")
