@@ -42,14 +42,13 @@ def main(args: Sequence[str]) -> int:
 
 
 def _verify_checkpoint(folder: Path, weights: str) -> int:
-    from reca_fast.models import MODELS, model_class, recognised
+    from reca_fast.models import MODELS, marks, model_class, recognised
 
     known = recognised(folder)
     if known is None and not any(folder.glob("*ema*.safetensors")) and not any(folder.glob("*model*.safetensors")):
-        marks = " or ".join(model_class(name).MARK for name in MODELS)
         raise UserError(
             f"{folder} is neither a parity case (config.json and inputs.safetensors) nor a checkpoint folder "
-            f"({marks} and weights); name the folder that holds these files."
+            f"({marks()} and weights); name the folder that holds these files."
         )
     # Weights without the file that tells whose they are: the first model says what is missing.
     print((known or model_class(next(iter(MODELS)))).check(folder, weights))

@@ -30,7 +30,6 @@ class SavedRecords:
 class SavedOutcomes:
     """The outcomes of a lane as they stand in JSON."""
 
-    packs: Count
     samples: Count
     used: str  # a RecordSet, encoded
     skipped: dict[str, SavedRecords]
@@ -45,7 +44,7 @@ class Outcomes:
     """
 
     def __init__(self, records: int) -> None:
-        self.packs = self.samples = 0
+        self.samples = 0
         self._used = RecordSet(records)
         self._skipped, self._without_caption = RecordsByReason(records), RecordsByReason(records)
 
@@ -54,8 +53,7 @@ class Outcomes:
         self._skipped.add(skip.reason, skip.index, skip.key)
 
     def use(self, plans: Sequence[SamplePlan]) -> None:
-        """Count a pack that is handed out, and the records of its samples."""
-        self.packs += 1
+        """Count the samples of a pack that is handed out, and their records."""
         for plan in plans:
             self.samples += 1
             self._used.add(plan.index)
@@ -65,7 +63,7 @@ class Outcomes:
     def state(self) -> SavedOutcomes:
         """What `merge` takes."""
         by_reason = self._skipped.state(), self._without_caption.state()
-        return SavedOutcomes(self.packs, self.samples, self._used.encoded(), *by_reason)
+        return SavedOutcomes(self.samples, self._used.encoded(), *by_reason)
 
     def merge(self, saved: SavedOutcomes) -> None:
         """Add those of another lane, or of the run that is resumed.
@@ -73,7 +71,6 @@ class Outcomes:
         Raises:
             ValueError: they are damaged, or belong to a source with another number of records.
         """
-        self.packs += saved.packs
         self.samples += saved.samples
         self._used.merge(saved.used)
         self._skipped.merge(saved.skipped)

@@ -8,16 +8,14 @@ from pathlib import Path
 from reca_fast.config import ModelConfig
 from reca_fast.errors import UserError
 
-from .protocol import Batch, Case, Inputs, Model, Place, Size
+from .protocol import Batch, Case, Model
 
 __all__ = [
     "MODELS",
     "Batch",
     "Case",
-    "Inputs",
     "Model",
-    "Place",
-    "Size",
+    "marks",
     "model_class",
     "open_model",
     "published_model",
@@ -40,6 +38,11 @@ def recognised(folder: Path) -> type[Model] | None:
     return next((cls for cls in map(model_class, MODELS) if cls.recognises(folder)), None)
 
 
+def marks() -> str:
+    """The files by which the known architectures tell their checkpoint folders, in words for a message."""
+    return " or ".join(model_class(name).MARK for name in MODELS)
+
+
 def open_model(options: ModelConfig) -> Model:
     """The model of the checkpoint folder `options.path`, its module still on the meta device.
 
@@ -54,10 +57,9 @@ def open_model(options: ModelConfig) -> Model:
         raise UserError(f"The checkpoint folder {folder} {what}; set --model.path to where it is.")
     if cls := recognised(folder):
         return cls.open(options)
-    marks = " or ".join(model_class(name).MARK for name in MODELS)
     if any(folder.glob("*.safetensors")):
-        raise UserError(f"{folder} holds weights, but {marks} is missing, which tells the model; copy it there.")
-    raise UserError(f"{folder} is no checkpoint of a known model: it holds no {marks}.")
+        raise UserError(f"{folder} holds weights, but {marks()} is missing, which tells the model; copy it there.")
+    raise UserError(f"{folder} is no checkpoint of a known model: it holds no {marks()}.")
 
 
 def published_model(name: str, options: ModelConfig) -> Model:

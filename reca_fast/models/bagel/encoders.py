@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from reca_fast.kernels import blur_patchify
-from reca_fast.models.files import check_fit, fill, open_weights, uniform
+from reca_fast.models.files import fill, open_weights, uniform
 from reca_fast.models.parts.kl_vae import KLVAE, encode_pictures, read_kl_vae
 from reca_fast.models.parts.siglip import SiglipNaViT
 
@@ -44,16 +44,15 @@ class BagelEncoders:
             UserError: the file is missing or damaged, or its tensors are not the ViT's.
         """
         with open_weights(weights) as stored:
-            check_fit(stored, (self.vit, VIT_NAMES))
             fill(self.vit, stored, uniform(dtype, device), VIT_NAMES)
 
-    def fill_vae(self, folder: Path, device: torch.device | str, dtype: torch.dtype = torch.float32) -> None:
-        """Give the VAE its weights from VAE_FILE of a checkpoint folder.
+    def fill_vae(self, folder: Path, device: torch.device | str) -> None:
+        """Give the VAE its weights, in fp32, from VAE_FILE of a checkpoint folder.
 
         Raises:
             UserError: the file is missing or damaged, or its tensors are not the VAE's.
         """
-        self.vae = read_kl_vae(folder / VAE_FILE, self.config.vae, device=device, dtype=dtype)
+        self.vae = read_kl_vae(folder / VAE_FILE, self.config.vae, device=device)
 
     @torch.no_grad()
     def encode(self, batch: BagelBatch, attention: str) -> BagelBatch:

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,32 +14,10 @@ from reca_fast.errors import UserError
 from reca_fast.memory import fill_model
 from reca_fast.models.bagel import BagelModel
 from reca_fast.models.bagel.config import BagelConfig
-from reca_fast.models.bagel.network import Bagel
-from reca_fast.models.bagel.weights import fill_bagel, weights_file
-from reca_fast.models.files import Place, Placement
+from reca_fast.models.bagel.weights import weights_file
+from tests.models.bagel.networks import filled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def on_meta(config: BagelConfig, freeze_und: bool = True) -> Bagel:
-    with torch.device("meta"):
-        return Bagel(config, freeze_und=freeze_und)
-
-
-def trained_and_frozen(trained: torch.dtype, frozen: torch.dtype, device: str = "cpu") -> Place:
-    return lambda name, parameter: Placement(trained if parameter.requires_grad else frozen, device)
-
-
-def filled(folder: Path, *, trained=torch.float32, frozen=torch.float32) -> Bagel:
-    model = on_meta(BagelConfig.from_folder(folder))
-    fill_bagel(model, folder / "ema.safetensors", trained_and_frozen(trained, frozen))
-    return model
-
-
-@pytest.fixture
-def copy(tiny_folder: Path, tmp_path: Path) -> Path:
-    """A checkpoint folder of one's own, to be broken."""
-    return Path(shutil.copytree(tiny_folder, tmp_path / "checkpoint"))
 
 
 def test_the_file_of_weights(tmp_path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,37 +12,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reca_fast.config import ModelConfig
 from reca_fast.errors import UserError
+from reca_fast.memory import training_place
 from reca_fast.models.bagel import BagelModel
 from reca_fast.models.bagel.config import BAGEL_7B_MOT, BagelConfig, GlueConfig, LLMConfig
 from reca_fast.models.bagel.encoders import BagelEncoders
 from reca_fast.models.bagel.names import NETWORK_NAMES, TABLES, VIT_NAMES
 from reca_fast.models.bagel.network import Bagel
 from reca_fast.models.bagel.weights import fill_bagel
-from reca_fast.models.files import Place, Placement, check_fit, open_weights, uniform
+from reca_fast.models.files import check_fit, open_weights, uniform
 from reca_fast.models.parts.siglip_config import SiglipConfig
+from tests.models.bagel.networks import filled, on_meta
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def on_meta(config: BagelConfig, freeze_und: bool = True) -> Bagel:
-    with torch.device("meta"):
-        return Bagel(config, freeze_und=freeze_und)
-
-
-def trained_and_frozen(trained: torch.dtype, frozen: torch.dtype, device: str = "cpu") -> Place:
-    return lambda name, parameter: Placement(trained if parameter.requires_grad else frozen, device)
-
-
-def filled(folder: Path, *, trained=torch.float32, frozen=torch.float32) -> Bagel:
-    model = on_meta(BagelConfig.from_folder(folder))
-    fill_bagel(model, folder / "ema.safetensors", trained_and_frozen(trained, frozen))
-    return model
-
-
-@pytest.fixture
-def copy(tiny_folder: Path, tmp_path: Path) -> Path:
-    """A checkpoint folder of one's own, to be broken."""
-    return Path(shutil.copytree(tiny_folder, tmp_path / "checkpoint"))
 
 
 def rewrite(folder: Path, **changes: Tensor | None) -> None:
@@ -75,7 +55,7 @@ def test_weights_are_cast_on_the_device(copy) -> None:
     model = on_meta(BagelConfig.from_folder(copy))
     with Casts() as casts:
         # The meta device stands for any that is not the host.
-        fill_bagel(model, copy / "ema.safetensors", trained_and_frozen(torch.float32, torch.bfloat16, device="meta"))
+        fill_bagel(model, copy / "ema.safetensors", training_place(torch.bfloat16, "meta"))
     trained = [p for p in model.parameters() if p.requires_grad]
     assert len(casts.devices) >= len(trained) and set(casts.devices) == {"meta"}
     assert {p.dtype for p in trained} == {torch.float32}
