@@ -3,7 +3,7 @@
 The numbers that a field may have stand in its type, whether the value comes from a file or from the command line:
 `steps: PositiveInt`, or `workers: Annotated[int, Range(1, 1024)]` for a closed interval of its own. Rules between the
 fields of what a file holds stand in the dataclass's `__post_init__`, which raises ValueError; those between settings of
-a run stand in `config_rules.py`.
+a run stand in `config/rules.py`.
 """
 
 import json

@@ -169,4 +169,4 @@ def test_installed_package_runs(installed: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     code = "from reca_fast.cli import main; raise SystemExit(main(['train', '--config', 'bagel', '--print_config']))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and "recompute: true" in done.stdout, done
+    assert done.returncode == 0 and "recompute: blocks" in done.stdout, done

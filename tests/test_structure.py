@@ -14,15 +14,14 @@ import reca_fast.kernels
 from tests.places import ROOT
 from tests.source_tree import SOURCES, imports, module_name
 
-FREE = {"config", "config_rules", "errors", "schema", "sample", "randomness"}
+FREE = {"config", "errors", "schema", "sample", "randomness"}
 """Pages that every room but the kernels may read: settings, the user's mistakes, typed reading of what comes from
 outside, the words that rooms exchange.
 """
 
 MAY_IMPORT = {
     "kernels": set(),
-    "config": {"schema"},
-    "config_rules": {"config", "errors", "schema"},
+    "config": {"schema", "errors"},
     "errors": set(),
     "schema": {"errors"},
     "sample": set(),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from reca_fast.config import DataConfig, LossWeights, ModelConfig, OptimConfig
+from reca_fast.config import DataConfig, LossWeights, MemoryConfig, ModelConfig, OptimConfig
 from reca_fast.kernels import choose_backend
 from reca_fast.kernels.common.liger import liger_installed
 from reca_fast.memory import apply_levers
@@ -114,7 +114,7 @@ def training(
     model = make_model(real_config(layers, tiny=tiny))
     batch = pack(model, pictures, tiny=tiny)
     flops = model.flops(batch)
-    levers = ModelConfig(recompute=recompute, compile=compile_layers)
+    levers = MemoryConfig("blocks" if recompute else "none", compile_layers)
     apply_levers(model.module, model.blocks(), levers, compiler="eager" if tiny else "inductor")
     fill_randomly(model, device)
     adamw = AdamWUpdate(trained(model.module), model.decays, OptimConfig(warmup_steps=0), total_steps=1)

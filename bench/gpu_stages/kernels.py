@@ -43,7 +43,7 @@ def hand_in(report: Report) -> None:
         title = "two streams at once"
         report.attempt(title, lambda: report.equal(title, differing_on_two_streams(device), 0, "results that differ"))
     report.attempt("labels on the device", without_waiting_for_labels, report)
-    for name, options in {"default": {}, "recompute": {"recompute": True}, "joint": {"freeze_und": False}}.items():
+    for name, options in {"default": {}, "recompute": {"recompute": "blocks"}, "joint": {"freeze_und": False}}.items():
         report.attempt(f"{name}: a step that waits for nothing", step_without_waiting, report, name, options)
 
 

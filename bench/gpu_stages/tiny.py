@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reca_fast.config import LossWeights, ModelConfig, OptimConfig, RunConfig
+from reca_fast.config import LossWeights, MemoryConfig, ModelConfig, OptimConfig, RunConfig
 from reca_fast.data.loader import Pack
 from reca_fast.kernels import use_kernels
 from reca_fast.memory import apply_levers, fill_model
@@ -69,13 +69,17 @@ def prepare(folder: Path, device: torch.device, compiler: str = "inductor", **op
     """The step under some of the model's options. `compiler`: of torch.compile, where `compile` asks for it."""
     joint = not options.get("freeze_und", True)
     loss = LossWeights(i2t=1.0) if joint else LossWeights()
+    levers = {name: options.pop(name) for name in ("recompute", "compile") if name in options}
     config = RunConfig(
-        model=ModelConfig(path=str(folder), **options), loss=loss, optim=OptimConfig(lr=1e-3, warmup_steps=0)
+        model=ModelConfig(path=str(folder), **options),
+        memory=MemoryConfig(**levers),
+        loss=loss,
+        optim=OptimConfig(lr=1e-3, warmup_steps=0),
     )
     processes = Processes()
     processes.join(device.type)
     model = BagelModel.open(config.model)
-    apply_levers(model.module, model.blocks(), config.model, compiler=compiler)
+    apply_levers(model.module, model.blocks(), config.memory, compiler=compiler)
     fill_model(model, processes.device)
     draw = torch.Generator().manual_seed(1)
     for parameter in model.module.llm2vae.parameters():  # it starts at zero, and nothing before it would learn

@@ -14,7 +14,7 @@ from reca_fast import __version__
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 LESS_MEMORY = {
-    "train": "lower --data.tokens_per_pack or --data.workers, or set --model.recompute true",
+    "train": "lower --data.tokens_per_pack or --data.workers, or set --memory.recompute blocks",
     "generate": "lower --width and --height",
     "reconstruct": "lower --data.target_resize.max_size or --count",
 }

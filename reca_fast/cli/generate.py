@@ -9,7 +9,7 @@ from typing import Any
 
 from reca_fast.cli.options import parse
 from reca_fast.config import ModelConfig, Pixels, Place, SamplingConfig
-from reca_fast.config_rules import check_sampling
+from reca_fast.config.rules import check_sampling
 from reca_fast.errors import UserError, reading, writing
 from reca_fast.schema import PositiveInt, parse_json, shown
 

@@ -21,7 +21,12 @@ PRESET_HELP = (
     "Settings of the authors' scripts under one name, which the options below override: geneval, dpg, wise, app, "
     "notebook (RECA's text to image), notebook-reconstruct (RECA's picture to picture)"
 )
-RENAMED: dict[str, str] = {"data.vit_resize": "data.condition_resize", "data.vae_resize": "data.target_resize"}
+RENAMED: dict[str, str] = {
+    "data.vit_resize": "data.condition_resize",
+    "data.vae_resize": "data.target_resize",
+    "model.compile": "memory.compile",
+    "model.recompute": "memory.recompute",
+}
 """Options and groups of options that had another name in an earlier version: old dotted name -> new dotted name.
 
 The old name is refused with a sentence that tells the new one, on the command line and in a recipe.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from reca_fast.cli.options import parse
 from reca_fast.config import DataConfig, ModelConfig, Place, SamplingConfig
-from reca_fast.config_rules import check_sampling
+from reca_fast.config.rules import check_sampling
 from reca_fast.errors import UserError, writing
 from reca_fast.schema import PositiveInt
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from reca_fast.config import DataConfig
-from reca_fast.config_rules import check_data
+from reca_fast.config.rules import check_data
 from reca_fast.data.captions import NO_CAPTION, Caption, choose_caption
 from reca_fast.data.images import blur, decode, picture_size, resize
 from reca_fast.data.inputs import Inputs, Plan, Size

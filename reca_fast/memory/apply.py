@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from reca_fast.config import ModelConfig
+from reca_fast.config import MemoryConfig
 
 from .compile import compile_blocks
 from .recompute import recompute
@@ -16,7 +16,7 @@ from .shard import shard
 def apply_levers(
     module: nn.Module,
     blocks: Sequence[nn.Module],
-    options: ModelConfig,
+    options: MemoryConfig,
     *,
     mesh: DeviceMesh | None = None,
     compute_dtype: torch.dtype = torch.float32,
@@ -37,7 +37,7 @@ def apply_levers(
     """
     if options.compile:
         compile_blocks(blocks, compiler)
-    if options.recompute:
+    if options.recompute == "blocks":
         recompute(blocks)
     if mesh is not None:
         shard(module, blocks, mesh, compute_dtype)

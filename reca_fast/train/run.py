@@ -9,7 +9,7 @@ from pathlib import Path
 
 from reca_fast.checkpoints import CheckpointStore
 from reca_fast.config import RunConfig
-from reca_fast.config_rules import check_run
+from reca_fast.config.rules import check_run
 from reca_fast.data.identity import identity_of_source
 from reca_fast.data.loader import PackLoader
 from reca_fast.data.samples import SampleBuilder
@@ -54,7 +54,7 @@ def train(config: RunConfig) -> None:
         source = open_source(config.data)
         inputs = model.inputs(config.data)
         builder = SampleBuilder(config.data, inputs)
-        apply_levers(model.module, model.blocks(), config.model, mesh=processes.mesh, compute_dtype=model.dtype)
+        apply_levers(model.module, model.blocks(), config.memory, mesh=processes.mesh, compute_dtype=model.dtype)
         store = CheckpointStore(
             Path(config.out) / "checkpoints", keep=config.keep, rank=processes.rank, gather=processes.gather
         )

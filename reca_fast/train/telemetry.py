@@ -161,7 +161,7 @@ class Telemetry:
             "memory_gb": memory / 1e9,
             "mfu": stats.flops * steps / seconds / self.peak if self.peak else None,
         }
-        if self.config.model.compile:
+        if self.config.memory.compile:
             graphs = compiled_graphs()
             if self._warm_graphs is None and step - self.first_step >= 5:
                 self._warm_graphs = graphs

@@ -29,7 +29,7 @@ def test_defaults_are_the_authors_settings() -> None:
 def test_bare_switch_is_true() -> None:
     assert train_config("--profile").profile and train_config("--profile", "--steps", "3").profile
     assert not train_config("--profile", "false").profile
-    assert train_config("--model.compile").model.compile
+    assert train_config("--memory.compile").memory.compile
 
 
 MISTAKES = {

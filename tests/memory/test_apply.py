@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from reca_fast.config import ModelConfig
+from reca_fast.config import MemoryConfig
 from reca_fast.memory import apply_levers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,7 +46,7 @@ def mesh():
 def gradients(mesh: DeviceMesh | None = None, *, recompute: bool = False, compile: bool = False) -> dict[str, Tensor]:
     torch._dynamo.reset()
     model = Model()
-    options = ModelConfig(recompute=recompute, compile=compile)
+    options = MemoryConfig("blocks" if recompute else "none", compile)
     apply_levers(model, list(model.blocks), options, mesh=mesh, compiler="eager")
     model(torch.ones(5, 4)).sum().backward()
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

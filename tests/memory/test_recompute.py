@@ -8,18 +8,17 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reca_fast.config import DataConfig, ModelConfig
+from reca_fast.config import DataConfig, MemoryConfig, ModelConfig
 from reca_fast.memory import apply_levers, fill_model, recompute
 from reca_fast.models import open_model
 from reca_fast.randomness import draw_of_pack
 from reca_fast.sample import RECA, Sample, Text
 
 
-def _step(folder, *, recompute: bool, freeze_und: bool) -> tuple[float, dict[str, torch.Tensor], int]:
+def _step(folder, *, freeze_und: bool, **levers: Any) -> tuple[float, dict[str, torch.Tensor], int]:
     """Loss, gradients and bytes kept for the backward pass of one small batch."""
-    options = ModelConfig(str(folder), precision="fp32", recompute=recompute, freeze_und=freeze_und)
-    model = open_model(options)
-    apply_levers(model.module, model.blocks(), options)
+    model = open_model(ModelConfig(str(folder), precision="fp32", freeze_und=freeze_und))
+    apply_levers(model.module, model.blocks(), MemoryConfig(**levers))
     fill_model(model, torch.device("cpu"))
     draw = torch.Generator().manual_seed(0)
     condition = torch.randint(0, 256, (56, 56, 3), generator=draw, dtype=torch.uint8)
@@ -45,8 +44,8 @@ def _step(folder, *, recompute: bool, freeze_und: bool) -> tuple[float, dict[str
 
 @pytest.mark.parametrize("freeze_und", [True, False])
 def test_same_loss_and_gradients_with_less_kept(tiny_folder, freeze_und):
-    loss, gradients, kept = _step(tiny_folder, recompute=False, freeze_und=freeze_und)
-    again, regained, kept_then = _step(tiny_folder, recompute=True, freeze_und=freeze_und)
+    loss, gradients, kept = _step(tiny_folder, recompute="none", freeze_und=freeze_und)
+    again, regained, kept_then = _step(tiny_folder, recompute="blocks", freeze_und=freeze_und)
     assert again == loss
     assert regained.keys() == gradients.keys()
     for name, gradient in gradients.items():

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import reca_fast.models
-from reca_fast.config import DataConfig, ModelConfig, ResizeConfig, SamplingConfig
+from reca_fast.config import DataConfig, MemoryConfig, ModelConfig, ResizeConfig, SamplingConfig
 from reca_fast.memory import apply_levers, fill_model
 from reca_fast.models import Batch, Model, open_model, published_model
 from reca_fast.models.bagel import BagelModel
@@ -74,9 +74,9 @@ def folder(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(folder: Path) -> Callable[..., Model]:
     """opened(freeze_und=False, ...): the model with its weights, in fp32 unless a precision is given."""
 
-    def open_and_fill(**options: Any) -> Model:
+    def open_and_fill(recompute: Any = "none", **options: Any) -> Model:
         model = open_model(ModelConfig(path=str(folder), **{"precision": "fp32", **options}))
-        apply_levers(model.module, model.blocks(), ModelConfig(**options))
+        apply_levers(model.module, model.blocks(), MemoryConfig(recompute))
         fill_model(model, torch.device("cpu"))
         draw = torch.Generator().manual_seed(3)
         for parameter in model.module.parameters():  # fresh heads of zeros would hide everything behind them
@@ -197,7 +197,7 @@ def test_every_trained_parameter_has_a_gradient_in_every_batch(freeze_und, subje
 
 
 def test_blocks_are_the_module_s_own_and_take_the_levers(subject, opened) -> None:
-    plain, recomputed = opened(), opened(recompute=True)
+    plain, recomputed = opened(), opened(recompute="blocks")
     inside = set(map(id, plain.module.modules()))
     assert plain.blocks() and all(id(block) in inside for block in plain.blocks())
     batch = batch_of(plain, subject)

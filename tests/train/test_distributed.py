@@ -115,9 +115,9 @@ def test_the_shipped_combination_has_the_gradients_of_one_process(train, tmp_pat
         metrics = train(tmp_path / name, *narrow, *options, processes=processes, before=before)
         return metrics, torch.load(saved, weights_only=True)
 
-    metrics, shipped = gradients("shipped", "--model.recompute", "true", processes=2)
+    metrics, shipped = gradients("shipped", "--memory.recompute", "blocks", processes=2)
     kept_metrics, kept = gradients("kept", processes=2)
-    alone_metrics, alone = gradients("alone", "--model.recompute", "true", processes=1)
+    alone_metrics, alone = gradients("alone", "--memory.recompute", "blocks", processes=1)
     assert [line["loss"] for line in metrics] == [line["loss"] for line in kept_metrics]
     for line, other in zip(metrics, alone_metrics, strict=True):
         assert math.isclose(line["loss"], other["loss"], rel_tol=5e-3)

@@ -101,7 +101,7 @@ run.apply_levers = functools.partial(run.apply_levers, compiler="aot_eager")
 def test_compiled_blocks_train_the_same_and_compile_once(train, tmp_path):
     """Pictures of 24 shapes: every batch has other lengths, none has a graph of its own."""
     options = ["--steps", "8", "--save_every", "0", "--optim.lr", "1e-3"]
-    compiled = train(tmp_path / "compiled", *options, "--model.compile", "true", before=TRACED)
+    compiled = train(tmp_path / "compiled", *options, "--memory.compile", "true", before=TRACED)
     eager = train(tmp_path / "eager", *options)
     for line, other in zip(compiled, eager, strict=True):
         assert math.isclose(line["loss"], other["loss"], rel_tol=1e-5)
@@ -135,7 +135,7 @@ def test_deterministic_reaches_torch_and_cublas(monkeypatch):
 
 def test_a_deterministic_run(train, tmp_path):
     """Every operation of a joint step with recomputation has a deterministic algorithm, or this would raise."""
-    options = "--model.freeze_und false --loss.i2t 1 --data.tasks.i2t 0.5 --steps 2 --model.recompute true"
+    options = "--model.freeze_und false --loss.i2t 1 --data.tasks.i2t 0.5 --steps 2 --memory.recompute blocks"
     told = "import torch\nswitch = torch.use_deterministic_algorithms\n"
     told += "torch.use_deterministic_algorithms = lambda on: (print('deterministic', on), switch(on))\n"
     metrics = train(tmp_path, *options.split(), "--deterministic", "true", before=told)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from reca_fast.config import SamplingConfig
-from reca_fast.config_rules import check_sampling
+from reca_fast.config.rules import check_sampling
 
 from .batch import BagelBatch
 from .collate import collate_prefixes, collate_targets
@@ -79,7 +79,7 @@ def sample_latents(
         Latent tokens fp32 [rows * columns, C] of each picture.
 
     Raises:
-        UserError: settings that draw nothing (`config_rules.check_sampling`).
+        UserError: settings that draw nothing (`config.rules.check_sampling`).
     """
     check_sampling(sampling)
     return [

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from reca_fast.config import RunConfig, SamplingConfig
-from reca_fast.config_rules import check_run, check_sampling
+from reca_fast.config.rules import check_run, check_sampling
 from reca_fast.errors import UserError
 
 

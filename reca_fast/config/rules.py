@@ -1,4 +1,4 @@
-"""What several settings allow together. What one setting may be by itself stands in its type, in `config.py`.
+"""What several settings allow together. What one setting may be by itself stands in its type, in `config/`.
 
 Rules that need more than the settings stand where the rest is known: what a checkpoint asks of a size with its model,
 whether a file exists where it is opened.

@@ -1,0 +1,36 @@
+"""Every setting of a run, as typed dataclasses, one file for each group. YAML recipes fill them, the command line
+overrides them.
+
+Each setting is declared with what a change of it means for a run that is resumed (`declare.py`). What several settings
+allow together stands in `config/rules.py`. Importing this package must stay cheap (no torch): `reca-fast --help` does.
+"""
+
+from .data import DataConfig, ResizeConfig, TaskWeights
+from .declare import HOME, Pixels, Place, Setting, settings
+from .memory import MemoryConfig
+from .model import Attention, Kernels, ModelConfig, Precision
+from .optim import LossWeights, OptimConfig
+from .run import ParallelConfig, RunConfig
+from .sampling import PRESETS, SamplingConfig
+
+__all__ = [
+    "HOME",
+    "PRESETS",
+    "Attention",
+    "DataConfig",
+    "Kernels",
+    "LossWeights",
+    "MemoryConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "ParallelConfig",
+    "Pixels",
+    "Place",
+    "Precision",
+    "ResizeConfig",
+    "RunConfig",
+    "SamplingConfig",
+    "Setting",
+    "TaskWeights",
+    "settings",
+]

@@ -1,0 +1,89 @@
+"""The data: where pictures come from and how they become packed batches."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from reca_fast.schema import NonNegativeFloat, PositiveInt, Probability, Range
+
+from .declare import Pixels, Place, Seed, fixed, neutral
+
+
+@dataclass
+class ResizeConfig:
+    """Side limits of one picture, in pixels; both sides become multiples of the stride, the aspect ratio is kept."""
+
+    max_size: Pixels = fixed(224)
+    """Longest side."""
+    min_size: Pixels = fixed(224)
+    """Shortest side, as far as the longest one allows it."""
+    stride: Pixels = fixed(14)
+    """Both sides become multiples of this."""
+    max_pixels: Annotated[int, Range(1, 2**32)] = fixed(14 * 14 * 9 * 1024)
+    """Area above which the picture is shrunk further."""
+
+
+@dataclass
+class TaskWeights:
+    """How often a sample is drawn for each task; they need not add up to 1. t2i and i2t need captions."""
+
+    reca: NonNegativeFloat = fixed(1.0)
+    """Draw the picture again from what the understanding encoder sees of it (RECA)."""
+    t2i: NonNegativeFloat = fixed(0.0)
+    """Draw the picture from its caption."""
+    i2t: NonNegativeFloat = fixed(0.0)
+    """Say the picture's caption."""
+
+
+@dataclass
+class DataConfig:
+    """Where pictures come from and how they become packed batches."""
+
+    source: Place = fixed("", by="content")
+    """A folder of pictures, tar shards (a file, a folder or a glob), parquet files, or a Hugging Face dataset (folder
+    or hub id).
+    """
+    split: str = fixed("train")
+    """Split of a Hugging Face dataset."""
+    image_column: str = fixed("image")
+    """Column with the picture (parquet, Hugging Face)."""
+    caption_column: str = fixed("caption")
+    """Column with the caption (parquet, Hugging Face, a folder's metadata file); folders and tars take the .txt,
+    .caption or .json beside the picture.
+    """
+    tasks: TaskWeights = field(default_factory=TaskWeights)
+    seed: Seed = fixed(42)
+    """Seed of the order of the pictures, of the choice of templates and captions, and of text_dropout."""
+    shuffle: bool = fixed(True)
+    """Take the pictures in another order in every epoch; false takes them in the order of the source."""
+    text_dropout: Probability = fixed(0.1)
+    """Probability that a sample is trained without its prompt. Guidance compares with and without, so it needs both."""
+    condition_resize: ResizeConfig = field(default_factory=lambda: ResizeConfig(224, 224, 14))
+    """Size of the condition: the picture as the understanding encoder sees it."""
+    target_resize: ResizeConfig = field(default_factory=lambda: ResizeConfig(1024, 512, 16))
+    """Size of the target: the picture to be drawn."""
+    blur_sigma: Annotated[float, Range(0, 1000)] = fixed(0.0)
+    """Standard deviation of a Gaussian blur of the condition, in pixels of the resized condition; 0 is off."""
+    resize: Literal["fast", "exact"] = fixed("fast")
+    """fast: torch's uint8 antialiased bicubic (within two grey levels, five where a photograph is turned); exact:
+    Pillow's, the authors' bits.
+    """
+    orientation: Literal["apply", "ignore"] = fixed("apply")
+    """apply: turn pictures as their EXIF orientation says; ignore: take them as their pixels lie, like the authors."""
+    max_image_pixels: Annotated[int, Range(1, 2**32)] = fixed(8192 * 8192)
+    """A picture that declares more pixels than this is skipped and counted, not decoded: one of 8192 x 8192 takes up to
+    1 GB and 7 s in each worker, though its file may have 100 KB.
+    """
+    tokens_per_pack: Annotated[int, Range(1, 2**24)] = fixed(32768)
+    """How many tokens a pack, the batch of one forward pass, holds at most: of conditions, prompts and targets."""
+    max_tokens_per_sample: Annotated[int, Range(1, 2**24)] = fixed(16384)
+    """A sample of more tokens than this is skipped and counted."""
+    packs_per_step: Annotated[int, Range(1, 2**16)] = fixed(1)
+    """Packs of one optimizer step, over all processes; a multiple of the number of processes. Packs that one process
+    has to take after another have their gradients added up.
+    """
+    lookahead: PositiveInt = fixed(64)
+    """How many samples are looked at to find those that fill a pack best; more of them leave less of it empty."""
+    workers: Annotated[int, Range(1, 1024)] = neutral(2)
+    """Threads that decode and resize pictures, in each process."""
+    prefetch: Annotated[int, Range(0, 1024)] = neutral(2)
+    """Packs kept ready ahead of the step."""

@@ -1,0 +1,36 @@
+"""The model: which checkpoint, and how it computes."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .declare import Place, fixed, rounding
+
+Attention = Literal["auto", "torch", "flash_attn_3", "flash_attn_4", "flash_attn", "xformers", "sdpa", "eager"]
+Precision = Literal["fp32", "bf16"]
+Kernels = Literal["auto", "triton", "reference"]
+
+
+@dataclass
+class ModelConfig:
+    """Which checkpoint is post-trained and what of it moves."""
+
+    path: Place = fixed("", by="content")
+    """Checkpoint folder: ema.safetensors, ae.safetensors, llm_config.json, vit_config.json and the tokenizer's
+    files.
+    """
+    weights: Place = fixed("auto", by="content")
+    """Which file of the folder holds the weights: its name, a path of its own, or auto: ema.safetensors,
+    model.safetensors or model_bf16.safetensors, of which only one may be there.
+    """
+    attention: Attention = rounding("auto")
+    """Attention backend; auto takes the fastest that this machine can run (`reca-fast doctor` says which and why)."""
+    kernels: Kernels = rounding("auto")
+    """Fused operations as Triton kernels or as plain torch. auto takes Triton on a GPU, unless the environment variable
+    RECA_FAST_KERNELS says otherwise; triton where it cannot run is an error.
+    """
+    precision: Precision = fixed("bf16")
+    """Arithmetic of the forward and backward pass. The trained weights themselves are fp32 in either case."""
+    freeze_und: bool = fixed(True)
+    """Keep the understanding side as it is and train the generation side alone, as RECA does. Must be false when
+    loss.i2t > 0.
+    """
