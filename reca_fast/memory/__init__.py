@@ -4,6 +4,7 @@ outside: models know none of them.
 
 from .apply import apply_levers
 from .compile import compile_blocks, compiled_graphs
+from .host import host_empty, watch_host_memory
 from .place import fill_model, training_place
 from .recompute import recompute
 from .shard import shard, whole_root
@@ -13,8 +14,10 @@ __all__ = [
     "compile_blocks",
     "compiled_graphs",
     "fill_model",
+    "host_empty",
     "recompute",
     "shard",
     "training_place",
+    "watch_host_memory",
     "whole_root",
 ]
