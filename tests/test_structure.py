@@ -37,7 +37,9 @@ MAY_IMPORT = {
     "evaluation": FREE | {"data", "models"},
     "train": FREE
     | {"kernels", "objectives", "data", "optim", "memory", "checkpoints", "models", "evaluation", "hardware"},
-    "cli": FREE | {"kernels", "data", "checkpoints", "memory", "models", "evaluation", "hardware", "verify", "train"},
+    "plan": FREE | {"kernels", "data", "optim", "memory", "models", "hardware", "train"},
+    "cli": FREE
+    | {"kernels", "data", "checkpoints", "memory", "models", "evaluation", "hardware", "verify", "train", "plan"},
     "demo": FREE | {"data", "memory", "models", "evaluation", "train", "cli"},
     "__main__": {"cli"},
 }

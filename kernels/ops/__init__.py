@@ -14,6 +14,7 @@ from .attention import varlen_attention as varlen_attention
 from .blur_patch_embed import blur_patch_embed as blur_patch_embed
 from .blur_patchify import blur_patchify as blur_patchify
 from .common.choices import kernel_choices as kernel_choices
+from .common.implementation import assume_gpu as assume_gpu
 from .common.implementation import implementation as implementation
 from .common.implementation import kernels as kernels
 from .common.implementation import use_kernels as use_kernels
@@ -35,6 +36,6 @@ __all__ = sorted(
     [
         *(name for operation in OPERATIONS.values() for name in operation.functions),
         *("BACKENDS", "Varlen", "available_backends", "choose_backend"),
-        *("implementation", "kernel_choices", "kernels", "to_device", "use_kernels"),
+        *("assume_gpu", "implementation", "kernel_choices", "kernels", "to_device", "use_kernels"),
     ]
 )

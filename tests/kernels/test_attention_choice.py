@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from reca_fast.kernels import BACKENDS, available_backends, choose_backend
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from reca_fast.kernels import BACKENDS, Varlen, assume_gpu, available_backends, choose_backend, varlen_attention
 from tests.oracles.attention_libraries import FLASHES, documented_attention, flash_2, flash_4, install
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -18,6 +20,17 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_auto_is_sdpa_on_a_cpu() -> None:
     assert choose_backend("auto", "cpu", torch.float32) == "sdpa"
     assert list(available_backends("cpu", torch.bfloat16)) == list(BACKENDS)
+
+
+def test_where_a_gpu_is_assumed_auto_is_what_a_gpu_runs() -> None:
+    """On fake tensors its result has a shape, and its backward pass gives gradients."""
+    with assume_gpu(), FakeTensorMode():
+        assert choose_backend("auto", "cpu", torch.float32) == "sdpa"
+        backend = choose_backend("auto", "cpu", torch.bfloat16)
+        q, k = (torch.empty(9, heads, 8, dtype=torch.bfloat16, requires_grad=True) for heads in (4, 2))
+        out = varlen_attention(q, k, k, Varlen.from_lengths([4, 5], [4, 5], causal=True), backend=backend)
+        out.sum().backward()
+        assert backend == "torch" and out.shape == q.shape and k.grad.shape == k.shape
 
 
 def test_an_impossible_choice_says_why() -> None:

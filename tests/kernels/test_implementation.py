@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from reca_fast.kernels.common import implementation as choice
-from reca_fast.kernels.common.implementation import VARIABLE, implementation, kernel_mode, kernels
+from reca_fast.kernels.common.implementation import VARIABLE, assume_gpu, implementation, kernel_mode, kernels
 from reca_fast.kernels.common.torch_op import torch_op
 
 CPU = torch.zeros(1)
@@ -26,6 +26,14 @@ def test_environment_decides_while_the_setting_is_auto(monkeypatch: pytest.Monke
         implementation(CPU)
     with kernels("reference"):
         assert implementation(CPU) == "reference"
+
+
+def test_a_gpu_is_assumed_where_a_step_is_planned() -> None:
+    with assume_gpu():
+        assert implementation(CPU) == "triton"
+        with kernels("reference"):
+            assert implementation(CPU) == "reference"
+    assert implementation(CPU) == "reference"
 
 
 @pytest.mark.parametrize("where", ["kernels", VARIABLE])

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..common.arguments import expect, expect_floating, expect_tensors
+from ..common.implementation import gpu_assumed
 from .backends import BACKENDS
 from .segments import Varlen, blind, bounds
 
@@ -34,12 +35,12 @@ def choose_backend(name: str, device: torch.device | str, dtype: torch.dtype) ->
     """
     device = torch.device(device)
     if name == "auto" and device.type == "cpu":
-        return "sdpa"
+        return "torch" if gpu_assumed() and dtype in (torch.float16, torch.bfloat16) else "sdpa"
     if name == "auto":  # asking imports a library, so nobody is asked after the first that can compute
         return next(known for known, backend in BACKENDS.items() if backend.missing(device, dtype) is None)
     if name not in BACKENDS:
         raise ValueError(f"attention={name!r}: expected one of {['auto', *BACKENDS]}")
-    reason = BACKENDS[name].missing(device, dtype)
+    reason = None if gpu_assumed() else BACKENDS[name].missing(device, dtype)
     if reason is not None:
         raise ValueError(f"attention={name!r} cannot run on {device} in {dtype}: {reason}")
     return name

@@ -22,6 +22,26 @@ VARIABLE = "RECA_FAST_KERNELS"
 """Environment variable that holds a mode, for whoever cannot change the setting."""
 
 _mode = "auto"
+_gpu_assumed = False
+
+
+@contextmanager
+def assume_gpu() -> Iterator[None]:
+    """Inside, operations are chosen for fake tensors on the CPU as on a GPU that can run all of them: the step that is
+    planned on a machine without a GPU is the one that a GPU runs. Real tensors on the CPU are not meant: nothing could
+    compute on them.
+    """
+    global _gpu_assumed
+    before, _gpu_assumed = _gpu_assumed, True
+    try:
+        yield
+    finally:
+        _gpu_assumed = before
+
+
+def gpu_assumed() -> bool:
+    """Whether `assume_gpu` is in force."""
+    return _gpu_assumed
 
 
 def use_kernels(mode: str) -> None:
@@ -63,7 +83,7 @@ def implementation(*tensors: Tensor) -> str:
     if reason is None and any(x.dtype == torch.float64 for x in tensors):
         reason = "the kernels compute in float32 and an argument is float64"
     if mode == "auto":
-        return "triton" if reason is None and tensors[0].is_cuda else "reference"
+        return "triton" if reason is None and (tensors[0].is_cuda or _gpu_assumed) else "reference"
     if reason is not None:
         raise ValueError(f"kernels=triton cannot run here: {reason}; use kernels=reference or kernels=auto")
     return "triton"
@@ -79,6 +99,8 @@ def runs_triton(*tensors: Tensor | None) -> bool:
 
 def why_not_triton(device: torch.device) -> str | None:
     """None when Triton's kernels can run on `device`, else the reason as a phrase."""
+    if _gpu_assumed:
+        return None
     if not INSTALLED:
         return "Triton is not installed (pip install triton)"
     if device.type == "cpu":
