@@ -59,7 +59,7 @@ class MemoryTracker(TorchDispatchMode):
     """
 
     def __init__(self, rounding: int = ROUNDING) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.rounding = rounding
         self.making: Category | None = None
         """What everything that is made now is counted as; None: told by whether autograd records."""
@@ -76,13 +76,13 @@ class MemoryTracker(TorchDispatchMode):
             if self._entered == 1:
                 self._patches.enter_context(watch_host_memory(self._is_on_host))
                 self._patches.enter_context(_watch_resizes(self._resized))
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        super().__exit__(kind, error, trace)
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         with self._lock:
             self._entered -= 1
             if self._entered == 0:
@@ -208,7 +208,7 @@ def _watch_resizes(watcher: Callable[[torch.UntypedStorage], None]) -> Iterator[
         watcher(storage)
         return result
 
-    torch.UntypedStorage.resize_ = watched  # type: ignore[method-assign]
+    torch.UntypedStorage.resize_ = watched  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

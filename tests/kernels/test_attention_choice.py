@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from reca_fast.kernels import BACKENDS, Varlen, assume_gpu, available_backends, choose_backend, varlen_attention
