@@ -19,6 +19,7 @@ from reca_fast.models.files.write import Stored, write_safetensors
 from .channels_last import to_channels_last
 from .kl_vae_config import KLVAEConfig
 from .kl_vae_names import kl_vae_names
+from .lean_import import lean_import
 
 PIXELS_AT_ONCE = 4 * 1024 * 1024
 """How many pixels are encoded at once: the widest activation of FLUX.1's VAE takes 512 bytes a pixel in fp32."""
@@ -35,7 +36,8 @@ class KLVAE(nn.Module):
     def __init__(self, config: KLVAEConfig, *, with_decoder: bool = True) -> None:
         super().__init__()
         # Here, not above: the import takes seconds.
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+        with lean_import():
+            from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
         levels = len(config.ch_mult)
         last_down = "AttnDownEncoderBlock2D" if config.encoder_attention else "DownEncoderBlock2D"

@@ -7,13 +7,16 @@ network is transformers' SigLIP encoder, its attention is `reca_fast.kernels.var
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AttentionInterface, SiglipVisionConfig
-from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
 from reca_fast.kernels import Varlen, varlen_attention
 from reca_fast.models.files import NameTable
 
+from .lean_import import lean_import
 from .siglip_config import SiglipConfig
+
+with lean_import():
+    from transformers import AttentionInterface, SiglipVisionConfig
+    from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
 SIGLIP_NAMES = NameTable(
     (
