@@ -6,7 +6,7 @@ a generator is saved. Three seeds decide:
 data.seed       the order of the records, and for each record and epoch its task, template or caption, and whether the
                 prompt is left out (`data/lanes.py`, `data/samples.py`)
 seed            for each pack of training, the timesteps, the noise, and the draw from the VAE's distribution
-                (`draw_of_pack`)
+                (`draw_of_pack`); for each step, how bf16 weights are rounded (`optim/rounding.py`)
 sampling.seed   the starting noise of every picture that is drawn: by `generate` and `reconstruct`, and in the grids of
                 a training run
 """

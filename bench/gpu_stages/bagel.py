@@ -23,7 +23,7 @@ from reca_fast.models.bagel.model import BagelModel
 from reca_fast.models.bagel.tokenizer import BagelTokenizer
 from reca_fast.models.parts.siglip_config import SiglipConfig
 from reca_fast.objectives import weighted_loss
-from reca_fast.optim import AdamWUpdate
+from reca_fast.optim import Update, open_update
 from reca_fast.randomness import draw_of_pack
 from reca_fast.sample import RECA, Sample, Text
 from reca_fast.train.state import trained
@@ -84,7 +84,7 @@ class Training:
 
     model: BagelModel
     batch: BagelBatch  # on the device
-    adamw: AdamWUpdate
+    adamw: Update
     flops: float
     loss: Tensor | None = None
 
@@ -114,10 +114,11 @@ def training(
     model = make_model(real_config(layers, tiny=tiny))
     batch = pack(model, pictures, tiny=tiny)
     flops = model.flops(batch)
-    levers = MemoryConfig("blocks" if recompute else "none", compile_layers)
+    levers = MemoryConfig(recompute="blocks" if recompute else "none", compile=compile_layers)
     apply_levers(model.module, model.blocks(), levers, compiler="eager" if tiny else "inductor")
     fill_randomly(model, device)
-    adamw = AdamWUpdate(trained(model.module), model.decays, OptimConfig(warmup_steps=0), total_steps=1)
+    parts = trained(model.module), model.blocks(), model.decays
+    adamw = open_update(*parts, OptimConfig(warmup_steps=0), total_steps=1, device=device)
     adamw.begin(0)
     yield Training(model, batch.to(device), adamw, flops)
 

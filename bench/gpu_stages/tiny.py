@@ -16,7 +16,7 @@ from reca_fast.kernels import use_kernels
 from reca_fast.memory import apply_levers, fill_model
 from reca_fast.models.bagel.model import BagelModel
 from reca_fast.models.bagel.tiny import write_tiny_checkpoint
-from reca_fast.optim import AdamWUpdate, SkippedSteps
+from reca_fast.optim import SkippedSteps, open_update
 from reca_fast.randomness import draw_of_pack
 from reca_fast.sample import I2T, RECA, Sample, Text
 from reca_fast.train.distributed import Processes
@@ -87,7 +87,8 @@ def prepare(folder: Path, device: torch.device, compiler: str = "inductor", **op
     batch = model.inputs(config.data).collate(samples := pictures(joint), draw_of_pack(config.seed, 0, 0))
     keys = tuple(sample.key for sample in samples)
     pack = Pack(lane=0, number=0, batch=batch, keys=keys, num_tokens=batch.num_tokens)
-    update = AdamWUpdate(trained(model.module), model.decays, config.optim, config.steps)
+    parts = trained(model.module), model.blocks(), model.decays
+    update = open_update(*parts, config.optim, config.steps, device=processes.device)
     return Step(Run(config, processes, model, update, average=None, skipped=SkippedSteps(limit=0)), pack)
 
 

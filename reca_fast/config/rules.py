@@ -31,6 +31,11 @@ def check_run(config: RunConfig, processes: int) -> None:
             raise UserError(
                 f"data.tasks.{task} and loss.{task} must both be above 0 or both be 0, they are {drawn} and {weight}."
             )
+    if config.memory.trained == "bf16" and config.model.precision != "bf16":
+        raise UserError(
+            f"memory.trained=bf16 keeps fewer digits than model.precision={config.model.precision} computes with; set "
+            "--model.precision bf16 as well, or --memory.trained fp32."
+        )
     packs = config.data.packs_per_step
     if packs % processes:
         raise UserError(

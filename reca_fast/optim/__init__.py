@@ -1,19 +1,19 @@
 """From the gradients of a step to changed weights."""
 
 from .average import MovingAverage
-from .groups import parameter_groups
+from .groups import Group, group_by_block
 from .schedule import learning_rate
 from .skipped import SkippedStep, SkippedSteps
-from .update import AdamWUpdate, Finished, Update, clip_gradients
+from .update import Finished, Update, open_update
 
 __all__ = [
-    "AdamWUpdate",
     "Finished",
+    "Group",
     "MovingAverage",
     "SkippedStep",
     "SkippedSteps",
     "Update",
-    "clip_gradients",
+    "group_by_block",
     "learning_rate",
-    "parameter_groups",
+    "open_update",
 ]

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+
+from .parts import own_part
 
 
 class MovingAverage:
-    """Exponential moving average (EMA) of the trained weights, in their dtype and sharded like them.
+    """Exponential moving average (EMA) of the trained weights, in fp32 and sharded like them.
 
     Args:
         trained: the trained parameters by their names in the model; the average begins as a copy of them.
@@ -17,7 +18,7 @@ class MovingAverage:
 
     def __init__(self, trained: Mapping[str, nn.Parameter], decay: float) -> None:
         self.trained, self.decay = dict(trained), decay
-        self.average = {name: parameter.detach().clone() for name, parameter in trained.items()}
+        self.average = {name: parameter.detach().to(torch.float32, copy=True) for name, parameter in trained.items()}
 
     @torch.no_grad()
     def update(self, applied: Tensor) -> None:
@@ -28,9 +29,4 @@ class MovingAverage:
         """
         weight = torch.where(applied, 1 - self.decay, 0.0)  # the host does not know it
         for name, average in self.average.items():
-            _own_part(average).lerp_(_own_part(self.trained[name]), weight)
-
-
-def _own_part(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor, in the same memory: arithmetic on it costs a tenth of that on a DTensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            own_part(average).lerp_(own_part(self.trained[name]).float(), weight)

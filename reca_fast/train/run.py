@@ -20,7 +20,7 @@ from reca_fast.evaluation.reconstruction import pick_samples
 from reca_fast.memory import apply_levers, fill_model
 from reca_fast.models import open_model
 from reca_fast.models.files.identity import identity_of_files
-from reca_fast.optim import AdamWUpdate, MovingAverage, SkippedSteps
+from reca_fast.optim import MovingAverage, SkippedSteps, open_update
 
 from .determinism import make_deterministic
 from .distributed import Processes
@@ -81,7 +81,11 @@ def train(config: RunConfig) -> None:
                 config,
                 processes,
                 model,
-                update=AdamWUpdate(parameters, model.decays, config.optim, config.steps),
+                update=open_update(
+                    *(parameters, model.blocks(), model.decays, config.optim, config.steps),
+                    device=processes.device,
+                    seed=config.seed,
+                ),
                 average=MovingAverage(parameters, config.optim.ema_decay) if config.optim.ema_decay else None,
                 skipped=SkippedSteps(config.optim.max_skipped_steps),
                 content=content,

@@ -40,6 +40,10 @@ from reca_fast.errors import UserError
         ({"optim.max_grad_norm": -1.0}, "optim.max_grad_norm=-1.0"),
         ({"optim.min_lr_ratio": 1.5}, "optim.min_lr_ratio=1.5"),
         ({"optim.max_skipped_steps": -1}, "optim.max_skipped_steps=-1"),
+        (
+            {"memory.trained": "bf16", "model.precision": "fp32"},
+            "memory.trained=bf16 keeps fewer digits than model.pre",
+        ),
         ({"sample_count": 0}, "sample_count=0"),
         ({"sampling.steps": 0}, "sampling.steps=0"),
         ({"sampling.timestep_shift": 0.0}, "sampling.timestep_shift=0.0"),

@@ -46,7 +46,7 @@ def mesh():
 def gradients(mesh: DeviceMesh | None = None, *, recompute: bool = False, compile: bool = False) -> dict[str, Tensor]:
     torch._dynamo.reset()
     model = Model()
-    options = MemoryConfig("blocks" if recompute else "none", compile)
+    options = MemoryConfig(recompute="blocks" if recompute else "none", compile=compile)
     apply_levers(model, list(model.blocks), options, mesh=mesh, compiler="eager")
     model(torch.ones(5, 4)).sum().backward()
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

@@ -76,7 +76,7 @@ def opened(folder: Path) -> Callable[..., Model]:
 
     def open_and_fill(recompute: Any = "none", **options: Any) -> Model:
         model = open_model(ModelConfig(path=str(folder), **{"precision": "fp32", **options}))
-        apply_levers(model.module, model.blocks(), MemoryConfig(recompute))
+        apply_levers(model.module, model.blocks(), MemoryConfig(recompute=recompute))
         fill_model(model, torch.device("cpu"))
         draw = torch.Generator().manual_seed(3)
         for parameter in model.module.parameters():  # fresh heads of zeros would hide everything behind them

@@ -1,25 +1,22 @@
-"""Weight decay acts on matrices alone."""
+"""Parameters of a block are one group, and weight decay acts on matrices alone."""
 
 import pytest
-import torch
 from torch import nn
 
 from reca_fast.config import ModelConfig
 from reca_fast.models import open_model
-from reca_fast.optim import parameter_groups
+from reca_fast.optim import group_by_block
 from reca_fast.train.state import trained
 
 
-def test_a_group_decays_and_the_other_does_not():
-    linear = nn.Linear(3, 2)
-    decaying, other = parameter_groups(dict(linear.named_parameters()), lambda name: name == "weight", 0.1)
-    assert decaying["params"] == [linear.weight] and decaying["weight_decay"] == 0.1
-    assert other["params"] == [linear.bias] and other["weight_decay"] == 0.0
-
-
-def test_an_empty_group_is_left_out():
-    parameters = {"weight": nn.Parameter(torch.ones(2))}
-    assert [len(group["params"]) for group in parameter_groups(parameters, lambda name: True, 0.1)] == [1]
+def test_a_group_for_each_block_and_one_for_the_rest():
+    module = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 3))
+    trained = {name: p for name, p in module.named_parameters() if not name.startswith("1.")}
+    first, frozen, rest = group_by_block(trained, [module[2], module[1]], lambda name: name.endswith("weight"))
+    assert first.names == ("2.weight", "2.bias") and first.parameters == (module[2].weight, module[2].bias)
+    assert first.decays == (True, False)
+    assert frozen.names == ()
+    assert rest.names == ("0.weight", "0.bias", "3.weight", "3.bias")
 
 
 @pytest.mark.parametrize("freeze_und", [True, False])

@@ -89,17 +89,16 @@ def test_bf16_joint_training(joint_alone, train, tmp_path):
 
 KEEP_GRADIENTS = """
 import os, torch
-from reca_fast.optim import update
-clip = update.clip_gradients
-steps = []
-def kept(parameters, largest):
-    trained = [p for p in parameters if p.grad is not None]
-    whole = [p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for p in trained]
-    steps.append([x.float().clone() for x in whole])
+from reca_fast.optim import Update
+finish, steps = Update.finish, []
+def kept(self, losses):
+    gradients = [p.grad for group in self.groups for p in group.parameters if p.grad is not None]
+    whole = [grad.full_tensor() if hasattr(grad, "full_tensor") else grad for grad in gradients]
+    steps.append([grad.float().clone() for grad in whole])
     if os.environ.get("RANK", "0") == "0":
         torch.save(steps, GRADIENTS)
-    return clip(trained, largest)
-update.clip_gradients = kept
+    return finish(self, losses)
+Update.finish = kept
 """
 
 
@@ -176,15 +175,16 @@ if os.environ["RANK"] == "1":
 
 def test_a_signal_to_one_process_stops_all(launch, tmp_path):
     code = """
-import os, signal, torch
-update, calls = torch.optim.AdamW.step, 0
-def step(*args, **more):
+import os, signal
+from reca_fast.optim import Update
+finish, calls = Update.finish, 0
+def counted(*args):
     global calls
     calls += 1
     if calls == 2 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGTERM)
-    return update(*args, **more)
-torch.optim.AdamW.step = step
+    return finish(*args)
+Update.finish = counted
 """
     stopped = launch(tmp_path, "--save_every", "0", processes=2, before=code)
     assert stopped.wait() == 0, stopped.said
@@ -193,9 +193,10 @@ torch.optim.AdamW.step = step
 
 def test_a_killed_process_does_not_hang_the_others(launch, tmp_path):
     code = """
-import os, signal, torch
+import os, signal
+from reca_fast.optim import Update
 if os.environ["RANK"] == "1":
-    torch.optim.AdamW.step = lambda *args, **more: os.kill(os.getpid(), signal.SIGKILL)
+    Update.finish = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
 """
     training = launch(tmp_path, processes=2, before=code)
     assert "Another process is gone" in one_sentence(training, 2)

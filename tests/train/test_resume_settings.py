@@ -12,8 +12,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 from safetensors.torch import load_file, save_file
 
+from reca_fast.checkpoints import CheckpointStore
 from reca_fast.config import RunConfig, settings
 from reca_fast.errors import UserError
+from reca_fast.train.saved import find_saved
 from tests.train.short_run import course, running
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -23,6 +25,7 @@ JOINT = {"loss.t2i", "loss.i2t", "data.tasks.t2i", "data.tasks.i2t"}
 
 ELSEWHERE = {
     "resume": "test_what_cannot_be_resumed_is_refused in test_resume.py: false refuses whatever else was saved",
+    "memory.trained": "test_the_dtype_of_trained_weights_is_kept below: bf16 takes a run in bf16",
     "model.weights": "test_the_file_of_weights_is_part_of_the_base below: its content counts as the base's",
     "parallel.replicate": "test_the_number_of_replicas_may_change below: it takes two processes",
 }
@@ -122,6 +125,14 @@ def test_a_changed_setting_does_what_is_declared(name, begun, configured, base, 
         for step, numbers in resumed.items():
             for number, expected in zip(numbers, whole[step], strict=True):
                 assert math.isclose(number, expected, rel_tol=1e-4), (step, numbers, whole[step])
+
+
+def test_the_dtype_of_trained_weights_is_kept(begun, configured, tmp_path):
+    shutil.copytree(begun(False)[0], tmp_path / "run")
+    store = CheckpointStore(tmp_path / "run" / "checkpoints")
+    config = put(configured(tmp_path / "run", False), "memory.trained", "bf16")
+    with pytest.raises(UserError, match=r"had memory\.trained='fp32', now it is 'bf16'.* name another --out"):
+        find_saved(config, store, print)
 
 
 @pytest.mark.parametrize("name", ["model.path", "data.source"])
