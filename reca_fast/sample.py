@@ -17,6 +17,7 @@ step         one update of the weights, from the packs of all lanes
 Data flow one way: source -> record -> sample -> pack -> batch -> model -> loss -> update -> checkpoint.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -39,6 +40,15 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """What a model's frozen encoders made of one picture, in place of its pixels."""
+
+    width: int  # of the picture, in pixels
+    height: int
+    tensors: Mapping[str, Tensor]  # by names of the model's own, see `Model.encode_condition`
+
+
+@dataclass(frozen=True)
 class Sample:
     """One training example, the same for every model.
 
@@ -51,3 +61,21 @@ class Sample:
     condition: Tensor | None  # uint8 [H, W, 3]
     target: Tensor | None  # uint8 [H, W, 3]
     text: Text | None  # None when data.text_dropout left it out
+    encoded_condition: Encoded | None = None  # from a cache, in place of `condition`
+    encoded_target: Encoded | None = None  # from a cache, in place of `target`
+
+    @property
+    def condition_size(self) -> tuple[int, int] | None:
+        """Width and height of the condition in pixels; None without one."""
+        return _size(self.condition, self.encoded_condition)
+
+    @property
+    def target_size(self) -> tuple[int, int] | None:
+        """Width and height of the target in pixels; None without one."""
+        return _size(self.target, self.encoded_target)
+
+
+def _size(pixels: Tensor | None, encoded: Encoded | None) -> tuple[int, int] | None:
+    if encoded is not None:
+        return encoded.width, encoded.height
+    return None if pixels is None else (pixels.shape[1], pixels.shape[0])

@@ -167,6 +167,25 @@ class Model(Protocol):
         """
         ...
 
+    def encode_condition(self, picture: Tensor) -> dict[str, Tensor]:
+        """What the frozen encoders make of one condition, for a cache: tensors on the model's device, under names of
+        the model's own; {} when it has nothing to store of a condition. It needs the encoders' weights alone.
+
+        A sample may then hold them in place of the picture (`Sample.encoded_condition`). `collate` puts them into the
+        batch, and `encode` goes on from there without the encoders. The losses are the same bits in either case, so
+        `encode` has to make of a picture what it makes of it alone, whatever else is in the pack.
+
+        Args:
+            picture: uint8 [H, W, 3] on the model's device.
+        """
+        ...
+
+    def encode_target(self, picture: Tensor) -> dict[str, Tensor]:
+        """The same for a target (`Sample.encoded_target`). Where a step draws from a distribution, its parameters are
+        stored, and `encode` draws with the random numbers of the batch.
+        """
+        ...
+
     def loss_sums(self, batch: Any) -> dict[str, Tensor]:
         """Task -> sum of the losses of its `batch.counts[task]` tokens, 0-d, of an encoded batch.
 

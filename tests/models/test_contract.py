@@ -21,7 +21,7 @@ from reca_fast.models.bagel import BagelModel
 from reca_fast.models.bagel.tiny import write_tiny_checkpoint
 from reca_fast.models.files import uniform
 from reca_fast.randomness import draw_of_pack
-from reca_fast.sample import I2T, RECA, T2I, TASKS, Sample, Text
+from reca_fast.sample import I2T, RECA, T2I, TASKS, Encoded, Sample, Text
 from tests.models.toy import ToyModel, write_toy_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -153,6 +153,33 @@ def test_a_batch_can_be_stored_and_trained_again_without_the_encoders(subject, o
     assert losses(model, stored) == losses(model, encoded) == first  # encode() passes it through
     assert torch.equal(torch.get_rng_state(), state)
     assert encoded.counts == batch.counts and encoded.num_tokens == batch.num_tokens
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_cached_picture_gives_the_losses_of_its_pixels_bit_for_bit(precision, subject, opened, folder) -> None:
+    """Each picture is encoded by itself, by a model whose encoders alone have weights. Where it is used, none has."""
+    model = opened(precision=precision)
+    encoders = open_model(ModelConfig(path=str(folder), precision=precision))
+    encoders.fill_encoders(torch.device("cpu"))
+    samples = samples_of(model, subject, *[[RECA]] * 5, [T2I])
+
+    def cached(picture: Tensor | None, encode: Callable[[Tensor], dict[str, Tensor]]) -> Encoded | None:
+        return None if picture is None else Encoded(picture.shape[1], picture.shape[0], encode(picture))
+
+    stored = [
+        Sample(
+            *(s.key, s.tasks, None, None, s.text),
+            encoded_condition=cached(s.condition, encoders.encode_condition),
+            encoded_target=cached(s.target, encoders.encode_target),
+        )
+        for s in samples
+    ]
+    assert all(s.encoded_target.tensors for s in stored) and all(s.encoded_condition for s in stored[:5])
+    collate = model.inputs(subject.data).collate
+    wanted = losses(model, collate(samples, draw_of_pack(0, 0, 0)))
+    model.drop_encoders()
+    batch = collate(stored, draw_of_pack(0, 0, 0))
+    assert losses(model, batch.to("cpu")) == wanted and len(wanted) == 2
 
 
 def test_a_sample_may_serve_two_losses(subject, opened) -> None:

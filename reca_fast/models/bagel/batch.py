@@ -21,6 +21,9 @@ from reca_fast.sample import I2T, TASKS
 from .layers import AttentionPlan
 from .layout import build_layout
 
+FEATURES, MOMENTS = "features", "moments"
+"""What a cache calls the ViT's features of a condition, and the distribution that the VAE gives for a target."""
+
 
 @dataclass(frozen=True)
 class PackedSequence:
@@ -70,7 +73,8 @@ class BagelBatch:
     """One pack, its rows sorted into the two streams.
 
     Of its pictures it holds either the pixels, which the frozen encoders have still to read (`conditions` or `patches`,
-    and `targets`), or what the encoders made of them (`features` and `latents`).
+    and `targets`), or what the encoders made of them (`features` and `latents`). Read from a cache, targets come as the
+    `moments` of their distributions, of which the batch's own noise draws the latents.
     """
 
     plan: AttentionPlan
@@ -95,6 +99,7 @@ class BagelBatch:
     targets: tuple[Tensor, ...] = ()  # uint8 [H, W, 3] each; the VAE encodes them on the device
     features: Tensor | None = None  # [V, width of the ViT]: what the ViT made of the conditions
     latents: Tensor | None = None  # [G, C]: what the VAE made of the targets, as latent tokens
+    moments: tuple[Tensor, ...] = ()  # fp32 [2z, h, w] each, in place of targets: means, then logarithms of variances
     draws: Draws | None = None  # None in a batch of sampling, which no loss is taken of
 
     @property
@@ -119,7 +124,7 @@ class BagelBatch:
                 moved[f.name] = to_device(value, device)
             elif isinstance(value, (Varlen, AttentionPlan, Draws)):
                 moved[f.name] = value.to(device)
-        for name in ("conditions", "targets"):
+        for name in ("conditions", "targets", "moments"):
             moved[name] = tuple(to_device(image, device) for image in getattr(self, name))
         return replace(self, **moved)
 
@@ -129,6 +134,8 @@ def make_batch(
     *,
     conditions: Sequence[Tensor] = (),
     targets: Sequence[Tensor] = (),
+    features: Tensor | None = None,
+    moments: Sequence[Tensor] = (),
     draws: Draws | None = None,
     past_lengths: Sequence[int] | None = None,
 ) -> BagelBatch:
@@ -137,6 +144,7 @@ def make_batch(
     Args:
         packed: the sequence.
         conditions, targets: pictures uint8 [H, W, 3], in the order of their tokens.
+        features, moments: what the encoders made of them, as in `BagelBatch`, in place of the pictures.
         draws: the random numbers of the step; None where no loss is taken.
         past_lengths: in sampling, how many rows of each sample went through the decoder before, so that only their keys
             and values are left; None for none.
@@ -185,5 +193,7 @@ def make_batch(
         conditions=tuple(conditions),
         patches=packed.packed_vit_tokens,
         targets=tuple(targets),
+        features=features,
+        moments=tuple(moments),
         draws=draws,
     )

@@ -5,23 +5,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from reca_fast.data.inputs import Size
 from reca_fast.errors import UserError
 from reca_fast.objectives import shifted_logit_normal
-from reca_fast.sample import I2T, RECA, Sample
+from reca_fast.sample import I2T, RECA, Encoded, Sample
 
-from .batch import BagelBatch, Draws, PackedSequence, make_batch
+from .batch import FEATURES, MOMENTS, BagelBatch, Draws, PackedSequence, make_batch
 from .config import BagelConfig
 from .layout import CAUSAL, FULL, NOISE
 from .tokenizer import BagelTokenizer
 
 
-def grid_positions(rows: int, columns: int, side: int) -> Tensor:
+def grid_positions(rows: int, columns: int, side: int, device: torch.device | str = "cpu") -> Tensor:
     """Entries of a position table of side x side for a picture of rows x columns tokens.
 
     Returns:
         int64 [rows * columns], row by row: row * side + column. A small picture uses the table's top left corner.
     """
-    return (torch.arange(rows)[:, None] * side + torch.arange(columns)).flatten()
+    return (torch.arange(rows, device=device)[:, None] * side + torch.arange(columns, device=device)).flatten()
 
 
 class _Writer:
@@ -40,7 +41,6 @@ class _Writer:
         self.positions: list[Tensor] = []
         self.text_ids: list[int] = []
         self.text_rows: list[int] = []
-        self.conditions: list[Tensor] = []
         self.vit_rows: list[Tensor] = []
         self.vit_positions: list[Tensor] = []
         self.latent_rows: list[Tensor] = []
@@ -67,12 +67,11 @@ class _Writer:
         self._split(mode, torch.full((tokens + 2,), position))
         return torch.arange(start + 1, start + 1 + tokens)
 
-    def condition(self, image: Tensor, position: int) -> int:
+    def condition(self, size: Size, position: int) -> int:
         patch = self.config.vit.patch_size
-        rows, columns = image.shape[0] // patch, image.shape[1] // patch
+        rows, columns = size[1] // patch, size[0] // patch
         side = self.config.glue.vit_max_num_patch_per_side
         _check_grid(rows, columns, side, "data.condition_resize", patch)
-        self.conditions.append(image)
         self.vit_rows.append(self._picture(FULL, rows * columns, position))
         self.vit_positions.append(grid_positions(rows, columns, side))
         return position + 1
@@ -143,28 +142,37 @@ def collate(
         UserError: a picture has more tokens along a side than the checkpoint's position table.
     """
     writer = _Writer(config, tokenizer)
-    stride, tasks, targets = config.latent_stride, [], []
+    stride, tasks, sizes = config.latent_stride, [], []
     for sample in samples:
         position = 0
-        if sample.condition is not None:
-            position = writer.condition(sample.condition, position)
+        if sample.condition_size is not None:
+            position = writer.condition(sample.condition_size, position)
         if sample.text is not None:
             position = writer.text(sample.text.ids, position, supervised=sample.text.supervised)
-        if sample.target is not None:
-            writer.target(sample.target.shape[0] // stride, sample.target.shape[1] // stride, position)
+        if sample.target_size is not None:
+            width, height = sample.target_size
+            writer.target(height // stride, width // stride, position)
             tasks.append(next(task for task in sample.tasks if task != I2T))
-            targets.append(sample.target)
+            sizes.append(sample.target_size)
         writer.end_sample()
+    features = _stored([sample.encoded_condition for sample in samples], FEATURES)
     return make_batch(
         writer.packed(tasks),
-        conditions=writer.conditions,
-        targets=targets,
-        draws=draw_step(targets, config, draw),
+        conditions=[sample.condition for sample in samples if sample.condition is not None],
+        targets=[sample.target for sample in samples if sample.target is not None],
+        features=torch.cat(features) if features else None,
+        moments=_stored([sample.encoded_target for sample in samples], MOMENTS),
+        draws=draw_step(sizes, config, draw),
     )
 
 
-def draw_step(targets: Sequence[Tensor], config: BagelConfig, draw: torch.Generator) -> Draws:
-    """The random numbers of one step for these targets, uint8 [H, W, 3] each.
+def _stored(pictures: Sequence[Encoded | None], name: str) -> list[Tensor]:
+    """The tensor called `name` of each picture that comes encoded."""
+    return [picture.tensors[name] for picture in pictures if picture is not None]
+
+
+def draw_step(targets: Sequence[Size], config: BagelConfig, draw: torch.Generator) -> Draws:
+    """The random numbers of one step for targets of these sizes in pixels.
 
     They are drawn in a fixed order, which a change would break for every run that is resumed: the timesteps, the seed
     of the noise, then for each target the noise with which its latents are drawn from the VAE.
@@ -172,8 +180,8 @@ def draw_step(targets: Sequence[Tensor], config: BagelConfig, draw: torch.Genera
     normal = torch.randn(len(targets), generator=draw)
     seed = int(torch.randint(2**62, (), generator=draw))
     cell, channels = config.vae.downsample, config.vae.z_channels
-    sizes = [(channels, picture.shape[0] // cell, picture.shape[1] // cell) for picture in targets]
-    posterior = tuple(torch.randn(size, generator=draw) for size in sizes)
+    shapes = [(channels, height // cell, width // cell) for width, height in targets]
+    posterior = tuple(torch.randn(shape, generator=draw) for shape in shapes)
     return Draws(shifted_logit_normal(normal, config.glue.timestep_shift), seed, posterior)
 
 
@@ -193,12 +201,13 @@ def collate_prefixes(
     for image, ids in prefixes:
         position = 0
         if image is not None:
-            position = writer.condition(image, position)
+            position = writer.condition((image.shape[1], image.shape[0]), position)
         if ids is not None:
             position = writer.text(ids, position, supervised=False)
         following.append(position)
         writer.end_sample()
-    return make_batch(writer.packed([]), conditions=writer.conditions), writer.sample_lens, following
+    conditions = [image for image, _ in prefixes if image is not None]
+    return make_batch(writer.packed([]), conditions=conditions), writer.sample_lens, following
 
 
 def collate_targets(

@@ -4,6 +4,7 @@ They stand beside the network, which reads nothing but their outputs. Where batc
 is needed.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from reca_fast.kernels import blur_patchify
 from reca_fast.models.files import fill, open_weights, uniform
-from reca_fast.models.parts.kl_vae import KLVAE, encode_pictures, read_kl_vae
+from reca_fast.models.parts.kl_vae import KLVAE, draw_latents, picture_moments, read_kl_vae
 from reca_fast.models.parts.siglip import SiglipNaViT
 
 from .batch import BagelBatch
+from .collate import grid_positions
 from .config import BagelConfig
 from .latent_tokens import patchify_latents
 from .names import VIT_NAMES
@@ -54,42 +56,56 @@ class BagelEncoders:
         """
         self.vae = read_kl_vae(folder / VAE_FILE, self.config.vae, device=device)
 
+    def autocast(self, dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
+        """The context in which both encoders compute: bf16 wherever the model's arithmetic is, whatever the dtype in
+        which its trained weights are kept. So a cache fits every run of the same precision.
+        """
+        return torch.autocast(device.type, dtype) if dtype == torch.bfloat16 else nullcontext()
+
     @torch.no_grad()
-    def encode(self, batch: BagelBatch, attention: str) -> BagelBatch:
-        """The batch with features and latents in place of its pictures. Features or latents that it has are kept.
+    def encode(self, batch: BagelBatch, dtype: torch.dtype, attention: str) -> BagelBatch:
+        """The batch with features and latents in place of its pictures or moments. Those that it has are kept.
 
         Args:
             batch: on the encoders' device.
+            dtype: of the model's arithmetic.
             attention: attention backend, as `reca_fast.kernels.choose_backend` names it.
         """
-        features, latents = batch.features, batch.latents
-        if features is None and (patches := self.patches(batch)) is not None:
-            features = self.vit(patches, batch.vit_position_ids, batch.vit_segments, attention)
-        if latents is None and batch.targets:
-            latents = self.latents(batch)
-        return replace(batch, features=features, latents=latents, conditions=(), patches=None, targets=())
+        features, latents, p = batch.features, batch.latents, self.config.glue.latent_patch_size
+        with self.autocast(dtype, batch.text_ids.device):
+            if features is None and batch.patches is not None:
+                features = self.vit(batch.patches, batch.vit_position_ids, batch.vit_segments, attention)
+            elif features is None and batch.conditions:
+                features = torch.cat([self.features(picture, attention) for picture in batch.conditions])
+            if latents is None and (batch.moments or batch.targets):
+                moments = batch.moments or [self.moments(picture) for picture in batch.targets]
+                assert batch.draws is not None, "a batch with targets holds its draws"
+                drawn = [
+                    draw_latents(self.config.vae, m, x) for m, x in zip(moments, batch.draws.posterior, strict=True)
+                ]
+                latents = torch.cat([patchify_latents(z, p) for z in drawn])
+        return replace(batch, features=features, latents=latents, conditions=(), patches=None, targets=(), moments=())
 
-    def patches(self, batch: BagelBatch) -> Tensor | None:
-        """What the ViT reads, [V, numbers of a patch]: the batch's conditions cut into patches in the ViT's dtype, or
-        the patches that it holds; None where it has neither.
+    def features(self, picture: Tensor, attention: str) -> Tensor:
+        """What the ViT makes of one condition, uint8 [H, W, 3] on its device: [patches, width of the ViT].
+
+        A condition is encoded alone, so that its features do not depend on the pack that it is in.
         """
-        if not batch.conditions:
-            return batch.patches
-        sizes = [(int(image.shape[0]), int(image.shape[1])) for image in batch.conditions]
-        dtype, patch_size = self.vit.patch_embedding.weight.dtype, self.config.vit.patch_size
+        height, width, _ = picture.shape
+        patch, side = self.config.vit.patch_size, self.config.glue.vit_max_num_patch_per_side
+        dtype = self.vit.patch_embedding.weight.dtype
         patches: Tensor = blur_patchify(
-            batch.conditions, size=sizes, patch_size=patch_size, mean=0.5, std=0.5, dtype=dtype
+            [picture], size=[(height, width)], patch_size=patch, mean=0.5, std=0.5, dtype=dtype
         )
-        return patches
+        positions = grid_positions(height // patch, width // patch, side, patches.device)
+        return self.vit.alone(patches, positions, attention)
 
-    def latents(self, batch: BagelBatch) -> Tensor:
-        """Latent tokens of the targets, fp32 [G, C], drawn from the VAE's distribution with the noise in the batch.
+    def moments(self, picture: Tensor) -> Tensor:
+        """The distribution that the VAE gives for one target, uint8 [H, W, 3]: fp32 [2z, h, w].
 
         Raises:
             ValueError: the VAE has no weights yet.
         """
         if self.vae is None:
             raise ValueError("the VAE has no weights; fill_encoders() comes first")
-        assert batch.draws is not None, "a batch with targets holds its draws"
-        latents = encode_pictures(self.vae, batch.targets, batch.draws.posterior)
-        return torch.cat([patchify_latents(z, self.config.glue.latent_patch_size) for z in latents])
+        return picture_moments(self.vae, picture)

@@ -19,7 +19,7 @@ from reca_fast.models.protocol import Case
 from reca_fast.objectives import flow_loss_by_task, next_token_loss
 from reca_fast.sample import I2T, Sample
 
-from .batch import BagelBatch
+from .batch import FEATURES, MOMENTS, BagelBatch
 from .cases import BagelCase, RecordedCase
 from .config import BAGEL_7B_MOT, CONFIG_FILES, BagelConfig
 from .encoders import VAE_FILE, BagelEncoders
@@ -116,7 +116,8 @@ class BagelModel:
         self.module.attention = choose_operations(self.options, device, self.dtype)
         fill_bagel(self.module, self.weights, place)
 
-    def fill_encoders(self, device: torch.device | str) -> None:
+    def fill_encoders(self, device: torch.device) -> None:
+        self.module.attention = choose_operations(self.options, device, self.dtype)
         self.encoders.fill_vit(self.weights, self.dtype, device)
         self.encoders.fill_vae(self.folder, device)
 
@@ -141,8 +142,17 @@ class BagelModel:
         return torch.autocast(self.device.type, self.dtype, cache_enabled=keep_casts)
 
     def encode(self, batch: BagelBatch) -> BagelBatch:
-        with self.autocast():
-            return self.encoders.encode(batch, self.module.attention)
+        return self.encoders.encode(batch, self.dtype, self.module.attention)
+
+    @torch.no_grad()
+    def encode_condition(self, picture: Tensor) -> dict[str, Tensor]:
+        with self.encoders.autocast(self.dtype, picture.device):
+            return {FEATURES: self.encoders.features(picture, self.module.attention)}
+
+    @torch.no_grad()
+    def encode_target(self, picture: Tensor) -> dict[str, Tensor]:
+        with self.encoders.autocast(self.dtype, picture.device):
+            return {MOMENTS: self.encoders.moments(picture)}
 
     def loss_sums(self, batch: BagelBatch) -> dict[str, Tensor]:
         """Add the batch's noise to its latents, predict the velocities, and sum the losses by task.

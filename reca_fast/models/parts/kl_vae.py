@@ -21,9 +21,6 @@ from .kl_vae_config import KLVAEConfig
 from .kl_vae_names import kl_vae_names
 from .lean_import import lean_import
 
-PIXELS_AT_ONCE = 4 * 1024 * 1024
-"""How many pixels are encoded at once: the widest activation of FLUX.1's VAE takes 512 bytes a pixel in fp32."""
-
 
 class KLVAE(nn.Module):
     """Encoder and decoder, with the scaling of the latents. Its weights are random until `fill` gives it others.
@@ -80,12 +77,8 @@ class KLVAE(nn.Module):
         return moments.float().contiguous()
 
     def sample(self, moments: Tensor, noise: Tensor) -> Tensor:
-        """Latents [B, z, h, w] from moments [B, 2z, h, w] and standard normal noise [B, z, h, w].
-
-        With noise of zeros these are the latents of the means.
-        """
-        mean, logvar = moments.chunk(2, dim=1)
-        return self.config.scale_factor * (mean + torch.exp(0.5 * logvar) * noise - self.config.shift_factor)
+        """Latents [B, z, h, w] from moments [B, 2z, h, w] and standard normal noise: see `draw_latents`."""
+        return draw_latents(self.config, moments, noise)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, z, h, w] -> fp32 pixels [B, 3, H, W], about in [-1, 1] (not clamped).
@@ -137,18 +130,34 @@ def save_kl_vae(vae: KLVAE, path: str | Path) -> None:
     write_safetensors(Path(path), layout, lambda key: state[keys[key]].reshape(shapes[key]))
 
 
-@torch.no_grad()
-def encode_pictures(
-    vae: KLVAE,
-    pictures: Sequence[Tensor],
-    noise: Sequence[Tensor],
-    *,
-    pixels_at_once: int = PIXELS_AT_ONCE,
-) -> list[Tensor]:
-    """Latents of pictures, drawn from the distributions that the encoder gives for them.
+def draw_latents(config: KLVAEConfig, moments: Tensor, noise: Tensor) -> Tensor:
+    """Latents [..., z, h, w] from moments [..., 2z, h, w] and standard normal noise [..., z, h, w].
 
-    Each picture is encoded as if alone: GroupNorm and the attention see a whole picture, so a padded canvas would
-    change the latents of the smaller ones. Pictures of one size share a batch of at most `pixels_at_once` pixels.
+    Of a VAE it takes the scale and the shift alone, so it needs no weights. With noise of zeros these are the latents
+    of the means.
+    """
+    mean, logvar = moments.chunk(2, dim=-3)
+    return config.scale_factor * (mean + torch.exp(0.5 * logvar) * noise - config.shift_factor)
+
+
+@torch.no_grad()
+def picture_moments(vae: KLVAE, picture: Tensor) -> Tensor:
+    """The distribution of the latents of one picture: `KLVAE.moments` without its first dimension, fp32 [2z, h, w].
+
+    A picture is encoded alone, on the VAE's device, so these are the same bits whatever else is in a pack. GroupNorm
+    and the attention see a whole picture: a padded canvas would change the smaller ones. And convolutions of several
+    pictures of one size, though they mean the same, may round otherwise than those of one.
+
+    Args:
+        vae: with its weights.
+        picture: uint8 [H, W, 3], on any device; H and W are multiples of `vae.downsample`.
+    """
+    device = next(vae.encoder.parameters()).device
+    return vae.moments(normalised(picture.to(device)[None].permute(0, 3, 1, 2)))[0]
+
+
+def encode_pictures(vae: KLVAE, pictures: Sequence[Tensor], noise: Sequence[Tensor]) -> list[Tensor]:
+    """Latents of pictures, drawn from the distributions that the encoder gives for them, each as if alone.
 
     Args:
         vae: whose device is used.
@@ -158,17 +167,5 @@ def encode_pictures(
     Returns:
         fp32 [z, h, w] on the VAE's device for each picture, in their order.
     """
-    device = next(vae.encoder.parameters()).device
-    by_size: dict[torch.Size, list[int]] = {}
-    for index, picture in enumerate(pictures):
-        by_size.setdefault(picture.shape, []).append(index)
-    latents: dict[int, Tensor] = {}
-    for size, members in by_size.items():
-        together = max(1, pixels_at_once // (size[0] * size[1]))
-        for start in range(0, len(members), together):
-            batch = members[start : start + together]
-            pixels = torch.stack([pictures[i] for i in batch]).to(device).permute(0, 3, 1, 2)
-            moments = vae.moments(normalised(pixels))
-            drawn = vae.sample(moments, to_device(torch.stack([noise[i] for i in batch]), device))
-            latents.update(zip(batch, drawn, strict=True))
-    return [latents[index] for index in range(len(pictures))]
+    moments = [picture_moments(vae, picture) for picture in pictures]
+    return [draw_latents(vae.config, m, to_device(draw, m.device)) for m, draw in zip(moments, noise, strict=True)]

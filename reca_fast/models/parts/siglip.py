@@ -6,6 +6,7 @@ network is transformers' SigLIP encoder, its attention is `reca_fast.kernels.var
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from reca_fast.kernels import Varlen, varlen_attention
@@ -88,4 +89,13 @@ class SiglipNaViT(nn.Module):
         hidden_states = hidden_states + self.position_embedding(position_ids)
         encoded = self.encoder(hidden_states.unsqueeze(0), attention_mask=(segments, backend)).last_hidden_state
         features: Tensor = self.post_layernorm(encoded[0])
+        return features
+
+    def alone(self, patches: Tensor, position_ids: Tensor, backend: str) -> Tensor:
+        """Features of one picture. They are the same bits whatever other pictures there are, which those of a pack need
+        not be: a matrix product rounds as its number of rows suggests.
+        """
+        rows = len(patches)
+        ends = torch.arange(2, dtype=torch.int32, device=patches.device) * rows  # made where it is used: nothing waits
+        features: Tensor = self(patches, position_ids, Varlen(ends, ends, rows, rows, False), backend)
         return features

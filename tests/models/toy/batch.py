@@ -73,11 +73,11 @@ class ToyInputs:
         return Plan(condition, target, tokens + (0 if text is None else len(text.ids)))
 
     def collate(self, samples: Sequence[Sample], draw: torch.Generator) -> ToyBatch:
-        batch, targets = pack(samples), [s.target for s in samples if s.target is not None]
+        batch, drawn = pack(samples), [s for s in samples if s.target_size is not None]
         masked: dict[str, list[Tensor]] = {task: [] for task in TASKS}
         start = 0
-        for sample, picture in zip([s for s in samples if s.target is not None], targets, strict=True):
-            tokens = tokens_of(picture)
+        for sample in drawn:
+            tokens = tokens_of(sample.target_size)
             ratio = math.cos(math.pi / 2 * float(torch.rand((), generator=draw)))  # MaskGIT's schedule
             order = torch.randperm(tokens, generator=draw)
             masked[RECA if RECA in sample.tasks else T2I].append(start + order[: max(1, round(ratio * tokens))])
@@ -86,19 +86,19 @@ class ToyInputs:
         return replace(batch, masked=joined, counts={task: len(rows) for task, rows in joined.items()})
 
 
-def tokens_of(picture: Tensor) -> int:
-    """How many tokens a picture [H, W, 3] has."""
-    return picture.shape[0] // PATCH * (picture.shape[1] // PATCH)
+def tokens_of(size: Size) -> int:
+    """How many tokens a picture of this width and height has."""
+    return size[0] // PATCH * (size[1] // PATCH)
 
 
 def pack(samples: Sequence[Sample]) -> ToyBatch:
     """The samples' rows, nothing masked and nothing drawn yet."""
-    conditions = [s.condition for s in samples if s.condition is not None]
-    targets = [s.target for s in samples if s.target is not None]
+    features = [s.encoded_condition.tensors["features"] for s in samples if s.encoded_condition is not None]
+    codes = [s.encoded_target.tensors["codes"] for s in samples if s.encoded_target is not None]
     lengths: list[tuple[int, int]] = []  # (sample, tokens) of each stretch of rows
-    lengths += [(i, tokens_of(s.condition)) for i, s in enumerate(samples) if s.condition is not None]
+    lengths += [(i, tokens_of(s.condition_size)) for i, s in enumerate(samples) if s.condition_size is not None]
     lengths += [(i, len(s.text.ids)) for i, s in enumerate(samples) if s.text is not None]
-    lengths += [(i, tokens_of(s.target)) for i, s in enumerate(samples) if s.target is not None]
+    lengths += [(i, tokens_of(s.target_size)) for i, s in enumerate(samples) if s.target_size is not None]
     numbers, tokens = torch.tensor([i for i, _ in lengths]), torch.tensor([n for _, n in lengths])
     ids = [x for s in samples if s.text is not None for x in s.text.ids]
     return ToyBatch(
@@ -107,6 +107,8 @@ def pack(samples: Sequence[Sample]) -> ToyBatch:
         position_of_row=torch.cat([torch.arange(n) % MAX_TOKENS for _, n in lengths]),
         text_ids=torch.tensor(ids, dtype=torch.int64),
         masked={},
-        conditions=tuple(conditions),
-        targets=tuple(targets),
+        conditions=tuple(s.condition for s in samples if s.condition is not None),
+        targets=tuple(s.target for s in samples if s.target is not None),
+        features=torch.cat(features) if features else None,
+        codes=torch.cat(codes) if codes else None,
     )

@@ -165,12 +165,19 @@ class ToyModel:
     def encode(self, batch: ToyBatch) -> ToyBatch:
         features, codes = batch.features, batch.codes
         if features is None:
-            patches = [patches_of(picture) for picture in batch.conditions]
-            features = self.eye(torch.cat(patches) if patches else self.eye.weight.new_zeros(0, 3 * PATCH**2))
+            seen = [self.encode_condition(picture)["features"] for picture in batch.conditions]  # each alone
+            features = torch.cat(seen) if seen else torch.zeros(0, self.config.width, device=batch.text_ids.device)
         if codes is None:
-            greys = [patches_of(picture).mean(1) for picture in batch.targets]
-            codes = (torch.cat(greys) * LEVELS).long().clamp(max=LEVELS - 1) if greys else batch.text_ids[:0]
+            said = [self.encode_target(picture)["codes"] for picture in batch.targets]
+            codes = torch.cat(said) if said else batch.text_ids[:0]
         return replace(batch, features=features, codes=codes, conditions=(), targets=())
+
+    @torch.no_grad()
+    def encode_condition(self, picture: Tensor) -> dict[str, Tensor]:
+        return {"features": self.eye(patches_of(picture))}
+
+    def encode_target(self, picture: Tensor) -> dict[str, Tensor]:
+        return {"codes": (patches_of(picture).mean(1) * LEVELS).long().clamp(max=LEVELS - 1)}
 
     def loss_sums(self, batch: ToyBatch) -> dict[str, Tensor]:
         assert batch.features is not None and batch.codes is not None, "encode() comes first"
