@@ -14,9 +14,9 @@ import reca_fast.kernels
 from tests.places import ROOT
 from tests.source_tree import SOURCES, imports, module_name
 
-FREE = {"config", "errors", "schema", "sample", "randomness"}
+FREE = {"config", "errors", "schema", "sample", "randomness", "mapped"}
 """Pages that every room but the kernels may read: settings, the user's mistakes, typed reading of what comes from
-outside, the words that rooms exchange.
+outside, the words that rooms exchange, files of tensors.
 """
 
 MAY_IMPORT = {
@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "errors": set(),
     "schema": {"errors"},
     "sample": set(),
+    "mapped": set(),
     "randomness": set(),
     "data": FREE,
     "objectives": FREE | {"kernels"},

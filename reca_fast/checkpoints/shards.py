@@ -12,21 +12,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import xxhash
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
-NAMED = {name: dtype for dtype, name in DTYPES.items()}
+from reca_fast.mapped import DTYPES, MappedFile
+
+CODES = {dtype: code for code, dtype in DTYPES.items()}
 PLACES = "places"
 """Key in a file's metadata. Its value is JSON: name -> [offset in the whole tensor, shape of the whole tensor]."""
-WRITE_BYTES = 1 << 26
-"""How much is copied from the device and written at once."""
+WRITE_BYTES = 1 << 24
+"""How much is copied from the device and written at once: all that a save takes of memory."""
+FINITE_AT_ONCE = 1 << 22
+"""How many numbers are checked at once."""
 
 Box = tuple[int, ...]
 """One number for each dimension of a tensor: an offset or a shape."""
@@ -57,12 +60,26 @@ def _writes(tensor: Tensor, is_main: bool) -> bool:
     return all(at == 0 for at, kind in zip(place, tensor.placements, strict=True) if kind.is_replicate())
 
 
+def pieces(tensor: Tensor, most: int) -> Iterator[Tensor]:
+    """The numbers of a tensor in their order, as 1-d tensors of at most `most`: views, or copies of that size where the
+    tensor is not contiguous.
+    """
+    if tensor.is_contiguous():
+        yield from tensor.view(-1).split(most)
+    elif tensor.numel() <= most:
+        yield tensor.reshape(-1)
+    else:
+        rows = most // tensor[0].numel()
+        for some in tensor.split(rows) if rows else tensor.unbind():
+            yield from pieces(some, most)
+
+
 def write_shards(path: Path, tensors: Mapping[str, Tensor], *, is_main: bool = True) -> str | None:
     """Write this process's parts of the tensors to a file, and wait until it is safe on the disk.
 
     Args:
-        tensors: floating-point tensors. Every process passes the same names. A part that several processes hold is
-            written by one of them.
+        tensors: of any dtype in CODES, in which they are written. Every process passes the same names. A part that
+            several processes hold is written by one of them.
         is_main: whether this process writes the tensors that are no DTensors.
 
     Returns:
@@ -74,7 +91,7 @@ def write_shards(path: Path, tensors: Mapping[str, Tensor], *, is_main: bool = T
         if not _writes(tensor, is_main) or (part.numel() == 0 and tensor.numel() > 0):
             continue
         start, end = end, end + part.numel() * part.element_size()
-        header[name] = {"dtype": DTYPES[part.dtype], "shape": list(part.shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": CODES[part.dtype], "shape": list(part.shape), "data_offsets": [start, end]}
         places[name] = [list(offset), list(tensor.shape)]
         parts.append(part)
     if not parts:
@@ -83,12 +100,12 @@ def write_shards(path: Path, tensors: Mapping[str, Tensor], *, is_main: bool = T
     text += b" " * (-len(text) % 8)
     checksum = xxhash.xxh3_128()
     with open(path, "wb") as file:
-        for data in (struct.pack("<Q", len(text)), text):
-            checksum.update(data)
-            file.write(data)
+        for head in (struct.pack("<Q", len(text)), text):
+            checksum.update(head)
+            file.write(head)
         for part in parts:
-            for piece in part.contiguous().view(-1).view(torch.uint8).split(WRITE_BYTES):
-                data = piece.cpu().numpy().data
+            for piece in pieces(part, WRITE_BYTES // part.element_size()):
+                data = piece.cpu().view(torch.uint8).numpy().data
                 checksum.update(data)
                 file.write(data)
         file.flush()
@@ -99,7 +116,7 @@ def write_shards(path: Path, tensors: Mapping[str, Tensor], *, is_main: bool = T
 class _Piece(NamedTuple):
     """A part of a tensor in one of the files."""
 
-    file: Any  # opened by safetensors
+    file: MappedFile
     offset: Box  # in the whole tensor
     shape: Box  # of the piece
     dtype: torch.dtype
@@ -136,11 +153,10 @@ class ShardFiles:
                 raise Damaged(f"{name} is not complete")
 
     def _list(self, path: Path) -> None:
-        file = self._open.enter_context(safe_open(path, "pt"))
-        places = json.loads((file.metadata() or {})[PLACES])
-        for name in file.keys():  # noqa: SIM118 (not a dict)
-            found = file.get_slice(name)
-            shape, (offset, whole) = tuple(found.get_shape()), map(tuple, places[name])
+        file = self._open.enter_context(MappedFile(path))
+        places = json.loads(file.metadata[PLACES])
+        for name, shape in file.shapes.items():
+            offset, whole = map(tuple, places[name])
             numbers = (*offset, *whole)
             if not (all(type(n) is int and n >= 0 for n in numbers) and len(shape) == len(offset) == len(whole)):
                 raise ValueError(name)
@@ -148,7 +164,7 @@ class ShardFiles:
                 raise ValueError(name)
             if self.shapes.setdefault(name, whole) != whole:
                 raise ValueError(name)
-            self._pieces.setdefault(name, []).append(_Piece(file, offset, shape, NAMED[found.get_dtype()]))
+            self._pieces.setdefault(name, []).append(_Piece(file, offset, shape, DTYPES[file.codes[name]]))
 
     def __enter__(self) -> "ShardFiles":
         return self
@@ -160,8 +176,13 @@ class ShardFiles:
         self._open.close()
 
     def read(self, name: str) -> Tensor:
-        """The whole tensor, on the CPU, in the dtype that it has in the file."""
-        dtype = self._pieces[name][0].dtype
+        """The whole tensor, on the CPU, in the dtype that it has in the file. It must not be written to: where it lies
+        in one piece, it is a view of the file.
+        """
+        first, *others = self._pieces[name]
+        if not others:
+            return first.file.tensor(name)
+        dtype = first.dtype
         tensor = torch.empty(self.shapes[name], dtype=dtype)
         self.read_into(name, tensor)
         return tensor
@@ -180,11 +201,7 @@ class ShardFiles:
         part, at = local_part(tensor)
         left = part.numel()
         for piece, (theirs, ours) in self._overlaps(name, at, tuple(part.shape)):
-            try:
-                whole = theirs == tuple(slice(0, n) for n in piece.shape)
-                data = piece.file.get_tensor(name) if whole else piece.file.get_slice(name)[theirs]
-            except (SafetensorError, ValueError) as error:
-                raise Damaged(f"{name} is damaged") from error
+            data = piece.file.tensor(name, theirs)
             if data.dtype != part.dtype:
                 raise Misfit(f"{name} is {data.dtype} there and {part.dtype} here")
             part[ours].copy_(data)
@@ -211,7 +228,11 @@ class ShardFiles:
 
 
 def all_finite(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether this process's parts hold neither inf nor NaN. The device goes over them once; the host waits once."""
-    parts = [part for part, _ in map(local_part, tensors.values()) if part.numel()]
-    finite = [end.isfinite() for part in parts for end in part.aminmax()]  # both ends are NaN where one number is
+    """Whether this process's parts hold neither inf nor NaN; integers never do. The device goes over them once, without
+    a copy of any; the host waits once.
+    """
+    parts = [part for part, _ in map(local_part, tensors.values()) if part.numel() and part.is_floating_point()]
+    # Both ends of a part are NaN where one of its numbers is. On a CPU, a part at a time stays in its cache.
+    ends = [end for part in parts for piece in pieces(part, FINITE_AT_ONCE) for end in piece.aminmax()]
+    finite = [end.isfinite() for end in ends]
     return not finite or bool(torch.stack(finite).all())

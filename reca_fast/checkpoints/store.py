@@ -110,7 +110,7 @@ class CheckpointStore:
         """Save a checkpoint after `step` updates, and remove old ones. All processes call this together.
 
         Args:
-            tensors: floating-point tensors, whole or sharded.
+            tensors: whole or sharded, each written in its own dtype.
             state: everything else, as values that JSON can hold: position in the data, configuration, counters.
 
         Returns:
@@ -203,7 +203,8 @@ class CheckpointStore:
 
 
 class SavedWeights(Mapping[str, Tensor]):
-    """The tensors of one section of a checkpoint, by name. Each is read when it is asked for: fp32, on the CPU.
+    """The tensors of one section of a checkpoint, by name. Each is read when it is asked for: on the CPU, in the dtype
+    that training kept it in, and not to be written to.
 
     Raises:
         UserError: the checkpoint is damaged, or has no such section. So does asking for a damaged tensor.

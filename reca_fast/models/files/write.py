@@ -15,6 +15,9 @@ from torch import Tensor
 
 from .weights import DTYPES, Weights
 
+AT_ONCE = 2**22
+"""How many numbers of a tensor are cast, copied from the device and written at once: 16 MB of fp32."""
+
 
 class Stored(NamedTuple):
     """How a tensor stands in a file."""
@@ -35,26 +38,38 @@ def write_safetensors(path: Path, layout: Mapping[str, Stored], tensor: Callable
         ValueError: a tensor has another shape than `layout` says.
         OSError: the file cannot be written; what there is of it stays.
     """
+    with open(path, "wb") as file:
+        file.write(header_of(layout))
+        for key in _in_order(layout):
+            dtype, shape = layout[key]
+            value = tensor(key)
+            if tuple(value.shape) != shape:
+                raise ValueError(f"{key} has the shape {list(value.shape)}, not {list(shape)}")
+            for piece in value.detach().contiguous().view(-1).split(AT_ONCE):
+                file.write(piece.to(dtype).cpu().view(torch.uint8).numpy().data)
+
+
+def header_of(layout: Mapping[str, Stored]) -> bytes:
+    """The beginning of a safetensors file, whose tensors follow it in the order that it states.
+
+    Args:
+        layout: key -> dtype (one of DTYPES) and shape, of every tensor.
+    """
     codes = {dtype: code for code, dtype in DTYPES.items()}
-    # Widest numbers first, so that each tensor begins at a multiple of its numbers' size.
-    keys = sorted(layout, key=lambda key: (-layout[key].dtype.itemsize, key))
     header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for key in keys:
+    for key in _in_order(layout):
         dtype, shape = layout[key]
         start, end = end, end + torch.Size(shape).numel() * dtype.itemsize
         header[key] = {"dtype": codes[dtype], "shape": list(shape), "data_offsets": [start, end]}
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(encoded)) + encoded)
-        for key in keys:
-            dtype, shape = layout[key]
-            value = tensor(key)
-            if tuple(value.shape) != shape:
-                raise ValueError(f"{key} has the shape {list(value.shape)}, not {list(shape)}")
-            plain = value.detach().cpu().to(dtype).contiguous()
-            file.write(plain.view(-1).view(torch.uint8).numpy().data)
+    return struct.pack("<Q", len(encoded)) + encoded
+
+
+def _in_order(layout: Mapping[str, Stored]) -> list[str]:
+    """Widest numbers first, so that each tensor begins at a multiple of its numbers' size."""
+    return sorted(layout, key=lambda key: (-layout[key].dtype.itemsize, key))
 
 
 def rewrite_weights(

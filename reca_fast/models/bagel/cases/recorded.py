@@ -60,7 +60,7 @@ def read_inputs(path: Path) -> dict[str, Tensor]:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Every tensor of a safetensors file, by name. Raises UserError when the file is missing or damaged."""
     with open_safetensors(path) as file:
-        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        return {key: file.tensor(key).clone() for key in file.shapes}  # replaying may write to them
 
 
 def _kind(tensor: Tensor) -> str:
