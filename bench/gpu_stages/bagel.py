@@ -115,7 +115,8 @@ def training(
     batch = pack(model, pictures, tiny=tiny)
     flops = model.flops(batch)
     levers = MemoryConfig(recompute="blocks" if recompute else "none", compile=compile_layers)
-    apply_levers(model.module, model.blocks(), levers, compiler="eager" if tiny else "inductor")
+    compiler = "eager" if tiny else "inductor"
+    apply_levers(model.module, model.blocks(), levers, device=device, compiler=compiler)
     fill_randomly(model, device)
     parts = trained(model.module), model.blocks(), model.decays
     adamw = open_update(*parts, OptimConfig(warmup_steps=0), total_steps=1, device=device)

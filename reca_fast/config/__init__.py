@@ -7,7 +7,7 @@ allow together stands in `config/rules.py`. Importing this package must stay che
 
 from .data import DataConfig, ResizeConfig, TaskWeights
 from .declare import HOME, Pixels, Place, Setting, settings
-from .memory import MemoryConfig
+from .memory import Matmul, MemoryConfig
 from .model import Attention, Kernels, ModelConfig, Precision
 from .optim import LossWeights, OptimConfig
 from .run import ParallelConfig, RunConfig
@@ -20,6 +20,7 @@ __all__ = [
     "DataConfig",
     "Kernels",
     "LossWeights",
+    "Matmul",
     "MemoryConfig",
     "ModelConfig",
     "OptimConfig",

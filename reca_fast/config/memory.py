@@ -6,10 +6,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from .declare import fixed, neutral, rounding
+from .declare import fixed, free, neutral, rounding
 
 Trained = Literal["fp32", "bf16"]
 Recompute = Literal["none", "blocks"]
+Matmul = Literal["plain", "fp8", "int8"]
 
 
 @dataclass
@@ -27,3 +28,9 @@ class MemoryConfig:
     """
     compile: bool = rounding(False)
     """Compile every decoder layer with torch.compile (fullgraph, dynamic shapes)."""
+    matmul: Matmul = free("plain")
+    """What the trained linear layers of the blocks multiply in. plain: model.precision. fp8: all three products of a
+    layer in float8 by torchao, on Ada, Hopper and newer. int8: forward and the input's gradient in int8 with a scale
+    for each row, the weight's gradient in model.precision, on Turing and newer. Both need memory.compile to be faster,
+    round every gradient by some percent, and change nothing about what is stored.
+    """

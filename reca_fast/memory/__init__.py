@@ -5,6 +5,7 @@ outside: models know none of them.
 from .apply import apply_levers
 from .compile import compile_blocks, compiled_graphs
 from .host import host_empty, watch_host_memory
+from .matmul import convert_matmuls
 from .place import fill_model, training_place
 from .recompute import recompute
 from .shard import shard, whole_root
@@ -13,6 +14,7 @@ __all__ = [
     "apply_levers",
     "compile_blocks",
     "compiled_graphs",
+    "convert_matmuls",
     "fill_model",
     "host_empty",
     "recompute",

@@ -9,8 +9,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from reca_fast.config import MemoryConfig
 
 from .compile import compile_blocks
+from .matmul import convert_matmuls
 from .recompute import recompute
 from .shard import shard
+
+CPU = torch.device("cpu")
 
 
 def apply_levers(
@@ -20,21 +23,27 @@ def apply_levers(
     *,
     mesh: DeviceMesh | None = None,
     compute_dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
     compiler: str = "inductor",
 ) -> None:
     """Pull the levers that the options ask for on a module that is still on the meta device.
 
-    The order is that of nesting, the innermost first. What replaces parameters (quantisation) belongs before
-    `compile`, so that the compiled code is that of the new ones. `recompute` goes around the compiled code and repeats
-    it; offloading what it keeps belongs right after it. `shard` is outermost, so that a block's weights are gathered
-    once for a pass, whatever happens inside.
+    The order is that of nesting, the innermost first. What replaces parameters (quantisation) or how they are
+    multiplied (`matmul`) belongs before `compile`, so that the compiled code is that of the new ones. `recompute` goes
+    around the compiled code and repeats it; offloading what it keeps belongs right after it. `shard` is outermost, so
+    that a block's weights are gathered once for a pass, whatever happens inside.
 
     Args:
         blocks: the repeated blocks of `module`, in the order in which they run.
         mesh: of the processes that share the weights; None where there is only one.
         compute_dtype: of the arithmetic.
+        device: on which the model will run.
         compiler: as `compile_blocks` takes it.
+
+    Raises:
+        UserError: the device, or what is installed, cannot do what a lever asks for.
     """
+    convert_matmuls(blocks, options.matmul, device)
     if options.compile:
         compile_blocks(blocks, compiler)
     if options.recompute == "blocks":

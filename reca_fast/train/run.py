@@ -54,7 +54,14 @@ def train(config: RunConfig) -> None:
         source = open_source(config.data)
         inputs = model.inputs(config.data)
         builder = SampleBuilder(config.data, inputs)
-        apply_levers(model.module, model.blocks(), config.memory, mesh=processes.mesh, compute_dtype=model.dtype)
+        apply_levers(
+            model.module,
+            model.blocks(),
+            config.memory,
+            mesh=processes.mesh,
+            compute_dtype=model.dtype,
+            device=processes.device,
+        )
         store = CheckpointStore(
             Path(config.out) / "checkpoints", keep=config.keep, rank=processes.rank, gather=processes.gather
         )
