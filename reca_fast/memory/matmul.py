@@ -102,7 +102,7 @@ class Int8Linear(nn.Linear):
             return F.linear(input, self.weight, self.bias)
         kind = input.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
-        out: Tensor = _Int8Product.apply(input.to(dtype), self.weight)
+        out: Tensor = _Int8Product.apply(input.to(dtype), self.weight)  # type: ignore[no-untyped-call]
         return out if self.bias is None else out + self.bias.to(dtype)
 
 
