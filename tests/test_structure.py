@@ -14,7 +14,7 @@ import reca_fast.kernels
 from tests.places import ROOT
 from tests.source_tree import SOURCES, imports, module_name
 
-FREE = {"config", "errors", "schema", "sample", "randomness", "mapped"}
+FREE = {"config", "errors", "extras", "schema", "sample", "randomness", "mapped"}
 """Pages that every room but the kernels may read: settings, the user's mistakes, typed reading of what comes from
 outside, the words that rooms exchange, files of tensors.
 """
@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "kernels": set(),
     "config": {"schema", "errors"},
     "errors": set(),
+    "extras": {"errors"},
     "schema": {"errors"},
     "sample": set(),
     "mapped": set(),

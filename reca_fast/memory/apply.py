@@ -10,6 +10,7 @@ from reca_fast.config import MemoryConfig
 
 from .compile import compile_blocks
 from .matmul import convert_matmuls
+from .quantize import quantize
 from .recompute import recompute
 from .shard import shard
 
@@ -28,7 +29,7 @@ def apply_levers(
 ) -> None:
     """Pull the levers that the options ask for on a module that is still on the meta device.
 
-    The order is that of nesting, the innermost first. What replaces parameters (quantisation) or how they are
+    The order is that of nesting, the innermost first. What replaces parameters (`quantize`) or how they are
     multiplied (`matmul`) belongs before `compile`, so that the compiled code is that of the new ones. `recompute` goes
     around the compiled code and repeats it; offloading what it keeps belongs right after it. `shard` is outermost, so
     that a block's weights are gathered once for a pass, whatever happens inside.
@@ -43,6 +44,7 @@ def apply_levers(
     Raises:
         UserError: the device, or what is installed, cannot do what a lever asks for.
     """
+    quantize(blocks, options.frozen)
     convert_matmuls(blocks, options.matmul, device)
     if options.compile:
         compile_blocks(blocks, compiler)

@@ -3,35 +3,44 @@
 import torch
 from torch import Tensor
 
+from reca_fast.config import MemoryConfig
+from reca_fast.config.memory import Trained
 from reca_fast.models import Model
 from reca_fast.models.files import Place, Placement
 
 
-def training_place(precision: torch.dtype, device: torch.device | str) -> Place:
-    """The place that training gives to weights: all on one device, trained ones in fp32, frozen ones as they compute.
+def training_place(precision: torch.dtype, device: torch.device | str, trained: Trained = "fp32") -> Place:
+    """The place that training gives to weights: all on one device, frozen ones in the dtype that they compute in,
+    trained ones in fp32 or in that dtype too.
 
-    The optimizer updates fp32 weights, because an update is often smaller than what bf16 can tell apart; autocast or
-    FSDP makes the narrow copies that a step computes with. A frozen weight needs no such master copy.
+    An update is often smaller than what bf16 can tell apart. So trained weights are either fp32, and autocast or FSDP
+    makes the narrow copies that a step computes with, or they are bf16 and updates are rounded stochastically. A frozen
+    weight needs neither.
 
     Args:
         precision: dtype of the arithmetic, fp32 or bf16.
         device: of this process.
+        trained: `memory.trained`; bf16 means `precision`.
 
     Returns:
         A function for `reca_fast.models.files.fill`, which asks it for each tensor.
     """
+    kept = torch.float32 if trained == "fp32" else precision
 
     def place(name: str, tensor: Tensor) -> Placement:
-        return Placement(torch.float32 if tensor.requires_grad else precision, device)
+        return Placement(kept if tensor.requires_grad else precision, device)
 
     return place
 
 
-def fill_model(model: Model, device: torch.device) -> None:
+def fill_model(model: Model, device: torch.device, options: MemoryConfig | None = None) -> None:
     """Give a model and its frozen encoders their weights, kept as training keeps them, on one device.
+
+    Args:
+        options: whose levers were pulled on the model; None for none.
 
     Raises:
         UserError: a file is missing or damaged, or its tensors are not the model's.
     """
-    model.fill(training_place(model.dtype, device))
+    model.fill(training_place(model.dtype, device, (options or MemoryConfig()).trained))
     model.fill_encoders(device)

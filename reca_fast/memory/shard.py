@@ -8,6 +8,8 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+from .quantize import packed_parameters
+
 
 def shard(module: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, compute_dtype: torch.dtype) -> None:
     """Leave each process one part of every parameter. A block's parameters are gathered just before the block runs and
@@ -18,6 +20,8 @@ def shard(module: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, comp
 
     Price: two transfers of all weights and one of all gradients in a step, mostly hidden behind the arithmetic.
 
+    Quantised weights stay whole on every process: they are small, and gathering would widen them to `compute_dtype`.
+
     Excludes: parameters shared between blocks; levers that replace parameters have to be pulled before.
 
     Args:
@@ -27,8 +31,9 @@ def shard(module: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, comp
     """
     narrow = compute_dtype if compute_dtype != torch.float32 else None
     policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    whole = packed_parameters(module)
     for unit in (*blocks, module):
-        sharded = fully_shard(unit, mesh=mesh, mp_policy=policy)
+        sharded = fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=whole)
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)  # else a factor becomes PREMUL_SUM, which only NCCL knows
 

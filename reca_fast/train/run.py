@@ -82,7 +82,7 @@ def train(config: RunConfig) -> None:
             if saved is not None:
                 check_content(saved.state.content, content, config)
             telemetry.console.print(model.says_weights())
-            fill_model(model, processes.device)
+            fill_model(model, processes.device, config.memory)
             parameters = trained(model.module)
             run = Run(
                 config,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from reca_fast.config import MemoryConfig
@@ -34,13 +34,6 @@ class Model(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(x)
-
-
-@pytest.fixture(scope="module")
-def mesh():
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,), mesh_dim_names=("shard",))
-    torch.distributed.destroy_process_group()
 
 
 def gradients(mesh: DeviceMesh | None = None, *, recompute: bool = False, compile: bool = False) -> dict[str, Tensor]:

@@ -3,8 +3,27 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from reca_fast.config import MemoryConfig, ModelConfig
 from reca_fast.memory.place import training_place
+from reca_fast.models import published_model
+from tests.memory.steps import batch_of, gradients, levered
+
+
+class CastsNoted(TorchDispatchMode):
+    """Notes every weight of which a copy in another dtype is made."""
+
+    def __init__(self, weights: set[int]) -> None:
+        super().__init__()
+        self.weights = weights
+        self.casts: list[tuple[tuple[int, ...], torch.dtype]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket is torch.ops.aten._to_copy and args[0].data_ptr() in self.weights:
+            self.casts.append((tuple(args[0].shape), out.dtype))
+        return out
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
@@ -16,3 +35,32 @@ def test_trained_weights_are_fp32_frozen_ones_as_they_compute(precision) -> None
         "weight": (precision, "meta"),
         "bias": (torch.float32, "meta"),
     }
+
+
+def test_trained_weights_may_be_as_narrow_as_the_arithmetic(tiny_folder) -> None:
+    """No fp32 copy of a weight is left, and every gradient is that of fp32 as far as bf16 can tell."""
+    loss, expected = gradients(tiny_folder, MemoryConfig(), precision="fp32")
+    narrow, found = gradients(tiny_folder, MemoryConfig(trained="bf16"), precision="bf16")
+    assert narrow == pytest.approx(loss, rel=0.02)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        assert gradient.dtype == torch.bfloat16, name
+        assert (gradient.float() - expected[name]).norm() <= 0.05 * expected[name].norm(), name
+
+
+def test_a_bf16_step_casts_no_weight(tiny_folder) -> None:
+    model = levered(tiny_folder, MemoryConfig(trained="bf16"), precision="bf16")
+    batch = model.encode(batch_of(model))
+    with CastsNoted({p.data_ptr() for p in model.module.parameters()}) as noted:
+        sum(model.loss_sums(batch).values()).backward()
+    assert noted.casts == []
+
+
+def test_at_the_public_size_bf16_halves_what_is_trained() -> None:
+    model = published_model("BAGEL-7B-MoT", ModelConfig())
+    found = {}
+    for trained in ("fp32", "bf16"):
+        place = training_place(model.dtype, "meta", trained)
+        parameters = [(name, p) for name, p in model.module.named_parameters() if p.requires_grad]
+        found[trained] = sum(p.numel() * place(name, p).dtype.itemsize for name, p in parameters)
+    assert found == {"fp32": 26_159_444_224, "bf16": 13_079_722_112}

@@ -19,6 +19,7 @@ from reca_fast.errors import UserError
 
 from .names import SAME_NAMES, NameTable
 from .weights import Weights
+from .wrapped import Held, PackedWeight, plain_tensors
 
 Shapes = Mapping[str, tuple[int, ...]]
 ORIGIN = "the checkpoint that the training began with"
@@ -45,7 +46,8 @@ def fill(module: nn.Module, weights: Weights, place: Place, names: NameTable = S
 
     Parameters and persistent buffers are filled; buffers that no checkpoint has are the module's own business.
     Parameters keep their `requires_grad`. A parameter that FSDP2 has sharded gets this rank's part of the tensor. A
-    parameter that two names share is filled once, from whichever of its keys the file has, and stays shared.
+    parameter that two names share is filled once, from whichever of its keys the file has, and stays shared. Layers
+    that memory levers have changed are filled as `wrapped.py` says.
 
     Frozen weights that stay on the CPU in the dtype of the file remain views of the file; trained ones are always
     copies, so that an update never writes to the file.
@@ -62,7 +64,7 @@ def fill(module: nn.Module, weights: Weights, place: Place, names: NameTable = S
     """
     named = _named(module)
     for key, name in check_fit(weights, (module, names)).items():
-        empty = named[name][0]
+        empty = named[name][0].tensor
         local = _read(weights, key, empty, *place(name, empty))
         if isinstance(empty, DTensor):
             local = DTensor.from_local(
@@ -74,9 +76,11 @@ def fill(module: nn.Module, weights: Weights, place: Place, names: NameTable = S
                 stride=empty.stride(),
             )
         full = nn.Parameter(local, requires_grad=empty.requires_grad) if isinstance(empty, nn.Parameter) else local
-        for alias in named[name][1]:
-            owner, _, leaf = alias.rpartition(".")
-            setattr(module.get_submodule(owner), leaf, full)
+        for held in named[name]:
+            if isinstance(held.owner, PackedWeight) and held.leaf == held.owner.WEIGHT:
+                held.owner.pack(full)
+            else:
+                setattr(held.owner, held.leaf, full)
 
 
 def check_fit(weights: Weights, *parts: tuple[nn.Module, NameTable], origin: str = ORIGIN) -> dict[str, str]:
@@ -96,10 +100,10 @@ def check_fit(weights: Weights, *parts: tuple[nn.Module, NameTable], origin: str
     read: dict[str, str] = {}
     spare: set[str] = set()
     for module, names in parts:
-        for name, (tensor, aliases) in _named(module).items():
-            keys = [names.key(alias) for alias in aliases]
+        for name, held in _named(module).items():
+            keys = [names.key(each.name) for each in held]
             chosen = next((key for key in keys if key in weights.shapes), keys[0])
-            expected[chosen] = names.stored_shape(name, tensor.shape)
+            expected[chosen] = names.stored_shape(name, held[0].tensor.shape)
             read[chosen] = name
             spare.update(keys)
     found = {
@@ -111,12 +115,12 @@ def check_fit(weights: Weights, *parts: tuple[nn.Module, NameTable], origin: str
     return read
 
 
-def _named(module: nn.Module) -> dict[str, tuple[Tensor, list[str]]]:
-    """Name -> (parameter or persistent buffer, all its names, of which that one is the first)."""
-    by_identity: dict[int, tuple[Tensor, list[str]]] = {}
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        by_identity.setdefault(id(tensor), (tensor, []))[1].append(name)
-    return {names[0]: (tensor, names) for tensor, names in by_identity.values()}
+def _named(module: nn.Module) -> dict[str, list[Held]]:
+    """Name of a tensor -> every place where the module holds it, under this name first."""
+    by_identity: dict[int, list[Held]] = {}
+    for held in plain_tensors(module):
+        by_identity.setdefault(id(held.tensor), []).append(held)
+    return {held[0].name: held for held in by_identity.values()}
 
 
 def _read(weights: Weights, key: str, empty: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
