@@ -15,6 +15,7 @@ from .blur_patch_embed import blur_patch_embed as blur_patch_embed
 from .blur_patchify import blur_patchify as blur_patchify
 from .common.choices import kernel_choices as kernel_choices
 from .common.implementation import assume_gpu as assume_gpu
+from .common.implementation import gpu_assumed as gpu_assumed
 from .common.implementation import implementation as implementation
 from .common.implementation import kernels as kernels
 from .common.implementation import use_kernels as use_kernels
@@ -36,6 +37,6 @@ __all__ = sorted(
     [
         *(name for operation in OPERATIONS.values() for name in operation.functions),
         *("BACKENDS", "Varlen", "available_backends", "choose_backend"),
-        *("assume_gpu", "implementation", "kernel_choices", "kernels", "to_device", "use_kernels"),
+        *("assume_gpu", "gpu_assumed", "implementation", "kernel_choices", "kernels", "to_device", "use_kernels"),
     ]
 )

@@ -33,14 +33,19 @@ def training_place(precision: torch.dtype, device: torch.device | str, trained: 
     return place
 
 
-def fill_model(model: Model, device: torch.device, options: MemoryConfig | None = None) -> None:
+def fill_model(model: Model, device: torch.device, options: MemoryConfig | None = None, *, empty: bool = False) -> None:
     """Give a model and its frozen encoders their weights, kept as training keeps them, on one device.
 
     Args:
         options: whose levers were pulled on the model; None for none.
+        empty: read no file; the weights hold no particular numbers. For planning.
 
     Raises:
         UserError: a file is missing or damaged, or its tensors are not the model's.
     """
-    model.fill(training_place(model.dtype, device, (options or MemoryConfig()).trained))
+    place = training_place(model.dtype, device, (options or MemoryConfig()).trained)
+    if empty:
+        model.fill_empty(place)
+        return
+    model.fill(place)
     model.fill_encoders(device)

@@ -148,6 +148,12 @@ class Model(Protocol):
         """
         ...
 
+    def fill_empty(self, place: Place) -> None:
+        """Like `fill` and `fill_encoders`, but with tensors that hold no particular numbers, and without any file: to
+        count what a step needs, on tensors that are fake, and to time it.
+        """
+        ...
+
     def fill_encoders(self, device: torch.device) -> None:
         """Give the frozen encoders, which stand beside `module`, their weights. Nothing needs them where all batches
         hold the encoders' outputs already.

@@ -17,17 +17,16 @@ from reca_fast.data.sources import open_source
 from reca_fast.errors import UserError
 from reca_fast.evaluation.grids import GridWriter
 from reca_fast.evaluation.reconstruction import pick_samples
-from reca_fast.memory import apply_levers, fill_model
 from reca_fast.models import open_model
 from reca_fast.models.files.identity import identity_of_files
-from reca_fast.optim import MovingAverage, SkippedSteps, open_update
 
+from .assemble import assemble
 from .determinism import make_deterministic
 from .distributed import Processes
 from .folder import RunFolder
 from .loop import loop
 from .saved import check_content, find_saved
-from .state import Run, load_run, trained
+from .state import load_run
 from .telemetry import Telemetry
 
 UNWRITABLE = {
@@ -54,14 +53,6 @@ def train(config: RunConfig) -> None:
         source = open_source(config.data)
         inputs = model.inputs(config.data)
         builder = SampleBuilder(config.data, inputs)
-        apply_levers(
-            model.module,
-            model.blocks(),
-            config.memory,
-            mesh=processes.mesh,
-            compute_dtype=model.dtype,
-            device=processes.device,
-        )
         store = CheckpointStore(
             Path(config.out) / "checkpoints", keep=config.keep, rank=processes.rank, gather=processes.gather
         )
@@ -82,21 +73,8 @@ def train(config: RunConfig) -> None:
             if saved is not None:
                 check_content(saved.state.content, content, config)
             telemetry.console.print(model.says_weights())
-            fill_model(model, processes.device, config.memory)
-            parameters = trained(model.module)
-            run = Run(
-                config,
-                processes,
-                model,
-                update=open_update(
-                    *(parameters, model.blocks(), model.decays, config.optim, config.steps),
-                    device=processes.device,
-                    seed=config.seed,
-                ),
-                average=MovingAverage(parameters, config.optim.ema_decay) if config.optim.ema_decay else None,
-                skipped=SkippedSteps(config.optim.max_skipped_steps),
-                content=content,
-            )
+            run = assemble(config, processes, model)
+            run.content = content
             if saved is not None:
                 load_run(run, loader, store, saved)
             wanted = config.sample_count if config.sample_every else 0

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from reca_fast.config import DataConfig, ModelConfig, OptimConfig, ResizeConfig, RunConfig, SamplingConfig
+from reca_fast.memory import apply_levers
 from tests.train.short_run import Course, course, running
 
 
@@ -79,7 +80,8 @@ def quick() -> Iterator[None]:
     before, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("reca_fast.train.telemetry.draw_curve", lambda *args: None)
-        patch.setattr(running, "apply_levers", functools.partial(running.apply_levers, compiler="eager"))
+        eagerly = functools.partial(apply_levers, compiler="eager")
+        patch.setattr("reca_fast.train.assemble.apply_levers", eagerly)
         torch.set_num_threads(1)
         yield
     torch.use_deterministic_algorithms(before)

@@ -93,8 +93,8 @@ def test_the_grid_has_originals_above_reconstructions(shown):
 # The real compiler needs a C++ compiler and minutes; this one traces and differentiates the same graphs.
 TRACED = """
 import functools, importlib
-run = importlib.import_module("reca_fast.train.run")
-run.apply_levers = functools.partial(run.apply_levers, compiler="aot_eager")
+assembling = importlib.import_module("reca_fast.train.assemble")
+assembling.apply_levers = functools.partial(assembling.apply_levers, compiler="aot_eager")
 """
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from reca_fast.kernels import blur_patchify
-from reca_fast.models.files import fill, open_weights, uniform
-from reca_fast.models.parts.kl_vae import KLVAE, draw_latents, picture_moments, read_kl_vae
+from reca_fast.models.files import EmptyWeights, fill, open_weights, uniform
+from reca_fast.models.parts.kl_vae import KLVAE, draw_latents, empty_kl_vae, picture_moments, read_kl_vae
 from reca_fast.models.parts.siglip import SiglipNaViT
 
 from .batch import BagelBatch
@@ -61,6 +61,11 @@ class BagelEncoders:
         which its trained weights are kept. So a cache fits every run of the same precision.
         """
         return torch.autocast(device.type, dtype) if dtype == torch.bfloat16 else nullcontext()
+
+    def fill_empty(self, dtype: torch.dtype, device: torch.device | str) -> None:
+        """Give both encoders weights that hold no particular numbers; no file is read."""
+        fill(self.vit, EmptyWeights(self.vit), uniform(dtype, device))
+        self.vae = empty_kl_vae(self.config.vae, device)
 
     @torch.no_grad()
     def encode(self, batch: BagelBatch, dtype: torch.dtype, attention: str) -> BagelBatch:

@@ -14,7 +14,7 @@ from reca_fast.data.inputs import Size
 from reca_fast.errors import UserError
 from reca_fast.kernels import flow_interpolate
 from reca_fast.models.choices import choose_operations
-from reca_fast.models.files import Place, check_finite, open_weights
+from reca_fast.models.files import EmptyWeights, Place, check_finite, fill, open_weights
 from reca_fast.models.protocol import Case
 from reca_fast.objectives import flow_loss_by_task, next_token_loss
 from reca_fast.sample import I2T, Sample
@@ -112,9 +112,20 @@ class BagelModel:
         return name.endswith(".weight") and "norm" not in name and not name.startswith("embed_tokens.")
 
     def fill(self, place: Place) -> None:
+        self._choose_operations(place)
+        fill_bagel(self.module, self.weights, place)
+
+    def fill_empty(self, place: Place) -> None:
+        device = self._choose_operations(place)
+        fill(self.module, EmptyWeights(self.module), place)
+        self.module.fill_tables(device)
+        self.encoders.fill_empty(self.dtype, device)
+
+    def _choose_operations(self, place: Place) -> torch.device:
+        """Choose how the device that `place` names computes; that device."""
         device = torch.device(place("norm.weight", self.module.norm.weight).device)
         self.module.attention = choose_operations(self.options, device, self.dtype)
-        fill_bagel(self.module, self.weights, place)
+        return device
 
     def fill_encoders(self, device: torch.device) -> None:
         self.module.attention = choose_operations(self.options, device, self.dtype)

@@ -7,6 +7,7 @@ trainer states in which dtype and on which device each tensor shall be (`Place`)
         fill(module, weights, place, names)
 """
 
+from .empty import EmptyWeights
 from .fill import Place, Placement, check_fit, fill, uniform
 from .names import SAME_NAMES, NameTable
 from .read import check_finite, open_safetensors, open_weights, stored_shapes
@@ -15,6 +16,7 @@ from .write import Stored, rewrite_weights, write_safetensors
 
 __all__ = [
     "SAME_NAMES",
+    "EmptyWeights",
     "NameTable",
     "Place",
     "Placement",

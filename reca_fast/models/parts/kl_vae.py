@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from reca_fast.data.images import normalised
 from reca_fast.errors import UserError
-from reca_fast.kernels import to_device
-from reca_fast.models.files import Weights, fill, open_weights, uniform
+from reca_fast.kernels import gpu_assumed, to_device
+from reca_fast.models.files import EmptyWeights, Weights, fill, open_weights, uniform
 from reca_fast.models.files.write import Stored, write_safetensors
 
 from .channels_last import to_channels_last
@@ -113,12 +113,25 @@ def fill_kl_vae(
 ) -> KLVAE:
     """Like `read_kl_vae`, from an opened file in which the VAE's keys stand below the prefix `under`."""
     with_decoder = any(key.startswith(f"{under}decoder.") for key in weights.shapes)
-    with torch.device("meta"):
-        vae = KLVAE(config, with_decoder=with_decoder).requires_grad_(False).eval()
+    vae = _unfilled(config, with_decoder)
     fill(vae, weights, uniform(dtype, device), kl_vae_names(config).within(file=under))
     if torch.device(device).type == "cuda":
         to_channels_last(vae)
     return vae
+
+
+def empty_kl_vae(config: KLVAEConfig, device: torch.device | str, dtype: torch.dtype = torch.float32) -> KLVAE:
+    """A frozen VAE in eval mode, with decoder, whose weights hold no particular numbers."""
+    vae = _unfilled(config, with_decoder=True)
+    fill(vae, EmptyWeights(vae), uniform(dtype, device))
+    if torch.device(device).type == "cuda" or gpu_assumed():
+        to_channels_last(vae)
+    return vae
+
+
+def _unfilled(config: KLVAEConfig, with_decoder: bool) -> KLVAE:
+    with torch.device("meta"):
+        return KLVAE(config, with_decoder=with_decoder).requires_grad_(False).eval()
 
 
 def save_kl_vae(vae: KLVAE, path: str | Path) -> None:

@@ -1,0 +1,44 @@
+"""A run from its parts: the model with its levers pulled and its weights in place, and the update of those that train.
+
+Training and planning go through the same door, so that what is planned is what is trained.
+"""
+
+from reca_fast.config import RunConfig
+from reca_fast.memory import apply_levers, fill_model
+from reca_fast.models import Model
+from reca_fast.optim import MovingAverage, SkippedSteps, open_update
+
+from .distributed import Processes
+from .state import Run, trained
+
+
+def assemble(config: RunConfig, processes: Processes, model: Model, *, empty: bool = False) -> Run:
+    """Pull the levers on a model that is on the meta device, give it its weights, and make its update.
+
+    Args:
+        processes: joined; the model goes to their device, and is shared out over them.
+        empty: read no file; the weights hold no particular numbers. For planning.
+
+    Raises:
+        UserError: a file of weights is missing or damaged, or a lever cannot be pulled on this model.
+    """
+    apply_levers(
+        *(model.module, model.blocks(), config.memory),
+        mesh=processes.mesh,
+        compute_dtype=model.dtype,
+        device=processes.device,
+    )
+    fill_model(model, processes.device, config.memory, empty=empty)
+    parameters = trained(model.module)
+    return Run(
+        config,
+        processes,
+        model,
+        update=open_update(
+            *(parameters, model.blocks(), model.decays, config.optim, config.steps),
+            device=processes.device,
+            seed=config.seed,
+        ),
+        average=MovingAverage(parameters, config.optim.ema_decay) if config.optim.ema_decay else None,
+        skipped=SkippedSteps(config.optim.max_skipped_steps),
+    )
