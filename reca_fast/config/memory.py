@@ -6,12 +6,17 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from reca_fast.schema import Fraction
+
 from .declare import fixed, free, neutral, rounding
 
 Trained = Literal["fp32", "bf16"]
 Frozen = Literal["compute", "int8", "nf4"]
 Recompute = Literal["none", "blocks"]
 Matmul = Literal["plain", "fp8", "int8"]
+Order = Literal["pack", "layer"]
+Home = Literal["device", "host"]
+Gradients = Literal["device", "host", "twice"]
 
 
 @dataclass
@@ -39,4 +44,25 @@ class MemoryConfig:
     layer in float8 by torchao, on Ada, Hopper and newer. int8: forward and the input's gradient in int8 with a scale
     for each row, the weight's gradient in model.precision, on Turing and newer. Both need memory.compile to be faster,
     round every gradient by some percent, and change nothing about what is stored.
+    """
+    order: Order = rounding("pack")
+    """pack: each pack of a step goes forward and backward through the whole model before the next one. layer: all packs
+    go through one block before the next block begins, so that weights in host memory come once for a step and not once
+    for a pack, and a block's gradient is complete as soon as the backward pass has left the block. What blocks hand to
+    each other is then kept for all packs at once. Each process holds all weights.
+    """
+    gradients: Gradients = rounding("device")
+    """Where gradients wait until their norm is known, which clipping and the skipping of a bad step need before the
+    first weight changes. device: all at once, as many bytes as the trained weights. host: a block's go to host memory
+    as soon as they are complete, and come back for the update, block by block: two transfers. twice: nowhere, a first
+    forward and backward pass measures the norm and a second one updates each block as it goes: twice the time, no
+    memory. host and twice need memory.order=layer.
+    """
+    frozen_on: Home = neutral("device")
+    """host: a block's frozen weights live in pinned host memory and visit the GPU while the block works, two blocks at
+    a time; each comes twice in a step. Needs memory.order=layer and recomputation.
+    """
+    swap: Fraction = neutral(0.0)
+    """Share of the blocks whose trained weights live in pinned host memory. They come for the forward pass, the backward
+    pass and the update, and go home after it. Needs memory.order=layer and recomputation.
     """

@@ -4,7 +4,7 @@ Rules that need more than the settings stand where the rest is known: what a che
 whether a file exists where it is opened.
 """
 
-from reca_fast.config import DataConfig, ResizeConfig, RunConfig, SamplingConfig
+from reca_fast.config import DataConfig, MemoryConfig, ResizeConfig, RunConfig, SamplingConfig
 from reca_fast.errors import UserError
 from reca_fast.schema import check_ranges
 
@@ -42,6 +42,11 @@ def check_run(config: RunConfig, processes: int) -> None:
             f"data.packs_per_step={packs} cannot be shared by {processes} processes; set it to a multiple of "
             f"{processes}."
         )
+    check_memory(config.memory)
+    if config.memory.swap > 0 and config.optim.ema_decay > 0:
+        raise UserError(
+            "optim.ema_decay > 0 averages weights on the device, where memory.swap leaves none: set one of them to 0."
+        )
     replicas = config.parallel.replicate
     if processes % replicas:
         raise UserError(
@@ -50,6 +55,26 @@ def check_run(config: RunConfig, processes: int) -> None:
         )
     if config.sample_every:
         check_sampling(config.sampling)
+
+
+def check_memory(config: MemoryConfig) -> None:
+    """Refuse levers that exclude each other; docs/memory.md says why each does.
+
+    Raises:
+        UserError: names the settings and the way out.
+    """
+    away = {
+        f"memory.gradients={config.gradients}": config.gradients != "device",
+        "memory.frozen_on=host": config.frozen_on == "host",
+        f"memory.swap={config.swap}": config.swap > 0,
+    }
+    pulled = [name for name, is_pulled in away.items() if is_pulled]
+    if pulled and config.order != "layer":
+        raise UserError(f"{pulled[0]} goes block by block: set --memory.order layer as well.")
+    if (config.frozen_on == "host" or config.swap > 0) and config.recompute == "none":
+        raise UserError(
+            f"{pulled[-1]} takes a block's weights away before its backward pass: set --memory.recompute blocks as well."
+        )
 
 
 def check_data(config: DataConfig) -> None:

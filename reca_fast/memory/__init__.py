@@ -8,17 +8,23 @@ from .host import host_empty, watch_host_memory
 from .matmul import convert_matmuls
 from .place import fill_model, training_place
 from .recompute import recompute
+from .ring import HostWeights, Layout, Ring, on_host, swapped
 from .shard import shard, whole_root
 
 __all__ = [
+    "HostWeights",
+    "Layout",
+    "Ring",
     "apply_levers",
     "compile_blocks",
     "compiled_graphs",
     "convert_matmuls",
     "fill_model",
     "host_empty",
+    "on_host",
     "recompute",
     "shard",
+    "swapped",
     "training_place",
     "watch_host_memory",
     "whole_root",

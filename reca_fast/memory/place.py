@@ -8,6 +8,8 @@ from reca_fast.config.memory import Trained
 from reca_fast.models import Model
 from reca_fast.models.files import Place, Placement
 
+from .ring import swapped
+
 
 def training_place(precision: torch.dtype, device: torch.device | str, trained: Trained = "fp32") -> Place:
     """The place that training gives to weights: all on one device, frozen ones in the dtype that they compute in,
@@ -33,6 +35,23 @@ def training_place(precision: torch.dtype, device: torch.device | str, trained: 
     return place
 
 
+def partly_on_host(model: Model, place: Place, options: MemoryConfig) -> Place:
+    """`place`, but on the CPU for those weights of blocks that live in host memory, from where they visit the device."""
+    blocks = model.blocks()
+    away = swapped(len(blocks), options.swap)
+    frozen = options.frozen_on == "host"
+    prefixes = {id(part): f"{name}." for name, part in model.module.named_modules()}
+    homes = {prefixes[id(block)]: number in away for number, block in enumerate(blocks)}
+
+    def placed(name: str, tensor: Tensor) -> Placement:
+        for prefix, trained in homes.items():
+            if name.startswith(prefix) and (trained if tensor.requires_grad else frozen):
+                return place(name, tensor)._replace(device="cpu")
+        return place(name, tensor)
+
+    return placed
+
+
 def fill_model(model: Model, device: torch.device, options: MemoryConfig | None = None, *, empty: bool = False) -> None:
     """Give a model and its frozen encoders their weights, kept as training keeps them, on one device.
 
@@ -43,7 +62,8 @@ def fill_model(model: Model, device: torch.device, options: MemoryConfig | None 
     Raises:
         UserError: a file is missing or damaged, or its tensors are not the model's.
     """
-    place = training_place(model.dtype, device, (options or MemoryConfig()).trained)
+    options = options or MemoryConfig()
+    place = partly_on_host(model, training_place(model.dtype, device, options.trained), options)
     if empty:
         model.fill_empty(place)
         return

@@ -9,6 +9,7 @@ from reca_fast.models import Model
 from reca_fast.optim import MovingAverage, SkippedSteps, open_update
 
 from .distributed import Processes
+from .passes import open_passes
 from .state import Run, trained
 
 
@@ -24,21 +25,23 @@ def assemble(config: RunConfig, processes: Processes, model: Model, *, empty: bo
     """
     apply_levers(
         *(model.module, model.blocks(), config.memory),
-        mesh=processes.mesh,
+        mesh=processes.mesh if config.memory.order == "pack" else None,  # block by block, each holds all weights
         compute_dtype=model.dtype,
         device=processes.device,
     )
     fill_model(model, processes.device, config.memory, empty=empty)
     parameters = trained(model.module)
+    update = open_update(
+        *(parameters, model.blocks(), model.decays, config.optim, config.steps),
+        device=processes.device,
+        seed=config.seed,
+    )
     return Run(
         config,
         processes,
         model,
-        update=open_update(
-            *(parameters, model.blocks(), model.decays, config.optim, config.steps),
-            device=processes.device,
-            seed=config.seed,
-        ),
+        update,
+        open_passes(config.memory, model, update, processes),
         average=MovingAverage(parameters, config.optim.ema_decay) if config.optim.ema_decay else None,
         skipped=SkippedSteps(config.optim.max_skipped_steps),
     )

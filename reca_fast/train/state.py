@@ -20,6 +20,7 @@ from reca_fast.models import Model
 from reca_fast.optim import MovingAverage, SkippedSteps, Update
 
 from .distributed import Processes
+from .passes import Passes
 from .saved import Content, Generators, Saved, SavedState, as_json
 
 
@@ -31,6 +32,7 @@ class Run:
     processes: Processes
     model: Model
     update: Update
+    passes: Passes
     average: MovingAverage | None
     skipped: SkippedSteps
     content: Content = field(default_factory=dict)
@@ -45,6 +47,7 @@ def save_run(run: Run, loader: PackLoader[Any], store: CheckpointStore) -> None:
     Raises:
         UserError: a number is inf or NaN, or the disk is full. Earlier checkpoints stay.
     """
+    run.passes.settle()
     parts = run.processes.gather(loader.state_dict())
     state = SavedState(
         version=__version__,

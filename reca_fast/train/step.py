@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from reca_fast.data.loader import Pack
 from reca_fast.objectives import weighted_loss
@@ -30,17 +29,13 @@ def train_step(run: Run, packs: Sequence[Pack[Any]]) -> StepStats:
     counts = dict(zip(TASKS, counted, strict=True))
 
     run.update.begin(run.step)
-    sums: dict[str, Tensor] = {}
-    for pack in packs:
-        parts = run.model.loss_sums(run.model.encode(pack.batch.to(processes.device)))
-        weighted_loss(parts, counts, config.loss).backward()
-        for term, part in parts.items():
-            sums[term] = sums[term] + part.detach() if term in sums else part.detach()
+    batches = [pack.batch for pack in packs]
+    sums = run.passes.gradients(batches, lambda parts: weighted_loss(parts, counts, config.loss))
 
     terms = [term for term, count in counts.items() if count]
     nothing = torch.zeros((), device=processes.device)  # of a term that no pack of this process has tokens for
     totals = processes.sum_tensor(torch.stack([sums.get(term, nothing).float() for term in terms]))
-    finished = run.update.finish(totals)
+    finished = run.passes.update(totals)
     if run.average is not None:
         run.average.update(finished.applied)
     run.step += 1
