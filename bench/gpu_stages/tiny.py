@@ -20,6 +20,7 @@ from reca_fast.optim import SkippedSteps, open_update
 from reca_fast.randomness import draw_of_pack
 from reca_fast.sample import I2T, RECA, Sample, Text
 from reca_fast.train.distributed import Processes
+from reca_fast.train.passes import open_passes
 from reca_fast.train.state import Run, trained
 from reca_fast.train.stats import StepStats
 from reca_fast.train.step import train_step
@@ -89,7 +90,8 @@ def prepare(folder: Path, device: torch.device, compiler: str = "inductor", **op
     pack = Pack(lane=0, number=0, batch=batch, keys=keys, num_tokens=batch.num_tokens)
     parts = trained(model.module), model.blocks(), model.decays
     update = open_update(*parts, config.optim, config.steps, device=processes.device)
-    return Step(Run(config, processes, model, update, average=None, skipped=SkippedSteps(limit=0)), pack)
+    passes = open_passes(config.memory, model, update, processes)
+    return Step(Run(config, processes, model, update, passes, average=None, skipped=SkippedSteps(limit=0)), pack)
 
 
 def gradients_of(step: Step) -> tuple[dict[str, Tensor], dict[str, float], float]:

@@ -63,6 +63,6 @@ class MemoryConfig:
     a time; each comes twice in a step. Needs memory.order=layer and recomputation.
     """
     swap: Fraction = neutral(0.0)
-    """Share of the blocks whose trained weights live in pinned host memory. They come for the forward pass, the backward
-    pass and the update, and go home after it. Needs memory.order=layer and recomputation.
+    """Share of the blocks whose trained weights live in pinned host memory. They come for the forward pass, the
+    backward pass and the update, and go home after it. Needs memory.order=layer and recomputation.
     """

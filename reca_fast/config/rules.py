@@ -73,7 +73,8 @@ def check_memory(config: MemoryConfig) -> None:
         raise UserError(f"{pulled[0]} goes block by block: set --memory.order layer as well.")
     if (config.frozen_on == "host" or config.swap > 0) and config.recompute == "none":
         raise UserError(
-            f"{pulled[-1]} takes a block's weights away before its backward pass: set --memory.recompute blocks as well."
+            f"{pulled[-1]} takes a block's weights away before its backward pass: "
+            "set --memory.recompute blocks as well."
         )
 
 

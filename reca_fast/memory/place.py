@@ -36,7 +36,7 @@ def training_place(precision: torch.dtype, device: torch.device | str, trained: 
 
 
 def partly_on_host(model: Model, place: Place, options: MemoryConfig) -> Place:
-    """`place`, but on the CPU for those weights of blocks that live in host memory, from where they visit the device."""
+    """`place`, but on the CPU for the weights of blocks that live in host memory, from where they visit the device."""
     blocks = model.blocks()
     away = swapped(len(blocks), options.swap)
     frozen = options.frozen_on == "host"

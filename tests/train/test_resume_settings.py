@@ -51,6 +51,14 @@ OTHERS: dict[str, Any] = {
 }
 """Values for those that cannot just be doubled or turned round."""
 
+BLOCK_BY_BLOCK = {"memory.order": "layer", "memory.recompute": "blocks"}
+TOGETHER: dict[str, dict[str, Any]] = {
+    "memory.gradients": BLOCK_BY_BLOCK,
+    "memory.frozen_on": BLOCK_BY_BLOCK,
+    "memory.swap": BLOCK_BY_BLOCK,
+}
+"""Settings that may be changed only together with others."""
+
 
 def kind_of(config: Any, name: str) -> Any:
     *path, leaf = name.split(".")
@@ -104,6 +112,8 @@ def test_a_changed_setting_does_what_is_declared(name, begun, configured, base, 
     if name != "out":  # which is another one as it is
         changed = other_contents(name, base, pictures, tmp_path / "new") if setting.by == "content" else None
         put(config, name, changed or another(config, name))
+        for other, value in TOGETHER.get(name, {}).items():
+            put(config, other, value)
 
     if setting.resume == "fixed":
         with pytest.raises(UserError, match=rf"{name}\b.* name another --out"):

@@ -1,7 +1,7 @@
 """Where complete gradients wait until the norm of all of them is known."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 import torch
@@ -16,7 +16,7 @@ class Keeper(Protocol):
     def keep(self, number: int, gradients: Sequence[Tensor]) -> None:
         """Take the gradients of a group."""
 
-    def kept(self, number: int, *, then: int) -> "Iterator[Sequence[Tensor]]":
+    def kept(self, number: int, *, then: int) -> AbstractContextManager[Sequence[Tensor]]:
         """A context that gives them back, on the device, for the last time.
 
         Args:

@@ -22,7 +22,7 @@ class PackMajor:
         sums: dict[str, Tensor] = {}
         for batch in batches:
             parts = self._model.loss_sums(self._model.encode(batch.to(self._device)))
-            weigh(parts).backward()  # type: ignore[no-untyped-call]
+            weigh(parts).backward()
             for task, part in parts.items():
                 sums[task] = sums[task] + part.detach() if task in sums else part.detach()
         return sums

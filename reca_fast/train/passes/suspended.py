@@ -10,6 +10,7 @@ block by block over all packs, too, and what lies between two blocks (usually no
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -67,9 +68,9 @@ class Suspended:
         self._segments: list[_Segment] = []
         self._bridges: list[tuple[Tensor, Tensor]] = []  # tensors between two blocks, and gradients that reached them
         self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
-        self._cancelled, self._error = False, None  # type: ignore[var-annotated]
-        self._thread = threading.Thread(target=self._body, args=(compute, _surroundings()), daemon=True)
-        self._thread.start()
+        self._cancelled = self._ended = False
+        self._thread = ThreadPoolExecutor(1, "reca-pack")
+        self._outcome = self._thread.submit(self._body, compute, _surroundings())
 
     def go_on(self, number: int) -> None:
         """Run up to the block `number`, the blocks before it included; past the last block, to the end.
@@ -80,8 +81,8 @@ class Suspended:
         """
         self._go.release()
         self._back.acquire()
-        if self._error is not None:
-            raise self._error
+        if self._ended:
+            self._outcome.result()
         if self._at != number:
             raise RuntimeError(
                 f"the forward pass is at block {self._at} of {self._blocks} where block {number} was due; "
@@ -92,11 +93,11 @@ class Suspended:
         """End the thread. Does nothing to one that has ended."""
         self._cancelled = True
         self._go.release()
-        self._thread.join()
+        self._thread.shutdown()
 
     def backward_of_head(self, loss: Tensor) -> None:
         """The backward pass from the loss to the outputs of the last block. Call it once, before `backward_of`."""
-        loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]  # a tensor before the blocks may be read here
+        loss.backward(retain_graph=True)  # a tensor before the blocks may be read here
         self.sums = {task: part.detach() for task, part in self.sums.items()}
 
     def backward_of(self, number: int) -> None:
@@ -151,12 +152,8 @@ class Suspended:
                 with surroundings():
                     self.sums = compute()
                 self._at = self._blocks
-        except _Cancelled:
-            pass
-        except BaseException as error:
-            self._error = error
         finally:
-            _here.run = None
+            self._ended = True
             self._back.release()
 
 

@@ -1,6 +1,6 @@
 """Block by block over all packs: the same losses and gradients as pack by pack, wherever weights and gradients live."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from reca_fast.memory import HostWeights, on_host, recompute
+from reca_fast.optim import Finished
 from reca_fast.train.passes import LayerMajor, OnDevice, OnHost, PackMajor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
+DECIDED = Finished(0.1, torch.zeros(()), torch.ones(1, dtype=torch.bool))
 
 
 class Batch(SimpleNamespace):
@@ -84,9 +86,9 @@ class Noted:
         self.events.append(f"measure {number}")
         self.measured[number] = [g.clone() for g in gradients]
 
-    def decide(self, losses: Tensor) -> str:
+    def decide(self, losses: Tensor) -> Finished:
         self.events.append("decide")
-        return "decided"
+        return DECIDED
 
     def apply(self, number: int, gradients: Sequence[Tensor]) -> None:
         self.events.append(f"apply {number}")
@@ -99,8 +101,8 @@ def batches(bf16: bool = False) -> list[Batch]:
     return [Batch(x=torch.randn(n, 4, generator=draw), also=n == 3, bf16=bf16) for n in (2, 3, 5)]
 
 
-def weigh(parts: dict[str, Tensor]) -> Tensor:
-    return sum(parts.values()) / 7
+def weigh(parts: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([*parts.values()]).sum() / 7
 
 
 def expected(bf16: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -138,7 +140,7 @@ def test_a_block_s_gradient_is_complete_before_the_block_before_it_begins() -> N
     passes = LayerMajor(model, update, CPU, OnDevice())
     passes.gradients(batches(), weigh)
     assert update.events == [f"measure {n}" for n in (4, 3, 2, 1, 0, 5)]
-    assert passes.update(torch.zeros(1)) == "decided"
+    assert passes.update(torch.zeros(1)) is DECIDED
     assert update.events[6:] == ["decide", *(f"apply {n}" for n in range(6))]
 
 
@@ -205,11 +207,12 @@ def test_a_model_that_leaves_a_block_out_is_told_so() -> None:
 def test_outside_of_a_step_a_block_runs_at_once_with_its_weights_on_the_device() -> None:
     model = Model()
     weights = HostWeights(on_host(model.blocks(), trained=True), CPU)
-    home = model.blocks()[0].inner.weight.data_ptr()
+    layer: Any = model.blocks()[0].get_submodule("inner")
+    home = layer.weight.data_ptr()
     LayerMajor(model, Noted(model), CPU, OnDevice(), trained=weights)
-    seen = []
-    model.blocks()[0].inner.register_forward_hook(lambda layer, *_: seen.append(layer.weight.data_ptr()))
+    seen: list[int] = []
+    layer.register_forward_hook(lambda *_: seen.append(layer.weight.data_ptr()))
     with torch.no_grad():
         out = model.loss_sums(batches()[0])["reca"]
     assert torch.equal(out, Model().loss_sums(batches()[0])["reca"].detach())
-    assert seen != [home] and model.blocks()[0].inner.weight.data_ptr() == home
+    assert seen != [home] and layer.weight.data_ptr() == home
