@@ -42,6 +42,7 @@ def main(args: Sequence[str]) -> int:
     from reca_fast.models.files.identity import identity_of_files
     from reca_fast.schema import from_dict
     from reca_fast.train.saved import read_saved
+    from reca_fast.verify.unchanged import compare_frozen, in_one_line
 
     folder = Path(options.run)
     is_checkpoint = re.fullmatch(r"step-\d{7}", folder.name) is not None
@@ -59,7 +60,8 @@ def main(args: Sequence[str]) -> int:
         moved = "" if options.base else ", from which the run started,"
         raise UserError(f"The checkpoint folder {base}{moved} does not exist; set --base to where it is.")
     before = from_dict(ModelConfig, state.config.get("model"), f"model of the settings in {folder}")
-    model = open_model(ModelConfig(path=base, weights=options.base_weights or before.weights))
+    weights, freeze_und = options.base_weights or before.weights, before.freeze_und
+    model = open_model(ModelConfig(path=base, weights=weights, freeze_und=freeze_und))
     now = identity_of_files(model.files())
     if differing := [name for name, sum_ in now.items() if state.content.get("model.path", {}).get(name) != sum_]:
         said = f"{base} is not what the run started from, it differs in {', '.join(differing)}."
@@ -71,6 +73,9 @@ def main(args: Sequence[str]) -> int:
     left = model.export(Path(options.out), trained, dtype)
     print(f"{options.out}: {len(trained)} trained tensors ({options.weights}) of {folder.name}, the rest from {base}.")
     print(model.says_weights())
+    exported = open_model(ModelConfig(path=options.out, freeze_und=freeze_und))
+    verdicts = list(compare_frozen(model, exported))
+    print(in_one_line(verdicts, Path(base)))
     if left:
         print(f"not copied: {', '.join(left[:10])}{f' and {len(left) - 10} more' if len(left) > 10 else ''}")
     return 0

@@ -1,4 +1,6 @@
-"""`reca-fast verify FOLDER`: does a recorded case give the authors' numbers again, is a checkpoint folder whole?"""
+"""`reca-fast verify FOLDER`: does a recorded case give the authors' numbers again, is a checkpoint folder whole, has an
+export kept what its base understood?
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,18 +13,24 @@ from reca_fast.errors import UserError
 
 POSITIONAL = {
     "case": "A parity case (config.json, weights, inputs, expected tensors), which is computed again and compared; or "
-    "a checkpoint folder, whose names, shapes and numbers are checked",
+    "a checkpoint folder, whose names, shapes and numbers are checked; or, with --unchanged, an export",
 }
 
 
 @dataclass
 class VerifyOptions:
     case: Place
+    unchanged: Place = ""
+    """The checkpoint folder that a training began with: prove that what was frozen (understanding expert, vision tower,
+    connector, embeddings, VAE) is in the export, byte for byte, and that the logits of a fixed picture and text are
+    equal to the last bit. Both folders are read once; it takes no GPU and little memory.
+    """
     out: Place = ""
     """Of a case: the safetensors file to which every computed tensor is written."""
     weights: Place = ""
     """Of a case: a file or a checkpoint folder to take the weights from instead of its own, which shows whether an
-    export has kept them. Of a checkpoint folder: the name of its file of weights, as model.weights of `train`.
+    export has kept them. Of a checkpoint folder (with --unchanged: of that one): the name of its file of weights, as
+    model.weights of `train`.
     """
     attention: Attention = "auto"
     """The attention backend to compute a case with."""
@@ -31,11 +39,13 @@ class VerifyOptions:
 
 
 def main(args: Sequence[str]) -> int:
-    """Exit code 0 when all tensors agree or the checkpoint is whole, 1 when a tensor does not agree."""
+    """Exit code 0 when all tensors agree or the checkpoint is whole, 1 when a tensor does not agree or has changed."""
     options = parse(VerifyOptions, "verify", args, positional=POSITIONAL)
     folder = Path(options.case)
     if not folder.is_dir():
         raise UserError(f"{folder} {'is a file' if folder.exists() else 'does not exist'}; verify takes a folder.")
+    if options.unchanged:
+        return _verify_unchanged(options.unchanged, options.weights or "auto", folder)
     if (folder / "inputs.safetensors").exists():
         return _verify_case(folder, options)
     return _verify_checkpoint(folder, options.weights or "auto")
@@ -53,6 +63,37 @@ def _verify_checkpoint(folder: Path, weights: str) -> int:
     # Weights without the file that tells whose they are: the first model says what is missing.
     print((known or model_class(next(iter(MODELS)))).check(folder, weights))
     return 0
+
+
+def _verify_unchanged(base: str, weights: str, folder: Path) -> int:
+    from reca_fast.config import ModelConfig
+    from reca_fast.models import open_model
+    from reca_fast.verify.unchanged import changed_besides, compare_frozen, same_bits
+
+    before, after = open_model(ModelConfig(path=base, weights=weights)), open_model(ModelConfig(path=str(folder)))
+    if type(before) is not type(after):
+        raise UserError(f"{folder} is a checkpoint of another architecture than {base}; name an export of it.")
+    verdicts = []
+    for verdict in compare_frozen(before, after):
+        print(verdict)
+        verdicts.append(verdict)
+    changed, trained = changed_besides(before, after)
+    print(f"what is trained: {changed} of {trained} tensors differ from {base}")
+    failed = [verdict.name for verdict in verdicts if verdict.differing]
+    logits = "logits of a fixed picture and text:"
+    if failed or any(verdict.wider for verdict in verdicts):
+        why = "the weights differ" if failed else "another dtype rounds otherwise"
+        print(f"{logits} not compared, {why}")
+    else:
+        ours, theirs = before.understanding(), after.understanding()
+        if same_bits(ours, theirs):
+            print(f"{logits} {list(ours.shape)}, bit-equal")
+        else:
+            print(f"{logits} they DIFFER although the weights are the same: compare the other files of the folders")
+            failed.append("logits")
+    told = f"CHANGED: {', '.join(failed)}" if failed else "unchanged"
+    print(f"{folder}: understanding is {told}{'' if failed else f', it is that of {base}'}.")
+    return 1 if failed else 0
 
 
 def _verify_case(folder: Path, options: VerifyOptions) -> int:

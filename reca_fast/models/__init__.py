@@ -8,12 +8,13 @@ from pathlib import Path
 from reca_fast.config import ModelConfig
 from reca_fast.errors import UserError
 
-from .protocol import Batch, Case, Model
+from .protocol import Batch, Case, FrozenPart, Model
 
 __all__ = [
     "MODELS",
     "Batch",
     "Case",
+    "FrozenPart",
     "Model",
     "marks",
     "model_class",

@@ -7,7 +7,7 @@ the packs: `encode` runs the frozen encoders, `loss_sums` the rest. `docs/adding
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,18 @@ from reca_fast.data.inputs import Batch, Inputs, Size
 from reca_fast.models.files import Place
 from reca_fast.sample import Sample
 
-__all__ = ["Batch", "Case", "Inputs", "Model", "Place", "Size"]
+__all__ = ["Batch", "Case", "FrozenPart", "Inputs", "Model", "Place", "Size"]
+
+
+class FrozenPart(NamedTuple):
+    """A part of a model that training leaves as it is, on the disk."""
+
+    name: str
+    """In words, for messages; the same for every checkpoint of the architecture."""
+    file: Path
+    """The file of the checkpoint folder that holds it."""
+    keys: tuple[str, ...]
+    """Its tensors in that file."""
 
 
 class Case(Protocol):
@@ -226,5 +237,24 @@ class Model(Protocol):
     def export(self, folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> list[str]:
         """Write a checkpoint folder in the authors' layout, with `weights` (by parameter name of `module`) in place of
         the base's; `dtype` None keeps the base's. Returns what else lies in the base's folder and was not copied.
+        """
+        ...
+
+    # The proof that understanding stays as it was
+
+    def frozen(self) -> Sequence[FrozenPart]:
+        """Every tensor in the checkpoint's files that training leaves as it is, by part: the parameters of `module`
+        that are not trained, and the frozen encoders. No weight is read.
+        """
+        ...
+
+    def understanding(self) -> Tensor:
+        """Logits [tokens, vocabulary] of a fixed text behind a fixed picture, computed on the CPU from the files alone.
+
+        It leaves `module` as it is and takes little of the host's memory: frozen weights in the dtype of their mapped
+        file stay in the file.
+
+        Raises:
+            UserError: a file is missing or damaged.
         """
         ...

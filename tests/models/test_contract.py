@@ -19,9 +19,10 @@ from reca_fast.memory import apply_levers, fill_model
 from reca_fast.models import Batch, Model, open_model, published_model
 from reca_fast.models.bagel import BagelModel
 from reca_fast.models.bagel.tiny import write_tiny_checkpoint
-from reca_fast.models.files import uniform
+from reca_fast.models.files import stored_shapes, uniform
 from reca_fast.randomness import draw_of_pack
 from reca_fast.sample import I2T, RECA, T2I, TASKS, Encoded, Sample, Text
+from reca_fast.verify.unchanged import changed_besides, compare_frozen, same_bits
 from tests.models.toy import ToyModel, write_toy_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -278,6 +279,22 @@ def test_an_export_is_a_checkpoint_with_the_trained_weights(subject, folder, ope
         expected = trained.get(name, model.module.get_parameter(name))
         assert torch.equal(parameter.detach(), expected.to(parameter.dtype)), name
     assert subject.name in type(again).check(tmp_path / "export").lower()
+
+
+def test_what_training_leaves_alone_is_in_the_files_and_stays_in_an_export(folder, opened, tmp_path) -> None:
+    model = opened()
+    trained = {name: p.detach() + 1 for name, p in model.module.named_parameters() if p.requires_grad}
+    parts = model.frozen()
+    for part in parts:
+        assert part.file in model.files() and set(part.keys) <= stored_shapes(part.file).keys()
+    assert sum(len(part.keys) for part in parts) >= sum(not p.requires_grad for p in model.module.parameters())
+    model.export(tmp_path / "export", trained, None)
+    again = open_model(ModelConfig(path=str(tmp_path / "export")))
+    assert not any(verdict.differing or verdict.wider for verdict in compare_frozen(model, again))
+    assert changed_besides(model, again) == (len(trained), len(trained))
+    logits = model.understanding()
+    assert logits.ndim == 2 and logits.isfinite().all() and logits.std() > 0
+    assert same_bits(logits, again.understanding())
 
 
 # Pictures

@@ -15,7 +15,7 @@ from reca_fast.errors import UserError
 from reca_fast.kernels import flow_interpolate
 from reca_fast.models.choices import choose_operations
 from reca_fast.models.files import EmptyWeights, Place, check_finite, fill, open_weights
-from reca_fast.models.protocol import Case
+from reca_fast.models.protocol import Case, FrozenPart
 from reca_fast.objectives import flow_loss_by_task, next_token_loss
 from reca_fast.sample import I2T, Sample
 
@@ -30,6 +30,7 @@ from .latent_tokens import unpatchify_latents
 from .network import Bagel
 from .sampling import Prefix, sample_latents
 from .tokenizer import PUBLISHED_MARKERS, TOKENIZER_FILES, BagelTokenizer, open_tokenizer
+from .understanding import frozen_parts, understanding_logits
 from .weights import check_weights, fill_bagel, missing_tables, weights_file
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -225,6 +226,12 @@ class BagelModel:
             ]
         # Fractions of a grey level are cut off, not rounded, as the authors do it.
         return [((p.float() * 0.5 + 0.5).clamp(0, 1) * 255).to(torch.uint8).permute(1, 2, 0).cpu() for p in pictures]
+
+    def frozen(self) -> Sequence[FrozenPart]:
+        return frozen_parts(self.module, self.encoders, self.folder, self.weights)
+
+    def understanding(self) -> Tensor:
+        return understanding_logits(self.config, self.tokenizer, self.weights)
 
     def export(self, folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> list[str]:
         if not os.path.lexists(self.folder / VAE_FILE):

@@ -70,6 +70,9 @@ def test_an_export_loads_and_holds_what_was_trained(trained_run, bf16_base, reca
 
     assert f"weights: {bf16_base / 'ema.safetensors'}" in said.out
     assert f"not copied: {', '.join(sorted(STAYS))}" in said.out
+    kept = len(base) - len(saved) + 144
+    counts = "2 of embeddings, 29 of understanding expert, 4 of connector, 37 of vision tower, 2 of position tables"
+    assert f"{kept} tensors are byte-identical to {bf16_base}: {counts}, 144 of VAE.\n" in said.out
     names = {path.name for path in bf16_base.iterdir()} - set(STAYS)
     assert {path.name for path in out.iterdir()} == names
     for name in names - {"ema.safetensors"}:
@@ -79,7 +82,8 @@ def test_an_export_loads_and_holds_what_was_trained(trained_run, bf16_base, reca
 
 def test_dtype_and_one_checkpoint_of_a_run(trained_run, reca_fast, tmp_path) -> None:
     step = trained_run / "checkpoints" / "step-0000003"
-    assert reca_fast("export", step, tmp_path / "fp32", "--dtype", "fp32").code == 0
+    said = reca_fast("export", step, tmp_path / "fp32", "--dtype", "fp32")
+    assert said.code == 0 and "tensors are the same numbers as in" in said.out and "stored as float32: " in said.out
     got, saved = load_file(tmp_path / "fp32" / "ema.safetensors"), saved_weights(trained_run)
     assert {x.dtype for x in got.values()} == {torch.float32}
     assert all(torch.equal(got[key], tensor) for key, tensor in saved.items())

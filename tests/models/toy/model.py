@@ -29,7 +29,7 @@ from reca_fast.models.files import (
     write_safetensors,
 )
 from reca_fast.models.files.folder import copy_files, read_object, write_object
-from reca_fast.models.protocol import Case
+from reca_fast.models.protocol import Case, FrozenPart
 from reca_fast.sample import Sample
 from reca_fast.schema import from_dict
 
@@ -225,6 +225,18 @@ class ToyModel:
             rows = grey.repeat_interleave(PATCH, 0).repeat_interleave(PATCH, 1)
             pictures.append(rows[..., None].expand(-1, -1, 3).cpu())
         return pictures
+
+    def frozen(self) -> Sequence[FrozenPart]:
+        keys = tuple(EYE_NAMES.key(name) for name, _ in self.eye.named_parameters())
+        return [FrozenPart("eye", self.folder / WEIGHTS, keys)]
+
+    @torch.no_grad()
+    def understanding(self) -> Tensor:
+        with torch.device("meta"):
+            eye = nn.Linear(3 * PATCH**2, self.config.width).requires_grad_(False)
+        with open_weights(self.folder / WEIGHTS) as weights:
+            fill(eye, weights, uniform(torch.float32, "cpu"), EYE_NAMES)
+        return eye(patches_of(torch.arange(3 * PATCH**2).view(PATCH, PATCH, 3).to(torch.uint8)))
 
     def export(self, folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> list[str]:
         copy_files([self.folder / CONFIG], folder)
