@@ -4,19 +4,20 @@
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from reca_fast.schema import Fraction
+from reca_fast.schema import Fraction, Range
 
 from .declare import fixed, free, neutral, rounding
 
 Trained = Literal["fp32", "bf16"]
 Frozen = Literal["compute", "int8", "nf4"]
-Recompute = Literal["none", "blocks"]
+Recompute = Literal["none", "blocks", "selective", "budget"]
 Matmul = Literal["plain", "fp8", "int8"]
 Order = Literal["pack", "layer"]
 Home = Literal["device", "host"]
 Gradients = Literal["device", "host", "twice"]
+Gibibytes = Annotated[float, Range(at_least=0, at_most=2**20)]
 
 
 @dataclass
@@ -35,7 +36,13 @@ class MemoryConfig:
     """
     recompute: Recompute = neutral("none")
     """What the backward pass computes again instead of keeping it. none: nothing; blocks: every layer, of which only
-    the inputs are kept: far less memory, a quarter more work.
+    the inputs are kept: far less memory, a quarter more work; selective: what is wider than a layer's input, such as
+    the inner rows of an MLP; budget: what does not fit memory.budget_gib.
+    """
+    budget_gib: Gibibytes = neutral(0.0)
+    """With memory.recompute budget, how many GiB the layers may keep of one pack for its backward pass. What saves the
+    most arithmetic for its bytes is kept first; the choice is printed in the first step. Less than the layers' inputs
+    take cannot be had: then it is memory.recompute blocks.
     """
     compile: bool = rounding(False)
     """Compile every decoder layer with torch.compile (fullgraph, dynamic shapes)."""

@@ -53,6 +53,7 @@ def check_run(config: RunConfig, processes: int) -> None:
             f"parallel.replicate={replicas} does not divide the {processes} processes; set it to a divisor of "
             f"{processes}, or start a multiple of {replicas} processes."
         )
+    check_memory(config.memory)
     if config.sample_every:
         check_sampling(config.sampling)
 
@@ -75,6 +76,11 @@ def check_memory(config: MemoryConfig) -> None:
         raise UserError(
             f"{pulled[-1]} takes a block's weights away before its backward pass: "
             "set --memory.recompute blocks as well."
+        )
+    if (config.recompute == "budget") != (config.budget_gib > 0):
+        raise UserError(
+            f"memory.budget_gib={config.budget_gib:g} with memory.recompute={config.recompute}: a budget above 0 and "
+            "--memory.recompute budget go together; set both."
         )
 
 

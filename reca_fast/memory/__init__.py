@@ -7,7 +7,7 @@ from .compile import compile_blocks, compiled_graphs
 from .host import host_empty, watch_host_memory
 from .matmul import convert_matmuls
 from .place import fill_model, training_place
-from .recompute import recompute
+from .recompute import recompute, recompute_rest
 from .ring import HostWeights, Layout, Ring, on_host, swapped
 from .shard import shard, whole_root
 
@@ -23,6 +23,7 @@ __all__ = [
     "host_empty",
     "on_host",
     "recompute",
+    "recompute_rest",
     "shard",
     "swapped",
     "training_place",

@@ -1,6 +1,7 @@
 """torch.compile, block by block."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +18,13 @@ def compile_blocks(blocks: Sequence[nn.Module], compiler: str = "inductor") -> N
         compiler: what torch.compile hands the graphs to, its argument `backend`.
     """
     for block in blocks:
-        block.forward = torch.compile(block.forward, backend=compiler, fullgraph=True, dynamic=True)
+        block.forward = compiled(block.forward, compiler)
+
+
+def compiled(forward: Callable[..., Any], compiler: str) -> Callable[..., Any]:
+    """One block's forward pass, compiled as `compile_blocks` does it."""
+    done: Callable[..., Any] = torch.compile(forward, backend=compiler, fullgraph=True, dynamic=True)
+    return done
 
 
 def compiled_graphs() -> int:

@@ -3,6 +3,8 @@
 Training and planning go through the same door, so that what is planned is what is trained.
 """
 
+from collections.abc import Callable
+
 from reca_fast.config import RunConfig
 from reca_fast.memory import apply_levers, fill_model
 from reca_fast.models import Model
@@ -13,12 +15,20 @@ from .passes import open_passes
 from .state import Run, trained
 
 
-def assemble(config: RunConfig, processes: Processes, model: Model, *, empty: bool = False) -> Run:
+def assemble(
+    config: RunConfig,
+    processes: Processes,
+    model: Model,
+    *,
+    empty: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Run:
     """Pull the levers on a model that is on the meta device, give it its weights, and make its update.
 
     Args:
         processes: joined; the model goes to their device, and is shared out over them.
         empty: read no file; the weights hold no particular numbers. For planning.
+        say: is told, in one line each, what levers decide in the first step.
 
     Raises:
         UserError: a file of weights is missing or damaged, or a lever cannot be pulled on this model.
@@ -28,6 +38,7 @@ def assemble(config: RunConfig, processes: Processes, model: Model, *, empty: bo
         mesh=processes.mesh if config.memory.order == "pack" else None,  # block by block, each holds all weights
         compute_dtype=model.dtype,
         device=processes.device,
+        say=say,
     )
     fill_model(model, processes.device, config.memory, empty=empty)
     parameters = trained(model.module)

@@ -73,7 +73,7 @@ def train(config: RunConfig) -> None:
             if saved is not None:
                 check_content(saved.state.content, content, config)
             telemetry.console.print(model.says_weights())
-            run = assemble(config, processes, model)
+            run = assemble(config, processes, model, say=telemetry.console.print)
             run.content = content
             if saved is not None:
                 load_run(run, loader, store, saved)

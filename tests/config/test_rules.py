@@ -44,6 +44,8 @@ from reca_fast.errors import UserError
             {"memory.trained": "bf16", "model.precision": "fp32"},
             "memory.trained=bf16 keeps fewer digits than model.pre",
         ),
+        ({"memory.budget_gib": 20.0}, "memory.budget_gib=20 with memory.recompute=none"),
+        ({"memory.recompute": "budget"}, "memory.budget_gib=0 with memory.recompute=budget"),
         ({"sample_count": 0}, "sample_count=0"),
         ({"sampling.steps": 0}, "sampling.steps=0"),
         ({"sampling.timestep_shift": 0.0}, "sampling.timestep_shift=0.0"),

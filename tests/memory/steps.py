@@ -1,5 +1,6 @@
 """One step of the tiny BAGEL under levers."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,19 @@ from reca_fast.randomness import draw_of_pack
 from reca_fast.sample import I2T, RECA, Sample, Text
 
 
-def levered(folder: Path, levers: MemoryConfig, mesh: DeviceMesh | None = None, **options: Any) -> Model:
+def levered(
+    folder: Path,
+    levers: MemoryConfig,
+    mesh: DeviceMesh | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    **options: Any,
+) -> Model:
     """The tiny model with levers pulled and weights filled, in fp32 unless a precision is given."""
     torch._dynamo.reset()
     model = open_model(ModelConfig(str(folder), **{"precision": "fp32", **options}))
     # The real compiler needs a C++ compiler and minutes; this one differentiates the same graphs.
-    apply_levers(*(model.module, model.blocks(), levers), mesh=mesh, compute_dtype=model.dtype, compiler="aot_eager")
+    parts = (model.module, model.blocks(), levers)
+    apply_levers(*parts, mesh=mesh, compute_dtype=model.dtype, compiler="aot_eager", say=say)
     fill_model(model, torch.device("cpu"), levers)
     with torch.no_grad():  # the tiny head of zeros would hide everything behind it
         head = model.module.get_parameter("llm2vae.weight")
