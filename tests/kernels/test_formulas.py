@@ -285,3 +285,15 @@ def test_it_compiles_without_a_break(name: str, dtype) -> None:
     for ours, eager in zip(outputs_and_gradients(compiled, *given), outputs_and_gradients(op.run, *given), strict=True):
         torch.testing.assert_close(ours, eager)
         assert ours.any()
+
+
+def test_swiglu_writes_its_gradients_over_the_inputs_that_it_is_given_up() -> None:
+    inputs = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    kept, given_up = ([x.clone().requires_grad_() for x in inputs] for _ in range(2))
+    swiglu(*kept).sin().sum().backward()
+    gate, up = (x * 1 for x in given_up)
+    memory = {x.data_ptr() for x in (gate, up)}
+    gradients = torch.autograd.grad(swiglu(gate, up, reuse_inputs=True).sin().sum(), (gate, up))
+    assert {gradient.data_ptr() for gradient in gradients} == memory
+    for parameter, gradient in zip(kept, gradients, strict=True):
+        assert torch.equal(parameter.grad, gradient)

@@ -27,7 +27,7 @@ from ..common.arguments import (
 )
 from ..common.implementation import implementation
 from ..common.torch_op import torch_op
-from ..rms_norm.contract import normalise, normalise_backward
+from ..rms_norm.contract import normalise, normalise_backward, reciprocal_norm
 from .kernels import launch_backward, launch_forward
 
 
@@ -53,7 +53,7 @@ def reference(
 
     def one(x: Tensor, weight: Tensor) -> Tensor:
         hat, rstd = normalise(x, eps)
-        scaled = (hat * weight).to(x.dtype)
+        scaled = hat.mul_(weight) if weight.dtype == hat.dtype else (hat * weight).to(x.dtype)
         return _rotate(scaled.to(rstd.dtype), cos, sin).to(x.dtype).contiguous()
 
     return one(q, q_weight), one(k, k_weight)
@@ -75,7 +75,7 @@ def reference_backward(
     cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
 
     def one(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        rstd = normalise(x, eps)[1]
+        rstd = reciprocal_norm(x, eps)
         g = _rotate_backward(grad.to(rstd.dtype), cos, sin)
         if need_weights:
             grad_weight = (x.to(rstd.dtype) * rstd).mul_(g).flatten(0, -2).sum(0).to(weight.dtype)

@@ -24,10 +24,16 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def normalise(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """x [..., D] over its root mean square, in the dtype of x, and one over that, [..., 1] in the statistics dtype."""
+def reciprocal_norm(x: Tensor, eps: float) -> Tensor:
+    """One over the root mean square of each row of x [..., D]: [..., 1] in the statistics dtype."""
     wide = x.to(statistics_dtype(x.dtype))
-    rstd = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
+def normalise(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x [..., D] over its root mean square, in the dtype of x, and one over that, as `reciprocal_norm` gives it."""
+    wide = x.to(statistics_dtype(x.dtype))
+    rstd = reciprocal_norm(wide, eps)
     return (wide * rstd).to(x.dtype), rstd
 
 

@@ -17,22 +17,29 @@ from ..common.own_memory import times
 
 
 class _SwiGLU(torch.autograd.Function):
-    """Neither pass needs memory beyond its results (see common/own_memory.py for what differs inside torch.compile)."""
+    """Neither pass needs memory beyond its results, and with `reuse` the backward pass needs none at all (see
+    common/own_memory.py for what differs inside torch.compile).
+    """
 
     @staticmethod
-    def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
+    def forward(ctx, gate: Tensor, up: Tensor, reuse: bool) -> Tensor:
         ctx.save_for_backward(gate, up)
+        ctx.reuse = reuse
         return times(F.silu(gate), up)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         gate, up = ctx.saved_tensors
+        if ctx.reuse and not torch.compiler.is_compiling():
+            grad_gate = up.mul_(grad)
+            torch.ops.aten.silu_backward.grad_input(grad_gate, gate, grad_input=grad_gate)
+            return grad_gate, F.silu(gate, inplace=True).mul_(grad), None
         grad_gate = grad * up
         if torch.compiler.is_compiling():
             grad_gate = torch.ops.aten.silu_backward(grad_gate, gate)
         else:
             torch.ops.aten.silu_backward.grad_input(grad_gate, gate, grad_input=grad_gate)
-        return grad_gate, times(F.silu(gate), grad)
+        return grad_gate, times(F.silu(gate), grad), None
 
 
 def swiglu(gate: Tensor, up: Tensor, *, reuse_inputs: bool = False) -> Tensor:
@@ -56,7 +63,7 @@ def swiglu(gate: Tensor, up: Tensor, *, reuse_inputs: bool = False) -> Tensor:
         raise ValueError(f"up: expected the dtype of gate, {gate.dtype}, got {up.dtype}")
     if reuse_inputs and use_liger(gate, up):
         return _liger(gate, up)
-    return _SwiGLU.apply(gate, up)
+    return _SwiGLU.apply(gate, up, reuse_inputs)
 
 
 def _liger(gate: Tensor, up: Tensor) -> Tensor:
