@@ -6,6 +6,7 @@ in for one kernel, and plain torch for the others, which the interpreter is too 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from bench.ops import WITH_KERNELS, case_of
 from bench.ops.case import Case, Inputs, Step
 from reca_fast.kernels import flow_matching_loss, qk_norm_rope, rms_norm, swiglu
 from reca_fast.kernels.common.interpreter import interpreting
+from reca_fast.train.handover import Handover
+from reca_fast.train.step import train_step
 
 from .report import Report
 from .tiny import prepare, tiny_checkpoint
@@ -212,11 +215,20 @@ def error_with_labels_on_the_device(device: torch.device) -> float:
 
 
 def step_without_waiting(report: Report, name: str, options: dict[str, Any]) -> None:
-    """A whole training step, the copies of its batch included, after one that compiled what it needs."""
+    """A whole training step, with the copies of its batch on a stream of their own, after one that compiled what it
+    needs. The losses are those of the batch that is copied in the step itself.
+    """
     with tiny_checkpoint() as folder:
         step = prepare(folder, report.device, **options)
+        other = prepare(folder, report.device, **options)
         step()
+        handover = Handover(report.device)
+        packs = [replace(step.pack, copy=handover.copy(step.pack.batch))]
         with waiting_is_an_error(report.device):
-            stats = step()
+            stats = train_step(step.run, handover.take(iter([packs])))
+        other()
+        expected = other()
     norm = stats.grad_norm.item()
     report.figure(f"{name}: a step that waits for nothing", norm, "gradient norm", expected="no error", ok=norm > 0)
+    error = ((stats.sums - expected.sums).abs() / expected.sums).max().item()
+    report.at_most(f"{name}: a batch copied ahead", error, 1e-4, "relative difference of the losses")

@@ -36,12 +36,14 @@ class Pack(Generic[T]):
     batch: T  # what collate made of the samples
     keys: tuple[str, ...]  # of the samples, in the order of the batch
     num_tokens: int  # as planned, without the samples whose picture could not be decoded
+    copy: T | None = None  # the batch on the step's device already, where the loader was asked for that
 
 
 class _Built(NamedTuple, Generic[T]):
     """A pack whose pictures are decoded."""
 
     batch: T | None  # None when no sample was usable
+    copy: T | None
     good: list[SamplePlan]  # of the samples in the batch
     skipped: list[Skip]  # samples whose picture could not be decoded
 
@@ -66,6 +68,7 @@ class PackLoader(Generic[T]):
             is given. It runs in a worker thread.
         lanes: the lanes that this process serves, from 0 to `config.packs_per_step` - 1.
         seed: the seed of the run, from which the random numbers of each pack follow.
+        copy: gives each batch once more on the step's device, in a worker thread; None where there is nothing to copy.
 
     Raises:
         UserError: the source is empty, or a setting is out of range.
@@ -79,6 +82,7 @@ class PackLoader(Generic[T]):
         collate: Callable[[list[Sample], torch.Generator], T],
         lanes: Sequence[int],
         seed: int = 0,
+        copy: Callable[[T], T | None] = lambda batch: None,
     ) -> None:
         if len(source) == 0:
             raise UserError("data.source holds no records.")
@@ -86,6 +90,7 @@ class PackLoader(Generic[T]):
         if not lanes or any(not 0 <= lane < config.packs_per_step for lane in lanes):
             raise ValueError(f"lanes {list(lanes)}: expected some of 0 to {config.packs_per_step - 1}")
         self._source, self._builder, self._config, self._collate, self._seed = source, builder, config, collate, seed
+        self._copy = copy
         self._lanes = {lane: Lane(lane, source, builder, config) for lane in sorted(lanes)}
         self._drafts: dict[int, deque[Future[_Draft[T]]]] = {lane: deque() for lane in self._lanes}
         self._ahead = -(-config.prefetch // len(self._lanes))  # packs of each lane beyond the one asked for
@@ -195,7 +200,8 @@ class PackLoader(Generic[T]):
             else:
                 samples.append(outcome)
                 good.append(plan)
-        return _Built(self._collate(samples, draw) if samples else None, good, skipped)
+        batch = self._collate(samples, draw) if samples else None
+        return _Built(batch, None if batch is None else self._copy(batch), good, skipped)
 
     def _next_pack(self, lane: int) -> Pack[T]:
         """The lane's next pack that kept a sample. Counting happens here, in the order in which packs go out."""
@@ -214,4 +220,4 @@ class PackLoader(Generic[T]):
                 self._outcomes[lane].use(built.good)
                 keys = tuple(plan.key for plan in built.good)
                 tokens = sum(plan.num_tokens for plan in built.good)
-                return Pack(lane, draft.planned.number, built.batch, keys, tokens)
+                return Pack(lane, draft.planned.number, built.batch, keys, tokens, built.copy)

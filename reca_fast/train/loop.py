@@ -8,6 +8,7 @@ from reca_fast.data.outcomes import describe
 from reca_fast.evaluation.grids import GridWriter
 from reca_fast.memory import whole_root
 
+from .handover import Handover
 from .signals import StopRequest
 from .state import Run, save_run
 from .step import train_step
@@ -20,6 +21,7 @@ def loop(
     store: CheckpointStore,
     telemetry: Telemetry,
     grids: GridWriter,
+    handover: Handover,
 ) -> None:
     """Take steps until `config.steps`, or until a signal asks to stop. The newest state is saved either way.
 
@@ -31,7 +33,7 @@ def loop(
     telemetry.start(run.step, config.steps)
     with StopRequest() as stop, telemetry.profiler() as profiler:
         while run.step < config.steps:
-            packs = next(loader)
+            packs = handover.take(loader)
             stats = train_step(run, packs)
             stopping = run.processes.any(stop.requested)
             saving = stopping or run.step == config.steps or _due(run.step, config.save_every)

@@ -24,6 +24,7 @@ from .assemble import assemble
 from .determinism import make_deterministic
 from .distributed import Processes
 from .folder import RunFolder
+from .handover import Handover
 from .loop import loop
 from .saved import check_content, find_saved
 from .state import load_run
@@ -56,10 +57,11 @@ def train(config: RunConfig) -> None:
         store = CheckpointStore(
             Path(config.out) / "checkpoints", keep=config.keep, rank=processes.rank, gather=processes.gather
         )
+        handover = Handover(processes.device)
         lanes = range(processes.rank, config.data.packs_per_step, processes.world)
         with (
             RunFolder(Path(config.out)) as folder,
-            PackLoader(source, builder, config.data, inputs.collate, lanes, config.seed) as loader,
+            PackLoader(source, builder, config.data, inputs.collate, lanes, config.seed, handover.copy) as loader,
             closing(Telemetry(config, processes)) as telemetry,
         ):
             if refusal := processes.agree(folder.take() if processes.is_main else ""):
@@ -79,7 +81,7 @@ def train(config: RunConfig) -> None:
                 load_run(run, loader, store, saved)
             wanted = config.sample_count if config.sample_every else 0
             grids = GridWriter(model, config, pick_samples(source, builder, wanted), processes.is_main)
-            loop(run, loader, store, telemetry, grids)
+            loop(run, loader, store, telemetry, grids, handover)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def train_step(run: Run, packs: Sequence[Pack[Any]]) -> StepStats:
     counts = dict(zip(TASKS, counted, strict=True))
 
     run.update.begin(run.step)
-    batches = [pack.batch for pack in packs]
+    batches = [pack.batch if pack.copy is None else pack.copy for pack in packs]
     sums = run.passes.gradients(batches, lambda parts: weighted_loss(parts, counts, config.loss))
 
     terms = [term for term, count in counts.items() if count]
