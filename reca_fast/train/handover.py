@@ -8,7 +8,6 @@ import torch
 from reca_fast.data.inputs import Batch
 
 T = TypeVar("T")
-B = TypeVar("B", bound=Batch)
 
 
 class Handover:
@@ -28,7 +27,7 @@ class Handover:
         self.device = device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def copy(self, batch: B) -> B | None:
+    def copy(self, batch: Batch) -> Batch | None:
         """The batch on the device, the copies under way; None on a CPU. Called in the loader's threads."""
         if self.stream is None:
             return None

@@ -1,6 +1,7 @@
 """Batches that are copied ahead: in the loader's threads, in an order that no copy is read before or overwritten."""
 
 from contextlib import contextmanager
+from typing import Any, cast
 
 import pytest
 import torch
@@ -30,8 +31,8 @@ def test_packs_and_places_are_those_of_a_loader_that_copies_nothing() -> None:
 
 
 def test_on_a_cpu_there_is_nothing_to_copy() -> None:
-    handover = Handover(torch.device("cpu"))
-    assert handover.copy(object()) is None
+    handover, batch = Handover(torch.device("cpu")), cast(Any, object())
+    assert handover.copy(batch) is None
     assert handover.take(iter(["packs"])) == "packs"
 
 
@@ -61,13 +62,14 @@ def said(monkeypatch) -> list[str]:
 
 
 def test_the_device_waits_in_both_directions_and_the_host_in_none(said) -> None:
-    class Batch:
+    class Copied:
         def to(self, device):
             said.append(f"copy to {device}")
             return self
 
     handover = Handover(torch.device("cuda", 1))
-    handover.copy(Batch())
+    batch: Any = Copied()
+    handover.copy(batch)
 
     def packs():
         said.append("next step")
