@@ -57,6 +57,15 @@ def test_the_number_of_processes_may_change_on_resume(alone, train, tmp_path):
     assert_same(train(tmp_path, *LONG, processes=2), alone[1])
 
 
+def test_processes_that_each_hold_all_weights_train_the_same(alone, train, tmp_path):
+    """Block by block: gradients are summed over the processes, wherever they and the weights wait. The run goes on
+    sharded, in the other order, from what they saved.
+    """
+    away = ["--memory.gradients", "host", "--memory.recompute", "blocks", "--memory.frozen_on", "host"]
+    train(tmp_path, *LONG, "--steps", "3", "--memory.order", "layer", *away, processes=2)
+    assert_same(train(tmp_path, *LONG, processes=2), alone[1])
+
+
 TELL_KINDS = """
 from reca_fast.models.bagel.model import BagelModel
 loss_sums = BagelModel.loss_sums
