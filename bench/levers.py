@@ -40,6 +40,7 @@ TOLERANCE = 0.02
 """How far the final loss may be from the plain run's, as a share of it."""
 BF16 = "--model.precision bf16"
 LEAN = f"{BF16} --memory.trained bf16 --memory.order layer --memory.recompute blocks"
+AWAY = "--memory.gradients host --memory.frozen_on host --memory.swap 1"
 SETTINGS: dict[str, str] = {
     PLAIN: "",
     "bf16 arithmetic": BF16,
@@ -54,7 +55,7 @@ SETTINGS: dict[str, str] = {
     "frozen on host": "--memory.order layer --memory.recompute blocks --memory.frozen_on host",
     "swap": "--memory.order layer --memory.recompute blocks --memory.gradients host --memory.swap 0.5",
     "nf4, bf16, twice": f"{LEAN} --memory.frozen nf4 --memory.gradients twice",
-    "int8, bf16, all away": f"{LEAN} --memory.frozen int8 --memory.gradients host --memory.frozen_on host --memory.swap 1",
+    "int8, bf16, all away": f"{LEAN} {AWAY} --memory.frozen int8",
 }
 """Name of a lever or mixture -> its options."""
 
