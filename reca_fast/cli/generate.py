@@ -56,7 +56,7 @@ def main(args: Sequence[str]) -> int:
     from PIL import Image
 
     from reca_fast.hardware import pick_device
-    from reca_fast.memory import fill_model
+    from reca_fast.memory import fill_to_draw
     from reca_fast.models import open_model
     from reca_fast.sample import Sample, Text
 
@@ -65,7 +65,7 @@ def main(args: Sequence[str]) -> int:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     print(model.says_weights())
-    fill_model(model, pick_device(options.device))
+    fill_to_draw(model, pick_device(options.device))
     for start in range(0, len(prompts), options.batch):
         part = prompts[start : start + options.batch]
         size = (options.width, options.height)

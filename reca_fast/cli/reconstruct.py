@@ -45,7 +45,7 @@ def main(args: Sequence[str]) -> int:
     from reca_fast.evaluation.grids import draw_comparison
     from reca_fast.evaluation.reconstruction import pick_samples, psnr, reconstruct
     from reca_fast.hardware import pick_device
-    from reca_fast.memory import fill_model
+    from reca_fast.memory import fill_to_draw
     from reca_fast.models import open_model
 
     options.data.source = options.images
@@ -56,7 +56,7 @@ def main(args: Sequence[str]) -> int:
     if not samples:
         raise UserError(f"{options.images} holds no readable picture: {passed_over}.")
     print(model.says_weights())
-    fill_model(model, pick_device(options.device))
+    fill_to_draw(model, pick_device(options.device))
     done = reconstruct(model, samples, options.sampling)
     with writing(Path(options.out)):
         draw_comparison(done, Path(options.out))

@@ -96,11 +96,11 @@ def measure(config: "RunConfig", checkpoint: Path, pictures: Path) -> "list[Reco
     from reca_fast.data.samples import SampleBuilder
     from reca_fast.data.sources import open_source
     from reca_fast.evaluation.reconstruction import pick_samples, reconstruct
-    from reca_fast.memory import fill_model
+    from reca_fast.memory import fill_to_draw
     from reca_fast.models import open_model
 
     model = open_model(ModelConfig(**{**vars(config.model), "path": str(checkpoint)}))
-    fill_model(model, torch.device("cpu"))
+    fill_to_draw(model, torch.device("cpu"))
     data = DataConfig(**{**vars(config.data), "source": str(pictures), "text_dropout": 0.0})
     samples = pick_samples(open_source(data), SampleBuilder(data, model.inputs(data)), HELD_OUT)
     with torch.inference_mode():  # a sixth faster than without gradients alone, where models are this small

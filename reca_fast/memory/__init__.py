@@ -6,7 +6,7 @@ from .apply import apply_levers
 from .compile import compile_blocks, compiled_graphs
 from .host import host_empty, watch_host_memory
 from .matmul import convert_matmuls
-from .place import fill_model, training_place
+from .place import fill_model, fill_to_draw, training_place
 from .recompute import recompute, recompute_rest
 from .ring import HostWeights, Layout, Ring, on_host, swapped
 from .shard import shard, whole_root
@@ -20,6 +20,7 @@ __all__ = [
     "compiled_graphs",
     "convert_matmuls",
     "fill_model",
+    "fill_to_draw",
     "host_empty",
     "on_host",
     "recompute",

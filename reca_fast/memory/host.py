@@ -25,8 +25,7 @@ def host_empty(shape: Sequence[int], dtype: torch.dtype, *, pinned: bool = True)
             written takes memory.
     """
     tensor = torch.empty(tuple(shape), dtype=dtype, device="cpu")
-    for watcher in _watchers:
-        watcher(tensor)
+    is_on_host(tensor)
     return pin(tensor) if pinned else tensor
 
 
@@ -51,6 +50,12 @@ def pin(tensor: Tensor) -> Tensor:
         )
     weakref.finalize(tensor.untyped_storage(), runtime.cudaHostUnregister, address)
     return tensor
+
+
+def is_on_host(tensor: Tensor) -> None:
+    """Tell who watches that the memory of this tensor, made elsewhere, is the host's whatever the device."""
+    for watcher in _watchers:
+        watcher(tensor)
 
 
 @contextmanager

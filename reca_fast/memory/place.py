@@ -6,8 +6,10 @@ from torch import Tensor
 from reca_fast.config import MemoryConfig
 from reca_fast.config.memory import Trained
 from reca_fast.models import Model
-from reca_fast.models.files import Place, Placement
+from reca_fast.models.files import Place, Placement, uniform
+from reca_fast.models.parts.host_table import host_tables
 
+from .host import is_on_host
 from .ring import swapped
 
 
@@ -33,6 +35,18 @@ def training_place(precision: torch.dtype, device: torch.device | str, trained: 
         return Placement(kept if tensor.requires_grad else precision, device)
 
     return place
+
+
+def fill_to_draw(model: Model, device: torch.device) -> None:
+    """Give a model and its frozen encoders their weights for drawing alone, on one device. Nothing is wider than the
+    arithmetic, and on a CPU whatever the file has in that dtype stays a view of it.
+
+    Raises:
+        UserError: a file is missing or damaged, or its tensors are not the model's.
+    """
+    model.module.requires_grad_(False)
+    model.fill(uniform(model.dtype, device))
+    model.fill_encoders(device)
 
 
 def partly_on_host(model: Model, place: Place, options: MemoryConfig) -> Place:
@@ -66,6 +80,8 @@ def fill_model(model: Model, device: torch.device, options: MemoryConfig | None 
     place = partly_on_host(model, training_place(model.dtype, device, options.trained), options)
     if empty:
         model.fill_empty(place)
-        return
-    model.fill(place)
-    model.fill_encoders(device)
+    else:
+        model.fill(place)
+        model.fill_encoders(device)
+    for table in host_tables(model.module):
+        is_on_host(table)

@@ -8,6 +8,8 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+from reca_fast.models.parts.host_table import host_tables
+
 from .quantize import packed_parameters
 
 
@@ -20,7 +22,8 @@ def shard(module: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, comp
 
     Price: two transfers of all weights and one of all gradients in a step, mostly hidden behind the arithmetic.
 
-    Quantised weights stay whole on every process: they are small, and gathering would widen them to `compute_dtype`.
+    Quantised weights stay whole on every process: they are small, and gathering would widen them to `compute_dtype`. So
+    do tables that stay on the host, where all processes of a machine share the file's pages.
 
     Excludes: parameters shared between blocks; levers that replace parameters have to be pulled before.
 
@@ -31,7 +34,7 @@ def shard(module: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, comp
     """
     narrow = compute_dtype if compute_dtype != torch.float32 else None
     policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    whole = packed_parameters(module)
+    whole = packed_parameters(module) | host_tables(module)
     for unit in (*blocks, module):
         sharded = fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=whole)
         sharded.set_gradient_divide_factor(1.0)

@@ -152,7 +152,8 @@ class Model(Protocol):
 
     def fill(self, place: Place) -> None:
         """Give `module` (on the meta device, possibly sharded by now) its weights. `place` says for each parameter on
-        which device and in which dtype.
+        which device and in which dtype; only a frozen table that rows are read of may stay on the host, as a view of
+        the file (`parts/host_table.py`).
 
         Raises:
             UserError: a file is missing or damaged, or its tensors are not the model's.

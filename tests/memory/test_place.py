@@ -1,13 +1,19 @@
 """The trainer keeps fp32 masters of what it trains, and the rest in the precision of the run."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reca_fast.config import MemoryConfig, ModelConfig
+from reca_fast.config import MemoryConfig, ModelConfig, SamplingConfig
+from reca_fast.memory import fill_to_draw
 from reca_fast.memory.place import training_place
-from reca_fast.models import published_model
+from reca_fast.models import open_model, published_model
+from reca_fast.sample import Sample, Text
 from tests.memory.steps import batch_of, gradients, levered
 
 
@@ -53,6 +59,20 @@ def test_a_bf16_step_casts_no_weight(tiny_folder) -> None:
     batch = model.encode(batch_of(model))
     with CastsNoted({p.data_ptr() for p in model.module.parameters()}) as noted:
         sum(model.loss_sums(batch).values()).backward()
+    assert noted.casts == []
+
+
+def test_what_only_draws_is_as_narrow_as_the_file(tiny_folder, tmp_path) -> None:
+    """No weight is copied or cast, on its way into the model or while it draws: on a CPU all are views of the file."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "bf16"))
+    narrow = {key: x.bfloat16() for key, x in load_file(folder / "ema.safetensors").items()}
+    save_file(narrow, folder / "ema.safetensors")
+    model = open_model(ModelConfig(str(folder)))
+    fill_to_draw(model, torch.device("cpu"))
+    assert {p.dtype for p in model.module.parameters()} == {torch.bfloat16}
+    with CastsNoted({p.data_ptr() for p in model.module.parameters()}) as noted:
+        conditions = [Sample("0", (), None, None, Text((5, 6, 7)))]
+        model.sample(conditions, [(32, 32)], SamplingConfig(steps=2, guidance=2.0), [0])
     assert noted.casts == []
 
 

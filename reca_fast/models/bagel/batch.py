@@ -82,7 +82,7 @@ class BagelBatch:
     gen_rows: Tensor  # int64 [G]: packed position of each row of the generation stream
     und_positions: Tensor  # int64 [U]: position in the rotary embedding
     gen_positions: Tensor  # int64 [G]: position in the rotary embedding
-    text_ids: Tensor  # int64 [text rows]: token ids of prompts and of all markers
+    text_ids: Tensor  # int64 [text rows]: token ids of prompts and of all markers; always on the host
     text_rows: Tensor  # int64 [text rows]: row of the understanding stream of each
     vit_rows: Tensor  # int64 [V]: row of the understanding stream of each patch
     vit_position_ids: Tensor  # int64 [V]: entry of the ViT's position table
@@ -116,11 +116,11 @@ class BagelBatch:
         return len(self.und_rows) + len(self.gen_rows)
 
     def to(self, device: torch.device | str) -> "BagelBatch":
-        """The batch with every tensor on `device`. The host does not wait for the copies."""
+        """The batch with every tensor but `text_ids` on `device`. The host does not wait for the copies."""
         moved: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and f.name != "text_ids":
                 moved[f.name] = to_device(value, device)
             elif isinstance(value, (Varlen, AttentionPlan, Draws)):
                 moved[f.name] = value.to(device)

@@ -77,7 +77,7 @@ class BagelEncoders:
             attention: attention backend, as `reca_fast.kernels.choose_backend` names it.
         """
         features, latents, p = batch.features, batch.latents, self.config.glue.latent_patch_size
-        with self.autocast(dtype, batch.text_ids.device):
+        with self.autocast(dtype, batch.und_rows.device):
             if features is None and batch.patches is not None:
                 features = self.vit(batch.patches, batch.vit_position_ids, batch.vit_segments, attention)
             elif features is None and batch.conditions:

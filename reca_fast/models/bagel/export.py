@@ -56,7 +56,7 @@ def export_folder(
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} exists and is not empty; name another folder.")
     with torch.device("meta"):
-        model = Bagel(config)
+        model = Bagel(config, freeze_und=False)
     weights = weights_file(base) if weights is None else weights
     with open_weights(weights) as stored:
         keys = {name: key for key, name in check_weights(model, stored).items()}

@@ -98,6 +98,10 @@ class RMSNorm(nn.Module):
         return normed
 
 
+AFTER_ATTENTION = ("o_proj", "post_attention_layernorm", "gate_proj", "up_proj", "down_proj")
+"""Parts of an expert that `Expert.after_attention` alone reads."""
+
+
 class Expert(nn.Module):
     """The weights of one expert in one layer, named as in Qwen2, and what it does before and after attention."""
 

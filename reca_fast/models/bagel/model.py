@@ -15,6 +15,7 @@ from reca_fast.errors import UserError
 from reca_fast.kernels import flow_interpolate
 from reca_fast.models.choices import choose_operations
 from reca_fast.models.files import EmptyWeights, Place, check_finite, fill, open_weights
+from reca_fast.models.parts.host_table import tables_on_host
 from reca_fast.models.protocol import Case, FrozenPart
 from reca_fast.objectives import flow_loss_by_task, next_token_loss
 from reca_fast.sample import I2T, Sample
@@ -118,13 +119,13 @@ class BagelModel:
 
     def fill_empty(self, place: Place) -> None:
         device = self._choose_operations(place)
-        fill(self.module, EmptyWeights(self.module), place)
+        fill(self.module, EmptyWeights(self.module), tables_on_host(self.module, place))
         self.module.fill_tables(device)
         self.encoders.fill_empty(self.dtype, device)
 
     def _choose_operations(self, place: Place) -> torch.device:
         """Choose how the device that `place` names computes; that device."""
-        device = torch.device(place("norm.weight", self.module.norm.weight).device)
+        device = torch.device(place("norm_gen.weight", self.module.norm_gen.weight).device)
         self.module.attention = choose_operations(self.options, device, self.dtype)
         return device
 
@@ -192,7 +193,7 @@ class BagelModel:
         if not self.options.freeze_und:
             # Even without labels and without targets, so that every trained weight has a gradient (see MoTLayer).
             rows = prediction.und if batch.label_rows is None else prediction.und[batch.label_rows]
-            labels = batch.text_ids[:0] if batch.labels is None else batch.labels
+            labels = batch.und_rows[:0] if batch.labels is None else batch.labels
             with self.autocast():
                 sums[I2T] = next_token_loss(rows, self.module.lm_head.weight, labels, "sum")
             if not batch.target_tasks:
@@ -220,6 +221,7 @@ class BagelModel:
             raise ValueError("the VAE has no weights; fill_encoders() comes first")
         with self.autocast(keep_casts=True):
             tokens = sample_latents(self.module, self.tokenizer, self.encode, pairs, shapes, sampling, seeds)
+        with self.encoders.autocast(self.dtype, self.device):
             pictures = [
                 vae.decode(unpatchify_latents(x, rows, columns, patch, channels)[None])[0]
                 for x, (rows, columns) in zip(tokens, shapes, strict=True)
@@ -250,7 +252,7 @@ def check_checkpoint(folder: Path, weights: str = "auto") -> str:
     """
     config = BagelConfig.from_folder(folder)
     with torch.device("meta"):
-        model = Bagel(config)
+        model = Bagel(config, freeze_und=False)
     encoders = BagelEncoders(config)
     path = weights_file(folder, weights)
     with open_weights(path) as file:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from reca_fast.kernels import template_concat
+from reca_fast.kernels import template_concat, to_device
+from reca_fast.models.parts.host_table import HostTable
 from reca_fast.models.parts.position import sincos_table
 from reca_fast.models.parts.rotary import rotary_table
 from reca_fast.models.parts.timestep import TimestepEmbedder
@@ -18,7 +19,7 @@ from reca_fast.models.parts.timestep import TimestepEmbedder
 from .batch import BagelBatch
 from .config import BagelConfig
 from .connector import Connector
-from .layers import AttentionPlan, KeyValue, MoTLayer, RMSNorm, Stream
+from .layers import AFTER_ATTENTION, AttentionPlan, KeyValue, MoTLayer, RMSNorm, Stream
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,20 @@ class Bagel(nn.Module):
 
     Args:
         config: sizes of the model.
-        freeze_und: train the generation side alone. The understanding expert, the connector, the token embedding and
-            the head get requires_grad=False, and no gradient flows through them.
+        freeze_und: train the generation side alone. The understanding expert, the connector and the token embedding get
+            requires_grad=False, no gradient flows through them, and what predicts text is left out (see `unread`).
         attention: attention backend, as `reca_fast.kernels.choose_backend` names it.
+        whole: have also what nothing reads of a frozen understanding side, for whoever compares everything.
     """
 
-    def __init__(self, config: BagelConfig, *, freeze_und: bool = True, attention: str = "sdpa") -> None:
+    def __init__(
+        self, config: BagelConfig, *, freeze_und: bool = True, attention: str = "sdpa", whole: bool = False
+    ) -> None:
         super().__init__()
         llm = config.llm
         self.config, self.attention = config, attention
-        self.embed_tokens = nn.Embedding(llm.vocab_size, llm.hidden_size)
+        table = HostTable if freeze_und else nn.Embedding
+        self.embed_tokens = table(llm.vocab_size, llm.hidden_size)
         self.layers = nn.ModuleList(MoTLayer(llm) for _ in range(llm.num_hidden_layers))
         self.norm = RMSNorm(llm.hidden_size, llm.rms_norm_eps)
         self.norm_gen = RMSNorm(llm.hidden_size, llm.rms_norm_eps)
@@ -59,6 +64,10 @@ class Bagel(nn.Module):
         self.vit_pos_embed: Tensor
         self.fill_tables("meta")
         self.set_trainable(freeze_und)
+        self.unread: nn.Module | None = None
+        """Empty parts that a checkpoint has and this module lacks, because nothing would read them."""
+        if freeze_und and not whole:
+            self._leave_out_what_nothing_reads()
 
     def fill_tables(self, device: torch.device | str) -> None:
         """Compute the two fixed position tables, of the latents and of the ViT's patches, fp32 on `device`."""
@@ -78,6 +87,25 @@ class Bagel(nn.Module):
             for layer in self.layers:
                 layer.und.requires_grad_(False)
 
+    def _leave_out_what_nothing_reads(self) -> None:
+        """Move into `unread`, under the same names, what neither the losses of a frozen understanding side nor sampling
+        read: what turns its rows into predictions, and what comes after the last layer's keys and values.
+        """
+        last = len(self.layers) - 1
+        names = ["norm", "lm_head", *(f"layers.{last}.und.{part}" for part in AFTER_ATTENTION)]
+        unread = nn.Module()
+        for name in names:
+            path, _, leaf = name.rpartition(".")
+            owner = self.get_submodule(path)
+            place = unread
+            for step in path.split(".") if path else ():
+                if step not in place._modules:
+                    place.add_module(step, nn.Module())
+                place = place.get_submodule(step)
+            place.add_module(leaf, owner.get_submodule(leaf))
+            delattr(owner, leaf)
+        object.__setattr__(self, "unread", unread)  # not a part of this module
+
     def embed_understanding(self, batch: BagelBatch) -> Tensor:
         """The rows of the understanding stream before the first layer, [U, D]: embeddings of texts and markers, and the
         conditions' features after the connector.
@@ -85,20 +113,25 @@ class Bagel(nn.Module):
         Raises:
             ValueError: the batch has conditions whose features were not computed.
         """
-        embedding, features = self.embed_tokens.weight, batch.features
+        device, dtype, features = self.vit_pos_embed.device, self.connector.fc1.weight.dtype, batch.features
+        if isinstance(self.embed_tokens, HostTable):
+            embedding = self.embed_tokens(batch.text_ids, device, dtype)
+            ids = torch.arange(len(embedding), device=device)
+        else:
+            embedding, ids = self.embed_tokens.weight, to_device(batch.text_ids, device)
         if features is None:
             if len(batch.vit_rows):
                 raise ValueError("the batch is not encoded; encode() comes first")
             features = embedding.new_zeros(0, self.config.vit.hidden_size)  # the connector takes part (see MoTLayer)
         rows: Tensor = template_concat(
-            token_ids=batch.text_ids,
+            token_ids=ids,
             embedding=embedding,
             token_rows=batch.text_rows,
             visual=self.connector(features),
             visual_rows=batch.vit_rows,
             visual_position_ids=batch.vit_position_ids,
             visual_position_embedding=self.vit_pos_embed,
-            dtype=embedding.dtype,
+            dtype=dtype,
         )
         return rows
 
@@ -178,7 +211,7 @@ class Bagel(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_und):
             und: Tensor | None = self.embed_understanding(batch)
         gen: Tensor | None = self.embed_latents(batch, x_t, timesteps)
-        need_und = batch.label_rows is not None
+        need_und = batch.label_rows is not None and not self.freeze_und
         und, gen, _ = self.decode(und, gen, batch.plan, batch.und_positions, batch.gen_positions, need_und=need_und)
         gen = self.norm_gen(gen)
         if und is not None:

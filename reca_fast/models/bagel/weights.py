@@ -2,11 +2,13 @@
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from reca_fast.errors import UserError
 from reca_fast.models.files import Place, Weights, check_fit, fill, open_weights, stored_shapes
 from reca_fast.models.files.fill import ORIGIN
+from reca_fast.models.parts.host_table import tables_on_host
 from reca_fast.models.parts.siglip import SiglipNaViT
 from reca_fast.schema import shown
 
@@ -60,6 +62,7 @@ def check_weights(model: Bagel, weights: Weights, vit: SiglipNaViT | None = None
         UserError: naming the tensors; and, when a position table has another size, the setting that fits it.
     """
     also = [] if vit is None else [(vit, VIT_NAMES)]
+    also += [] if model.unread is None else [(model.unread, NETWORK_NAMES)]
     read = check_fit(weights, (model, NETWORK_NAMES), *also, origin=f"{ORIGIN} (BAGEL-7B-MoT's ema.safetensors)")
     for key, setting in TABLES.items():
         wanted = tuple(model.get_buffer(key.removesuffix(".pos_embed")).shape)
@@ -86,12 +89,15 @@ def fill_bagel(model: Bagel, path: Path, place: Place) -> None:
     Args:
         model: filled in place.
         path: a file in the public layout.
-        place: dtype and device of each parameter. The tables go to the device of the last layer norm.
+        place: dtype and device of each parameter. The tables go to the device of the last layer norm. A frozen token
+            embedding stays on the host, a view of the file.
 
     Raises:
         UserError: the file is missing, damaged, or has missing, unexpected or misshapen tensors.
     """
     with open_weights(path) as weights:
         check_weights(model, weights)
-        fill(model, weights, place, NETWORK_NAMES)
-    model.fill_tables(model.norm.weight.device)
+        unread = () if model.unread is None else model.unread.state_dict()
+        known = replace(NETWORK_NAMES, ignored=NETWORK_NAMES.ignored | {NETWORK_NAMES.key(name) for name in unread})
+        fill(model, weights, tables_on_host(model, place), known)
+    model.fill_tables(model.norm_gen.weight.device)

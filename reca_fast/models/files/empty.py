@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .names import SAME_NAMES, NameTable
 from .weights import Weights
+from .wrapped import plain_tensors
 
 
 class EmptyWeights(Weights):
@@ -22,8 +23,9 @@ class EmptyWeights(Weights):
     def __init__(self, module: nn.Module, names: NameTable = SAME_NAMES, dtype: torch.dtype = torch.bfloat16) -> None:
         self.path = Path("no file")
         self._dtype = dtype
-        held = module.state_dict(keep_vars=True).items()
-        self.shapes = {names.key(name): names.stored_shape(name, tensor.shape) for name, tensor in held}
+        self.shapes = {
+            names.key(held.name): names.stored_shape(held.name, held.tensor.shape) for held in plain_tensors(module)
+        }
 
     def dtype(self, key: str) -> torch.dtype:
         return self._dtype

@@ -28,7 +28,7 @@ ORIGIN = "the checkpoint that the training began with"
 class Placement(NamedTuple):
     """Where and how one tensor of a module is kept."""
 
-    dtype: torch.dtype
+    dtype: torch.dtype | None  # None: that of the file
     device: torch.device | str
 
 
@@ -123,7 +123,7 @@ def _named(module: nn.Module) -> dict[str, list[Held]]:
     return {held[0].name: held for held in by_identity.values()}
 
 
-def _read(weights: Weights, key: str, empty: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+def _read(weights: Weights, key: str, empty: Tensor, dtype: torch.dtype | None, device: torch.device | str) -> Tensor:
     """The tensor, or this rank's part of it, in its dtype and on its device."""
     region: tuple[slice, ...] = ()
     shape: tuple[int, ...] = tuple(empty.shape)
@@ -133,7 +133,7 @@ def _read(weights: Weights, key: str, empty: Tensor, dtype: torch.dtype, device:
     part = weights.tensor(key, region)
     # Moved in the file's dtype and cast there: one thread of the host would take minutes for 14 G numbers.
     there = part.to(device)
-    cast = there.to(dtype, copy=empty.requires_grad and there is part).contiguous()
+    cast = there.to(there.dtype if dtype is None else dtype, copy=empty.requires_grad and there is part).contiguous()
     return cast if cast.shape == shape else cast.view(shape)
 
 

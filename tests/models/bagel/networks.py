@@ -15,8 +15,8 @@ def on_meta(config: BagelConfig, freeze_und: bool = True) -> Bagel:
         return Bagel(config, freeze_und=freeze_und)
 
 
-def filled(folder: Path, *, frozen: torch.dtype = torch.float32) -> Bagel:
+def filled(folder: Path, *, frozen: torch.dtype = torch.float32, freeze_und: bool = True) -> Bagel:
     """As training fills it on a CPU: trained weights in fp32, frozen ones in the dtype `frozen`."""
-    network = on_meta(BagelConfig.from_folder(folder))
+    network = on_meta(BagelConfig.from_folder(folder), freeze_und)
     fill_bagel(network, folder / "ema.safetensors", training_place(frozen, "cpu"))
     return network

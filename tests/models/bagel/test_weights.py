@@ -63,7 +63,7 @@ def test_weights_are_cast_on_the_device(copy) -> None:
 
 def test_every_parameter_is_the_file_s_tensor(tiny_folder) -> None:
     stored = load_file(tiny_folder / "ema.safetensors")
-    model, encoders = filled(tiny_folder), BagelEncoders(BagelConfig.from_folder(tiny_folder))
+    model, encoders = filled(tiny_folder, freeze_und=False), BagelEncoders(BagelConfig.from_folder(tiny_folder))
     encoders.fill_vit(tiny_folder / "ema.safetensors", torch.float32, "cpu")
     found = set(TABLES)
     for part, names in ((model, NETWORK_NAMES), (encoders.vit, VIT_NAMES)):
@@ -79,7 +79,34 @@ def test_trained_in_one_dtype_frozen_in_another(tiny_folder) -> None:
     for name, parameter in filled(tiny_folder, frozen=torch.bfloat16).named_parameters():
         is_gen = ".gen." in name or name.startswith(("norm_gen.", "time_embedder.", "vae2llm.", "llm2vae."))
         assert parameter.requires_grad == is_gen
-        assert parameter.dtype is (torch.float32 if is_gen else torch.bfloat16)
+        as_stored = is_gen or name == "embed_tokens.weight"  # the file's fp32: rows are cast when they are read
+        assert parameter.dtype is (torch.float32 if as_stored else torch.bfloat16)
+
+
+UNREAD = {
+    *("language_model.model.norm.weight", "language_model.lm_head.weight"),
+    "language_model.model.layers.1.self_attn.o_proj.weight",
+    "language_model.model.layers.1.post_attention_layernorm.weight",
+    *(f"language_model.model.layers.1.mlp.{name}_proj.weight" for name in ("gate", "up", "down")),
+}
+
+
+def test_what_nothing_reads_is_checked_and_not_held(copy) -> None:
+    """With a frozen understanding side: the head, and the last layer of that side after its keys and values."""
+    held = {NETWORK_NAMES.key(name) for name, _ in filled(copy).named_parameters()}
+    assert {NETWORK_NAMES.key(name) for name, _ in filled(copy, freeze_und=False).named_parameters()} - held == UNREAD
+    rewrite(copy, language_model__lm_head__weight=None)
+    with pytest.raises(UserError, match=r"1 missing \(language_model\.lm_head\.weight\)"):
+        filled(copy)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
+def test_a_frozen_token_embedding_stays_in_the_file_and_gives_its_rows(tiny_folder) -> None:
+    table, whole = (filled(tiny_folder, freeze_und=frozen).embed_tokens for frozen in (True, False))
+    assert "ema.safetensors" in mapped_file(table.weight)
+    assert "ema.safetensors" not in mapped_file(whole.weight)
+    ids = torch.tensor([7, 0, 7])
+    assert torch.equal(table(ids, torch.device("cpu"), torch.bfloat16), whole(ids).bfloat16())
 
 
 def test_position_tables_are_computed_not_read(copy) -> None:
@@ -165,7 +192,10 @@ def test_keys_must_fit(fault, copy) -> None:
 def test_each_part_refuses_what_is_its_own(stranger, names, copy) -> None:
     rewrite(copy, **{stranger.replace(".", "__"): torch.zeros(3)})
     config = BagelConfig.from_folder(copy)
-    parts = {"network": (on_meta(config), NETWORK_NAMES), "vit": (BagelEncoders(config).vit, VIT_NAMES)}
+    parts = {
+        "network": (on_meta(config, freeze_und=False), NETWORK_NAMES),
+        "vit": (BagelEncoders(config).vit, VIT_NAMES),
+    }
     with open_weights(copy / "ema.safetensors") as weights:
         with pytest.raises(UserError, match=rf"1 unexpected \({re.escape(stranger)}\)"):
             check_fit(weights, parts.pop(names))
@@ -196,7 +226,7 @@ def test_frozen_weights_stay_in_the_file(tmp_path) -> None:
     config = BagelConfig(
         LLMConfig(64, 64, 1, 4, 2, vocab_size=131072), SiglipConfig(32, 32, 2, 2, 28), GlueConfig(2, 2, 2)
     )
-    model = on_meta(config).requires_grad_(False)
+    model = on_meta(config, freeze_und=False).requires_grad_(False)
     path = tmp_path / "ema.safetensors"
     save_file({NETWORK_NAMES.key(n): torch.full(p.shape, 0.5) for n, p in model.named_parameters()}, path)
     assert path.stat().st_size >= 60_000_000
@@ -231,7 +261,7 @@ def count(model: Bagel, part: str = "", trained: bool = False) -> int:
 
 def test_public_model_has_the_public_numbers() -> None:
     """Numbers of parameters by part, and what of them moves, as counted on the authors' model."""
-    model, vit = on_meta(BAGEL_7B_MOT), BagelEncoders(BAGEL_7B_MOT).vit
+    model, vit = on_meta(BAGEL_7B_MOT, freeze_und=False), BagelEncoders(BAGEL_7B_MOT).vit
     assert count(model, r"layers\.\d+\.gen\.") == count(model, r"layers\.\d+\.und\.") == 6_525_625_344
     assert count(model, r"layers\.7\.gen\.") == 233_058_048
     parts = {"time_embedder": 13_769_728, "vae2llm": 232_960, "llm2vae": 229_440, "norm_gen": 3584, "norm": 3584}
@@ -242,15 +272,16 @@ def test_public_model_has_the_public_numbers() -> None:
     assert tables == (14_680_064, 17_561_600)
     assert count(model) + sum(p.numel() for p in vit.parameters()) + sum(tables) == 14_607_260_128
     assert sum(p.numel() for p in vit.parameters()) == 402_552_736
-    assert count(model, trained=True) == 6_539_861_056
-    joint = on_meta(BAGEL_7B_MOT, freeze_und=False)
-    assert count(joint, trained=True) == count(joint)
+    assert count(model, trained=True) == count(model)
+    frozen = on_meta(BAGEL_7B_MOT)
+    assert count(frozen, trained=True) == 6_539_861_056
+    assert count(model) - count(frozen) == 761_535_488  # 1.5 GB in bf16 that nothing reads
     assert not any(p.requires_grad for p in vit.parameters())
 
 
 def test_public_model_has_the_public_keys() -> None:
     """1223 tensors with the two tables, every name once, and some of them letter by letter."""
-    parts = ((on_meta(BAGEL_7B_MOT), NETWORK_NAMES), (BagelEncoders(BAGEL_7B_MOT).vit, VIT_NAMES))
+    parts = ((on_meta(BAGEL_7B_MOT, freeze_und=False), NETWORK_NAMES), (BagelEncoders(BAGEL_7B_MOT).vit, VIT_NAMES))
     shapes = {names.key(name): list(p.shape) for part, names in parts for name, p in part.named_parameters()}
     assert len(shapes) == 1223 - len(TABLES)
     layer = "language_model.model.layers.27"

@@ -175,6 +175,8 @@ def replay_variant(
     options = ModelConfig(weights=str(path), attention=attention, freeze_und=not joint)
     model = build(case.config, options)
     model.dtype = dtype
+    with torch.device("meta"):
+        model.module = Bagel(case.config, freeze_und=not joint, whole=True)
     model.fill(uniform(dtype, "cpu"))
     model.encoders.fill_vit(path, dtype, "cpu")
 
