@@ -53,7 +53,7 @@ def write_sparse_checkpoint(folder: Path, layers: int | None = None, dtype: torc
     if layers is not None:
         config = replace(config, llm=replace(config.llm, num_hidden_layers=layers))
     with torch.device("meta"):
-        model, vae = Bagel(config), KLVAE(config.vae)
+        model, vae = Bagel(config, freeze_und=False), KLVAE(config.vae)
     layout: dict[str, Stored] = {}
     for module, names in ((model, NETWORK_NAMES), (BagelEncoders(config).vit, VIT_NAMES)):
         layout |= {names.key(name): Stored(dtype, tuple(x.shape)) for name, x in module.state_dict().items()}
