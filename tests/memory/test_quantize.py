@@ -79,14 +79,13 @@ def test_frozen_layers_of_the_blocks_alone_are_packed(tiny_folder) -> None:
     apply_levers(model.module, model.blocks(), MemoryConfig(frozen="nf4"))
     fill_model(model, torch.device("cpu"))
     narrow = {name for name, part in model.module.named_modules() if isinstance(part, QuantizedLinear)}
-    assert narrow == {
-        f"layers.{i}.und.{name}_proj" for i in range(2) for name in ("q", "k", "v", "o", "gate", "up", "down")
-    }
+    of_layers = (("q", "k", "v", "o", "gate", "up", "down"), ("q", "k", "v"))  # the last one has no more
+    assert narrow == {f"layers.{i}.und.{name}_proj" for i, names in enumerate(of_layers) for name in names}
     assert model.module.layers[0].und.k_proj.bias.dtype == torch.bfloat16
     assert all(p.dtype == torch.float32 for p in model.module.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize(("frozen", "gigabytes"), [("compute", 13.1), ("int8", 6.5), ("nf4", 3.7)])
+@pytest.mark.parametrize(("frozen", "gigabytes"), [("compute", 12.6), ("int8", 6.3), ("nf4", 3.55)])
 def test_at_the_public_size_frozen_blocks_take(frozen, gigabytes) -> None:
     """Bytes of the understanding expert; the model is on the meta device."""
     model = published_model("BAGEL-7B-MoT", ModelConfig())

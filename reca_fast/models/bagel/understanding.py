@@ -39,7 +39,8 @@ def frozen_parts(module: Bagel, encoders: BagelEncoders, folder: Path, weights: 
         weights: the file of weights.
     """
     keys: dict[str, list[str]] = {}
-    for name, parameter in module.named_parameters():
+    left_out = () if module.unread is None else module.unread.named_parameters()
+    for name, parameter in (*module.named_parameters(), *left_out):
         if not parameter.requires_grad:
             part = PARTS.get(name.partition(".")[0], "the rest of the network")
             keys.setdefault(part, []).append(NETWORK_NAMES.key(name))
@@ -69,7 +70,7 @@ def understanding_logits(config: BagelConfig, tokenizer: BagelTokenizer, weights
         dtype = stored.dtype(NETWORK_NAMES.key("lm_head.weight"))
     device = torch.device("cpu")
     with torch.device("meta"):
-        module = Bagel(config).requires_grad_(False)
+        module = Bagel(config, whole=True).requires_grad_(False)
     module.attention = choose_backend("auto", device, dtype)
     fill_bagel(module, weights, uniform(dtype, device))
     encoders = BagelEncoders(config)
