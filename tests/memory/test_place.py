@@ -82,5 +82,5 @@ def test_at_the_public_size_bf16_halves_what_is_trained() -> None:
     for trained in ("fp32", "bf16"):
         place = training_place(model.dtype, "meta", trained)
         parameters = [(name, p) for name, p in model.module.named_parameters() if p.requires_grad]
-        found[trained] = sum(p.numel() * place(name, p).dtype.itemsize for name, p in parameters)
+        found[trained] = sum(torch.empty_like(p, dtype=place(name, p).dtype).nbytes for name, p in parameters)
     assert found == {"fp32": 26_159_444_224, "bf16": 13_079_722_112}

@@ -5,8 +5,10 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+
 from reca_fast.errors import UserError
-from reca_fast.models.files import Place, Weights, check_fit, fill, open_weights, stored_shapes
+from reca_fast.models.files import NameTable, Place, Weights, check_fit, fill, open_weights, stored_shapes
 from reca_fast.models.files.fill import ORIGIN
 from reca_fast.models.parts.host_table import tables_on_host
 from reca_fast.models.parts.siglip import SiglipNaViT
@@ -61,7 +63,7 @@ def check_weights(model: Bagel, weights: Weights, vit: SiglipNaViT | None = None
     Raises:
         UserError: naming the tensors; and, when a position table has another size, the setting that fits it.
     """
-    also = [] if vit is None else [(vit, VIT_NAMES)]
+    also: list[tuple[nn.Module, NameTable]] = [] if vit is None else [(vit, VIT_NAMES)]
     also += [] if model.unread is None else [(model.unread, NETWORK_NAMES)]
     read = check_fit(weights, (model, NETWORK_NAMES), *also, origin=f"{ORIGIN} (BAGEL-7B-MoT's ema.safetensors)")
     for key, setting in TABLES.items():

@@ -22,7 +22,8 @@ class HostTable(nn.Module):
     def forward(self, ids: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
         """The rows of these ids, int64 [N] on the host, as [N, width] on `device`. Neither waits for the other."""
         rows = self.weight.index_select(0, to_device(ids, self.weight.device))
-        return to_device(rows.to(dtype), device)
+        there: Tensor = to_device(rows.to(dtype), device)
+        return there
 
 
 def host_tables(module: nn.Module) -> set[nn.Parameter]:
