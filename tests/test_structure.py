@@ -36,12 +36,14 @@ MAY_IMPORT = {
     "models": FREE | {"kernels", "objectives", "data"},
     "hardware": {"errors"},
     "verify": FREE | {"models"},
+    "precompute": FREE | {"data", "models"},
     "evaluation": FREE | {"data", "models"},
     "train": FREE
     | {"kernels", "objectives", "data", "optim", "memory", "checkpoints", "models", "evaluation", "hardware"},
     "plan": FREE | {"kernels", "data", "optim", "memory", "models", "hardware", "train"},
     "cli": FREE
-    | {"kernels", "data", "checkpoints", "memory", "models", "evaluation", "hardware", "verify", "train", "plan"},
+    | {"kernels", "data", "checkpoints", "memory", "models", "evaluation", "hardware", "verify", "train", "plan"}
+    | {"precompute"},
     "demo": FREE | {"data", "memory", "models", "evaluation", "train", "cli"},
     "__main__": {"cli"},
 }

@@ -13,6 +13,7 @@ from reca_fast.errors import UserError, did_you_mean
 
 VERBS = {
     "train": "post-train a checkpoint on a folder, tar shards, parquet files or a dataset of pictures",
+    "cache": "encode all pictures once, for training that loads no encoder and decodes nothing",
     "reconstruct": "draw pictures again from what the model sees of them, beside the originals",
     "generate": "draw pictures from prompts",
     "verify": "replay a recorded parity case, or check a checkpoint folder",

@@ -1,5 +1,5 @@
-"""`reca-fast verify FOLDER`: does a recorded case give the authors' numbers again, is a checkpoint folder whole, has an
-export kept what its base understood?
+"""`reca-fast verify FOLDER`: does a recorded case give the authors' numbers again, is a checkpoint folder or a cache
+whole, has an export kept what its base understood?
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,8 @@ from reca_fast.errors import UserError
 
 POSITIONAL = {
     "case": "A parity case (config.json, weights, inputs, expected tensors), which is computed again and compared; or "
-    "a checkpoint folder, whose names, shapes and numbers are checked; or, with --unchanged, an export",
+    "a checkpoint folder, whose names, shapes and numbers are checked; or a cache that `reca-fast cache` made, which "
+    "is compared with its checksums; or, with --unchanged, an export",
 }
 
 
@@ -48,6 +49,11 @@ def main(args: Sequence[str]) -> int:
         return _verify_unchanged(options.unchanged, options.weights or "auto", folder)
     if (folder / "inputs.safetensors").exists():
         return _verify_case(folder, options)
+    if (folder / "cache.json").exists():
+        from reca_fast.data.cache.source import verify_cache
+
+        print(verify_cache(folder))
+        return 0
     return _verify_checkpoint(folder, options.weights or "auto")
 
 

@@ -42,6 +42,13 @@ class DataConfig:
     """A folder of pictures, tar shards (a file, a folder or a glob), parquet files, or a Hugging Face dataset (folder
     or hub id).
     """
+    cache: Place = neutral("")
+    """A folder that `reca-fast cache` made of these pictures with this model: no picture is decoded then, and neither
+    the VAE nor the vision encoder is loaded. The losses are those of training without it, bit for bit where the cache
+    was made on the same kind of machine. source may be empty; where it is given, it is compared with what the cache was
+    made of. Captions are those of when it was made. It excludes nothing; sample_every needs source as well, and loads
+    the encoders for each grid.
+    """
     split: str = fixed("train")
     """Split of a Hugging Face dataset."""
     image_column: str = fixed("image")

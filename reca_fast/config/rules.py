@@ -56,6 +56,11 @@ def check_run(config: RunConfig, processes: int) -> None:
     check_memory(config.memory)
     if config.sample_every:
         check_sampling(config.sampling)
+        if config.data.cache and not config.data.source:
+            raise UserError(
+                "sample_every draws pictures beside their originals, which data.cache does not hold: set --data.source "
+                "as well, or --sample_every 0."
+            )
 
 
 def check_memory(config: MemoryConfig) -> None:

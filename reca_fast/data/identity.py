@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import xxhash
 
+from reca_fast.data.cache.source import CacheSource
 from reca_fast.data.records import BadRecord
 from reca_fast.data.sources import Source
 
@@ -22,8 +23,11 @@ PICTURES = 32
 def identity_of_source(source: Source) -> dict[str, str]:
     """The identity of a source, in parts: the number of records, and checksums of names, sizes and pictures.
 
-    Checksums are xxh3 with 128 bits, in hex. Captions take no part, except in the size of the shard that holds them.
+    Checksums are xxh3 with 128 bits, in hex. Captions take no part, except in the size of the shard that holds them. A
+    cache is the source that it was made of.
     """
+    if isinstance(source, CacheSource):
+        return source.index.source
     names, sizes, pictures = xxhash.xxh3_128(), xxhash.xxh3_128(), xxhash.xxh3_128()
     for index in _spread(len(source), NAMES):
         names.update(source.key(index).encode("utf-8", "surrogatepass") + b"\n")

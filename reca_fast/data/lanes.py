@@ -115,7 +115,7 @@ class Lane:
         """The plan for a record; None, with the reason noted, when it cannot be used."""
         try:
             record = self._source.read(index)  # its bytes are not kept, so that waiting plans take little memory
-            size = self._builder.picture_size(record.image)
+            size = self._builder.size_of(record)
             plan = self._builder.plan(index, record.key, size, record.caption, epoch, lack=record.lack)
             for option in limits_below(plan.num_tokens, self._config):
                 self._skip(Skip(index, epoch, record.key, f"longer than {option}", plan.num_tokens))

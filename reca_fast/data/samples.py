@@ -60,6 +60,10 @@ class SampleBuilder:
         """
         return picture_size(image, self._config.max_image_pixels, self._config.orientation)
 
+    def size_of(self, record: Record) -> Size:
+        """`picture_size` of a record's picture, which a cache knows already."""
+        return self.picture_size(record.image) if record.cached is None else record.cached.size
+
     def plan(
         self,
         index: int,
@@ -100,16 +104,32 @@ class SampleBuilder:
         return SamplePlan(index, key, epoch, (task,), size, text, self._inputs.plan((task,), size, text), lack)
 
     def build(self, record: Record, plan: SamplePlan) -> Sample:
-        """The sample: the record's picture decoded and resized as planned.
+        """The sample: the record's picture decoded and resized as planned, or what a cache holds in its place.
 
         Raises:
             BadImage: the picture is damaged, or is not of the size it was planned for.
+            UserError: the cache is damaged, or holds pictures of other sizes.
+        """
+        picture = plan.picture
+        if record.cached is not None:
+            encoded = record.cached.read(picture.condition, picture.target)
+            return Sample(plan.key, plan.tasks, None, None, plan.text, *encoded)
+        condition, target = self.pictures(record, plan.size, picture.condition, picture.target)
+        return Sample(plan.key, plan.tasks, condition, target, plan.text)
+
+    def pictures(
+        self, record: Record, planned: Size, condition: Size | None, target: Size | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The condition and the target of these sizes, uint8 [H, W, 3], out of a record's picture; None for no size.
+
+        Raises:
+            BadImage: the picture is damaged, or is not of the size `planned`, as its header said.
         """
         image = decode(record.image, self._config.max_image_pixels, "ignore")
         turn = exif_orientation(record.image) if self._config.orientation == "apply" else 1
         size = seen(image.shape[1], image.shape[0], turn)
-        if size != plan.size:
-            raise BadImage("picture changed since its header was read", f"{size} against {plan.size}")
+        if size != planned:
+            raise BadImage("picture changed since its header was read", f"{size} against {planned}")
         if self._config.resize == "exact":
             image, turn = upright(image, turn), 1
 
@@ -117,10 +137,8 @@ class SampleBuilder:
             # Resized first, then turned: to turn 12 megapixels takes longer than to decode and resize them.
             return upright(resize(image, seen(width, height, turn), self._config.resize), turn)
 
-        picture = plan.picture
-        condition = blur(resized(*picture.condition), self._config.blur_sigma) if picture.condition else None
-        target = resized(*picture.target) if picture.target else None
-        return Sample(plan.key, plan.tasks, condition, target, plan.text)
+        seen_by_encoder = blur(resized(*condition), self._config.blur_sigma) if condition else None
+        return seen_by_encoder, resized(*target) if target else None
 
     def _draw_task(self, epoch: int, key: str) -> str:
         point = stable_uniform("task", self._config.seed, epoch, key) * sum(self._weights.values())

@@ -41,15 +41,32 @@ class GridWriter:
     """Reconstructs the same samples again and again during training, so that its progress can be seen.
 
     The model may be shared by several processes: all of them call `write`, and the main one saves the file.
+
+    Args:
+        encoders_on: the device to which the frozen encoders are loaded for each grid, to be freed after it; None where
+            they are there all the time.
     """
 
-    def __init__(self, model: Model, config: RunConfig, samples: Sequence[Sample], is_main: bool) -> None:
+    def __init__(
+        self,
+        model: Model,
+        config: RunConfig,
+        samples: Sequence[Sample],
+        is_main: bool,
+        *,
+        encoders_on: torch.device | None = None,
+    ) -> None:
         self.model, self.config, self.samples, self.is_main = model, config, samples, is_main
+        self.encoders_on = encoders_on
 
     def write(self, step: int) -> None:
         """Draw the comparison after `step` steps to `samples/step-0000100.png` in the run folder."""
         if not self.samples:
             return
+        if self.encoders_on is not None:
+            self.model.fill_encoders(self.encoders_on)
         done = reconstruct(self.model, self.samples, self.config.sampling)
+        if self.encoders_on is not None:
+            self.model.drop_encoders()
         if self.is_main:
             draw_comparison(done, Path(self.config.out) / "samples" / f"step-{step:07d}.png")

@@ -66,12 +66,20 @@ def partly_on_host(model: Model, place: Place, options: MemoryConfig) -> Place:
     return placed
 
 
-def fill_model(model: Model, device: torch.device, options: MemoryConfig | None = None, *, empty: bool = False) -> None:
+def fill_model(
+    model: Model,
+    device: torch.device,
+    options: MemoryConfig | None = None,
+    *,
+    empty: bool = False,
+    encoders: bool = True,
+) -> None:
     """Give a model and its frozen encoders their weights, kept as training keeps them, on one device.
 
     Args:
         options: whose levers were pulled on the model; None for none.
         empty: read no file; the weights hold no particular numbers. For planning.
+        encoders: False leaves the encoders without weights: steps from a cache need none.
 
     Raises:
         UserError: a file is missing or damaged, or its tensors are not the model's.
@@ -80,8 +88,11 @@ def fill_model(model: Model, device: torch.device, options: MemoryConfig | None 
     place = partly_on_host(model, training_place(model.dtype, device, options.trained), options)
     if empty:
         model.fill_empty(place)
+        if not encoders:
+            model.drop_encoders()
     else:
         model.fill(place)
-        model.fill_encoders(device)
+        if encoders:
+            model.fill_encoders(device)
     for table in host_tables(model.module):
         is_on_host(table)

@@ -40,7 +40,7 @@ def assemble(
         device=processes.device,
         say=say,
     )
-    fill_model(model, processes.device, config.memory, empty=empty)
+    fill_model(model, processes.device, config.memory, empty=empty, encoders=not config.data.cache)
     parameters = trained(model.module)
     update = open_update(
         *(parameters, model.blocks(), model.decays, config.optim, config.steps),

@@ -3,7 +3,7 @@
 import os
 import re
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,25 @@ from .parent import watch_parent
 
 MOST_PROCESSES = 1 << 20
 """A larger WORLD_SIZE is taken for a mistake."""
+
+
+class Place(NamedTuple):
+    """Where a process stands among those that were started together, by the variables that torchrun sets."""
+
+    world: int  # number of processes
+    rank: int  # of this one, from 0
+    local_rank: int  # among those on this host
+
+
+def place_in_environment() -> Place:
+    """This process's place; that of a process alone where the variables are not set.
+
+    Raises:
+        UserError: a variable has no value that torchrun sets.
+    """
+    world = _from_environment("WORLD_SIZE", 1, range(1, MOST_PROCESSES + 1))
+    rank = _from_environment("RANK", 0, range(world))
+    return Place(world, rank, _from_environment("LOCAL_RANK", 0, range(world)))
 
 
 def _from_environment(name: str, default: int, valid: range) -> int:
@@ -49,9 +68,7 @@ class Processes:
     mesh: DeviceMesh | None = None
 
     def __init__(self) -> None:
-        self.world = _from_environment("WORLD_SIZE", 1, range(1, MOST_PROCESSES + 1))
-        self.rank = _from_environment("RANK", 0, range(self.world))
-        self.local_rank = _from_environment("LOCAL_RANK", 0, range(self.world))
+        self.world, self.rank, self.local_rank = place_in_environment()
         if self.world > 1:
             _from_environment("MASTER_PORT", 0, range(1 << 16))  # when it is missing, rendezvous says so
         try:

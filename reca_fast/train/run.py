@@ -5,11 +5,14 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from reca_fast.checkpoints import CheckpointStore
 from reca_fast.config import RunConfig
 from reca_fast.config.rules import check_run
+from reca_fast.data.cache.origin import check_origin
+from reca_fast.data.cache.source import CacheSource
 from reca_fast.data.identity import identity_of_source
 from reca_fast.data.loader import PackLoader
 from reca_fast.data.samples import SampleBuilder
@@ -74,13 +77,19 @@ def train(config: RunConfig) -> None:
             )[0]
             if saved is not None:
                 check_content(saved.state.content, content, config)
+            if isinstance(source, CacheSource):
+                check_origin(source, content["model.path"], config.model, config.data)
             telemetry.console.print(model.says_weights())
             run = assemble(config, processes, model, say=telemetry.console.print)
             run.content = content
             if saved is not None:
                 load_run(run, loader, store, saved)
+            pictures = open_source(replace(config.data, cache="")) if config.sample_every else source
             wanted = config.sample_count if config.sample_every else 0
-            grids = GridWriter(model, config, pick_samples(source, builder, wanted), processes.is_main)
+            grids = GridWriter(
+                *(model, config, pick_samples(pictures, builder, wanted), processes.is_main),
+                encoders_on=processes.device if config.data.cache else None,
+            )
             loop(run, loader, store, telemetry, grids, handover)
 
 

@@ -24,6 +24,7 @@ JOINT = {"loss.t2i", "loss.i2t", "data.tasks.t2i", "data.tasks.i2t"}
 """Settings that mean something only where all tasks are trained."""
 
 ELSEWHERE = {
+    "data.cache": "test_a_run_goes_on_with_a_cache_and_without_one in test_train_from_cache.py: it takes a cache",
     "resume": "test_what_cannot_be_resumed_is_refused in test_resume.py: false refuses whatever else was saved",
     "memory.trained": "test_the_dtype_of_trained_weights_is_kept below: bf16 takes a run in bf16",
     "model.weights": "test_the_file_of_weights_is_part_of_the_base below: its content counts as the base's",

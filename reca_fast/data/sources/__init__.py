@@ -30,9 +30,15 @@ def open_source(config: DataConfig) -> Source:
     `shard-{000..012}.tar`), a folder written by save_to_disk of `datasets`, or the id of a dataset on the Hugging Face
     hub. Beside pictures there may be a metadata file with their captions, beside tar shards the tables of img2dataset.
 
+    Where `config.cache` is set, it is that cache, whatever `config.source` names.
+
     Raises:
         UserError: nothing is there, it is none of these, or several of these lie together.
     """
+    if config.cache:
+        from reca_fast.data.cache.source import CacheSource
+
+        return CacheSource(Path(config.cache))
     name = os.path.expanduser(config.source)
     if not name:
         raise UserError("data.source is empty; give a folder, tar shards, parquet files or a Hugging Face dataset.")

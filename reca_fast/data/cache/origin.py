@@ -1,0 +1,60 @@
+"""What a cache is made of, and whether a run may train from it."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from operator import attrgetter
+
+from reca_fast.config import DataConfig, ModelConfig
+from reca_fast.data.identity import identity_of_source
+from reca_fast.data.sources import Source, open_source
+
+from .format import Index, refuse_other
+from .source import CacheSource
+
+SIDES = ("max_size", "min_size", "stride", "max_pixels")
+OF_THE_MODEL = ("precision",)
+OF_THE_DATA = (
+    *("blur_sigma", "resize", "orientation", "max_image_pixels", "caption_column"),
+    *(f"{group}.{side}" for group in ("condition_resize", "target_resize") for side in SIDES),
+)
+"""Settings that decide what is in a cache. Which pictures and which model these are, their content tells."""
+PICTURES = {"condition": ("reca", "i2t"), "target": ("reca", "t2i")}
+"""What is stored of a picture -> the tasks that need it."""
+
+
+def index_of(
+    files: Mapping[str, str], source: Source, model: ModelConfig, data: DataConfig, records_per_shard: int
+) -> Index:
+    """What a cache is made of under these settings.
+
+    Args:
+        files: identity of the model's files (`reca_fast.models.files.identity`).
+        source: the pictures.
+        records_per_shard: how many records a shard shall hold.
+    """
+    settings = {f"model.{name}": getattr(model, name) for name in OF_THE_MODEL}
+    settings |= {f"data.{name}": attrgetter(name)(data) for name in OF_THE_DATA}
+    return Index(
+        records=len(source),
+        records_per_shard=records_per_shard,
+        model=dict(files),
+        source=identity_of_source(source),
+        settings=settings,
+        holds=[name for name, tasks in PICTURES.items() if any(getattr(data.tasks, task) for task in tasks)],  # type: ignore[misc]
+        ignored=source.ignored,
+    )
+
+
+def check_origin(cache: CacheSource, files: Mapping[str, str], model: ModelConfig, data: DataConfig) -> None:
+    """Refuse to train from a cache that was made of another model, of other pictures, or under other settings.
+
+    Args:
+        cache: the opened `data.cache`.
+        files: identity of the files of the model that is trained.
+
+    Raises:
+        UserError: it names the first difference. Pictures are compared where `data.source` is given.
+    """
+    source = open_source(replace(data, cache="")) if data.source else cache
+    now = index_of(files, source, model, data, cache.index.records_per_shard)
+    refuse_other(cache.index, now, cache.folder, "make another cache with `reca-fast cache`")
