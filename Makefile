@@ -3,12 +3,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Without bytecode, which takes half of an installation: each module is compiled when it is first imported, most never are.
+INSTALL = $(BIN)/python -m pip install --quiet --no-compile
 CODE := reca_fast kernels bench tests setup.py
 PYTEST = $(BIN)/python -m pytest $(if $(K),-k '$(K)') $(FILE)
 XDIST := --numprocesses auto --maxprocesses 4
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format bench versions clean
+.PHONY: help demo test test-all test-fast lint format bench versions clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -16,8 +18,11 @@ help:  ## this list
 demo: $(VENV)/installed  ## RECA on real photographs with a tiny BAGEL: about three minutes, no GPU, no download of models
 	$(BIN)/python -m reca_fast.demo
 
-test: $(VENV)/installed-dev  ## every test; FILE=tests/data takes those of a folder or file, K='resume and not gpu' those of such names
-	$(PYTEST) $(if $(FILE),,$(XDIST))
+test: $(VENV)/installed-dev  ## the tests; FILE=tests/data takes those of a folder or file, K='resume and not gpu' those of such names
+	$(PYTEST) -m 'not exhaustive' $(if $(FILE),,$(XDIST))
+
+test-all: $(VENV)/installed-dev  ## also every combination that `make test` takes samples of, and more damage; FILE, K
+	RECA_FAST_MUTATIONS=25 $(PYTEST) $(if $(FILE),,$(XDIST))
 
 test-fast: $(VENV)/installed-dev  ## the tests that need neither processes of their own nor seconds each: about a minute; FILE, K
 	$(PYTEST) -m 'not slow' $(if $(FILE),,$(XDIST))
@@ -46,11 +51,12 @@ clean:  ## remove the environment, builds and runs
 # without it pip takes the newest of each range.
 $(VENV)/installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo]'
+	$(INSTALL) --constraint constraints.txt --editable '.[demo]'
 	touch $@
 
 # xformers goes to a folder of its own: its bias objects are tested on a CPU, its kernels would ask for another torch.
-$(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
-	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/xformers xformers==0.0.35
-	touch $@
+$(VENV)/installed-dev: pyproject.toml setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) --constraint constraints.txt --editable '.[demo,dev]'
+	$(INSTALL) --no-deps --target $(VENV)/xformers --upgrade xformers==0.0.35
+	touch $(VENV)/installed $@

@@ -2,9 +2,12 @@
 runs in processes of their own.
 """
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run beside each other, on tiny tensors
+
 import json
 import multiprocessing
-import os
 import re
 import runpy
 import socket
@@ -39,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             interprets = (
                 "triton_kernels" in item.fixturenames or {"interpreter", "interpreting"} & vars(item.module).keys()
             )
-            if trains or interprets:
+            if trains or interprets or item.get_closest_marker("exhaustive"):
                 item.add_marker("slow")
 
 
@@ -131,12 +134,7 @@ def reca_fast(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
 
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    [
-        *("reca_fast.cli.train", "reca_fast.train", "reca_fast.models.bagel", "diffusers.models.autoencoders.vae"),
-        *("torch.utils.tensorboard", "torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg"),
-    ]
-)
+PROCESSES.set_forkserver_preload(["tests.preloaded"])
 
 
 class Training:

@@ -41,13 +41,25 @@ def test_torch_counts_inputs_and_outputs_and_no_views() -> None:
     assert traffic.bytes_written == rows + 4 + 4 + rows
 
 
+FEWER = {
+    "adaln_modulate": {"rows": 16},
+    "blur_patch_embed": {"width": 384},
+    "flow_matching": {"tokens": 256},
+    "mar_residual_block": {"rows": 16},
+    "qk_norm_rope": {"tokens": 8},
+    "template_concat": {"text": 4, "visual": 4, "pictures": 2},
+}
+"""Sizes that the goals hold at as they do at the "small" ones, at a fraction of the interpreter's time."""
+
+
 @pytest.mark.parametrize("name", WITH_KERNELS)
 def test_traffic_and_launches_reach_their_goals(name: str) -> None:
     case = case_of(name)
-    inputs = case.inputs(case.shapes["small"], torch.bfloat16, torch.device("cpu"), torch.Generator().manual_seed(0))
+    shape = {**case.shapes["small"], **FEWER.get(name, {})}
+    inputs = case.inputs(shape, torch.bfloat16, torch.device("cpu"), torch.Generator().manual_seed(0))
     with kernels("triton"), counting() as traffic:
         case.ours(inputs)
-    least = case.minimum(case.shapes["small"], torch.bfloat16)
+    least = case.minimum(shape, torch.bfloat16)
     assert case.max_launches is not None and case.max_ratio is not None, "an operation without a goal"
     assert traffic.launches <= case.max_launches, traffic.kernels
     assert traffic.bytes <= case.max_ratio * least.bytes, f"{traffic.bytes / least.bytes:.3f} x the minimum"

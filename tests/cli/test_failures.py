@@ -91,16 +91,13 @@ def test_output_that_nobody_takes() -> None:
 
 
 @pytest.mark.slow
-def test_output_that_was_closed_or_goes_away_while_training(arguments, tmp_path) -> None:
+def test_output_that_was_closed_or_goes_away_while_training(launch, tmp_path) -> None:
     """Nothing takes the place of a closed stdout; a reader that is gone ends the run with the exit code of the rest."""
-    command = [sys.executable, "-m", "reca_fast", "train", *map(str, arguments(tmp_path / "run"))]
-    closed = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True)
-    assert (closed.returncode, closed.stderr) == (0, "")
-    reader, writer = os.pipe()
-    os.close(reader)
-    with os.fdopen(writer, "w") as gone:
-        broken = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, text=True)
-    assert (broken.returncode, broken.stderr) == (141, "")
+    closed = launch(tmp_path / "closed", before="import os, sys; os.close(1); sys.stdout = None")
+    assert (closed.wait(), closed.said) == (0, "")
+    gone = "import os, sys; reader, writer = os.pipe(); os.close(reader); sys.stdout = open(writer, 'w')"
+    broken = launch(tmp_path / "gone", before=gone)
+    assert (broken.wait(), broken.said) == (141, "")
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from reca_fast.kernels import blur_patch_embed, blur_patchify
 from reca_fast.kernels.common.implementation import kernels
+from tests.combinations import sampled
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 NAMES = ("embeddings", "d weight", "d bias", "d position_embedding")
@@ -52,9 +53,9 @@ def results(run, images, moving, ids, **options) -> list[Tensor]:
     return [out.detach(), *torch.autograd.grad(out, moving, upstream)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("patch_size", "width", "sizes"), SHAPES.values(), ids=SHAPES)
-def test_kernel_and_reference(patch_size, width, sizes, dtype, within_budget) -> None:
+@sampled(1, shape=SHAPES, dtype=[torch.float32, torch.bfloat16, torch.float16])
+def test_kernel_and_reference(shape, dtype, within_budget) -> None:
+    patch_size, width, sizes = shape
     interpreter = pytest.importorskip("reca_fast.kernels.common.interpreter", reason="Triton is not installed")
     images, (moving, ids) = pictures(), parameters(patch_size, width, sizes, dtype)
     options = PIXELS | {"size": sizes, "patch_size": patch_size, "blur_sigma": 0.6}

@@ -13,6 +13,7 @@ from reca_fast.data.images import patchify
 from reca_fast.kernels import blur_patchify
 from reca_fast.kernels.common.image_filter import PRECISION, axis_filter, height_first, resized
 from reca_fast.kernels.common.implementation import kernels
+from tests.combinations import sampled
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 PILLOW = int(PIL.__version__.split(".")[0])
@@ -128,9 +129,9 @@ PATCHES = {
 }
 
 
-@pytest.mark.parametrize("sigma", [0.0, 0.8])
-@pytest.mark.parametrize(("patch_size", "sizes"), PATCHES.values(), ids=PATCHES)
-def test_kernel_has_the_references_bits(patch_size, sizes, sigma, triton_patchify) -> None:
+@sampled(1, patches=PATCHES, sigma=[0.0, 0.8])
+def test_kernel_has_the_references_bits(patches, sigma, triton_patchify) -> None:
+    patch_size, sizes = patches
     images = [picture(60, 83), picture(31, 9, seed=1), picture(190, 20, seed=2)]
     options = {"size": sizes, "patch_size": patch_size, "blur_sigma": sigma, "dtype": torch.float32}
     options |= {"mean": (0.48, 0.45, 0.40), "std": (0.26, 0.27, 0.28)}

@@ -7,18 +7,21 @@ import torch
 from torch import Tensor
 
 from reca_fast.kernels import flow_interpolate, flow_matching_loss
+from tests.combinations import sampled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SEED = 2**62 + 12345
 
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
-SHAPES = pytest.mark.parametrize(
-    "shape",
-    [(37, 64), (5, 6), (1, 1), (3, 1500), (0, 8)],
-    ids=["ragged tail", "channels not a multiple of 4", "one number", "several blocks per token", "no tokens"],
-)
+SHAPES = {
+    "ragged tail": (37, 64),
+    "channels not a multiple of 4": (5, 6),
+    "one number": (1, 1),
+    "several blocks per token": (3, 1500),
+    "no tokens": (0, 8),
+}
 
 WEIGHTS = pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
 
@@ -97,8 +100,7 @@ def assert_right(got: list[Tensor], truth: list[Tensor], baseline: list[Tensor],
 # The kernels
 
 
-@DTYPES
-@SHAPES
+@sampled(1, dtype=DTYPES, shape=SHAPES)
 def test_interpolation_is_within_its_budget(shape, dtype, triton_kernels, within_budget) -> None:
     given = arguments(shape[0], shape[1], dtype)
     names = ["latents", "timesteps", "noise"]
@@ -111,10 +113,7 @@ def test_interpolation_is_within_its_budget(shape, dtype, triton_kernels, within
     assert_right(got, truth, with_gradients(path(latents, timesteps, noise), [latents, noise]), within_budget)
 
 
-@DTYPES
-@SHAPES
-@REDUCTIONS
-@WEIGHTS
+@sampled(2, dtype=DTYPES, shape=SHAPES, reduction=["mean", "sum", "none"], weighted={"": False, "weighted": True})
 def test_loss_and_gradients_are_within_their_budget(
     weighted, reduction, shape, dtype, triton_kernels, within_budget
 ) -> None:

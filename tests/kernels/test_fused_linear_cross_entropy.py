@@ -7,6 +7,7 @@ from torch import Tensor
 from reca_fast.kernels.fused_linear_cross_entropy.contract import fused_linear_cross_entropy
 from reca_fast.kernels.fused_linear_cross_entropy.ragged_matmul import ragged_losses_and_gradients
 from reca_fast.kernels.fused_linear_cross_entropy.settings import Needs, Settings
+from tests.combinations import sampled
 from tests.oracles.cross_entropy import CASES, IGNORED, make, ours, plain, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -16,9 +17,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 
 
-@DTYPES
-@REDUCTIONS
-@pytest.mark.parametrize("name", CASES)
+@sampled(2, name=list(CASES), reduction=["mean", "sum", "none"], dtype=[torch.float32, torch.bfloat16, torch.float16])
 def test_kernels_against_the_truth(triton_kernels, within_budget, name, reduction, dtype) -> None:
     tensors, labels, settings, chunk = make(name, dtype)
     got = run(ours, tensors, labels, settings, reduction, chunk)
@@ -70,9 +69,7 @@ def test_small_differences_of_large_logits(request, way, high) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["reference", "triton"])
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("weight_of_rows", [1e-9, 1.0, 1e5])
+@sampled(2, weight_of_rows=[1e-9, 1.0, 1e5], reduction=["mean", "sum"], way=["reference", "triton"])
 def test_fp16_neither_loses_nor_overflows(request, way, weight_of_rows, reduction) -> None:
     """A mean does not depend on the size of the weights, and sums over many rows may be beyond 65504 on the way."""
     if way == "triton":

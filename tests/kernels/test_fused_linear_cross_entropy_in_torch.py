@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from reca_fast.kernels.fused_linear_cross_entropy.contract import _loss, _rows, fused_linear_cross_entropy
+from tests.combinations import sampled
 from tests.oracles.cross_entropy import IGNORED, make, ours, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -76,8 +77,7 @@ def test_a_range_never_makes_anything_of_the_weights_size(autocast) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("classes", [None, (2, 9)], ids=["everything", "a range"])
+@sampled(1, classes={"everything": None, "a range": (2, 9)}, dtype=[torch.float16, torch.bfloat16])
 def test_compiles_under_autocast_and_in_fp16(dtype, classes) -> None:
     """What the operation promises fake tensors is what it makes, also where the weight is wider than the products."""
     hidden, weight = torch.randn(5, 4), torch.randn(11, 4)

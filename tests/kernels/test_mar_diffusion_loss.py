@@ -13,6 +13,7 @@ from torch import Tensor
 from reca_fast.kernels import adaln_modulate, mar_diffusion_loss, mar_noise, mar_residual_block
 from reca_fast.kernels.common.implementation import kernels
 from reca_fast.kernels.common.noise import normal_noise
+from tests.combinations import sampled
 from tests.places import PARITY
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -97,9 +98,12 @@ def triton():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("shape", [(70, 16), (33, 6), (1, 16)], ids=["Harmon's channels", "ragged", "one row"])
+@sampled(
+    2,
+    shape={"Harmon's channels": (70, 16), "ragged": (33, 6), "one row": (1, 16)},
+    dtype=[torch.float32, torch.bfloat16, torch.float16],
+    reduction=["mean", "sum", "none"],
+)
 def test_kernels_are_within_their_budget(shape, dtype, reduction, triton, within_budget) -> None:
     args, weight = arguments(shape[0], shape[1], dtype)
     for weights in (None, weight):

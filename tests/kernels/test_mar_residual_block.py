@@ -12,6 +12,7 @@ from torch import Tensor
 
 from reca_fast.kernels import adaln_modulate, gated_residual, mar_residual_block
 from reca_fast.kernels.common.implementation import kernels
+from tests.combinations import sampled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -90,9 +91,12 @@ def triton_results():
 
 
 @pytest.mark.slow
-@operations
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("shape", [(35, 48), (1, 1536), (70, 8)], ids=["ragged", "one row", "narrow"])
+@sampled(
+    2,
+    shape={"ragged": (35, 48), "one row": (1, 1536), "narrow": (70, 8)},
+    dtype=[torch.float32, torch.bfloat16, torch.float16],
+    name=list(OPERATIONS),
+)
 def test_kernels_are_within_their_budget(name, shape, dtype, triton_results, within_budget) -> None:
     operation, formula, make = OPERATIONS[name]
     args = in_dtype(make(*shape), dtype)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from reca_fast.kernels import qk_norm_rope
 from reca_fast.kernels.common.implementation import kernels
+from tests.combinations import sampled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("q", "k", "dq", "dk", "dq_weight", "dk_weight")
@@ -65,8 +66,7 @@ SHAPES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@sampled(1, shape=SHAPES, dtype=[torch.float32, torch.bfloat16, torch.float16])
 def test_kernels_are_within_their_budget(shape, dtype, triton_results, within_budget) -> None:
     tokens, heads, kv_heads, dim = shape
     args = arguments(tokens, heads, kv_heads, dim, dtype)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from reca_fast.kernels import flow_matching_loss, fused_linear_cross_entropy, mar_diffusion_loss
 from reca_fast.kernels.common.implementation import kernels
+from tests.combinations import sampled
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 Loss = Callable[..., Tensor]
@@ -84,9 +85,12 @@ def test_rows_of_weight_zero_may_hold_anything(loss: Loss, reduction) -> None:
     torch.testing.assert_close(*gradients)
 
 
-@LOSSES
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.int64, torch.bool], ids=str)
+@sampled(
+    2,
+    dtype=[torch.bfloat16, torch.float16, torch.float32, torch.int64, torch.bool],
+    reduction=["mean", "sum", "none"],
+    loss={loss.__name__: loss for loss in (flow, mar, cross_entropy)},
+)
 def test_weights_of_any_dtype_on_every_backward_pass(loss: Loss, dtype, reduction) -> None:
     """The first pass takes gradients from the forward pass, later ones form them again; upstream is a loss scale."""
     x, weight = moving(7), (torch.arange(7) % 3).to(dtype)

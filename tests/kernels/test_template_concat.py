@@ -8,6 +8,7 @@ from torch import Tensor
 
 from reca_fast.kernels import template_concat
 from reca_fast.kernels.common.implementation import kernels
+from tests.combinations import sampled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MOVING = (
@@ -122,8 +123,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@sampled(1, case=CASES, dtype=[torch.float32, torch.bfloat16, torch.float16])
 def test_kernels_are_within_their_budget(case, dtype, triton_results, within_budget) -> None:
     a = arguments(**case, dtype=dtype)
     got, truth, baseline = triton_results(a), results(formula, exact(a)), results(formula, a)

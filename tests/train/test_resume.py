@@ -148,15 +148,16 @@ def test_a_second_ctrl_c_ends_at_once(launch, tmp_path):
 def at_step(number: int, action: str) -> str:
     """Code that does something in the middle of a step."""
     return f"""
-import os, signal, torch
-update, calls = torch.optim.AdamW.step, 0
+import os, signal
+from reca_fast.optim import Update
+update, calls = Update.decide, 0
 def step(*args, **more):
     global calls
     calls += 1
     if calls == {number}:
         {action}
     return update(*args, **more)
-torch.optim.AdamW.step = step
+Update.decide = step
 """
 
 
