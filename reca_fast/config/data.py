@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from reca_fast.schema import NonNegativeFloat, PositiveInt, Probability, Range
 
-from .declare import Pixels, Place, Seed, fixed, neutral
+from .declare import Pixels, Place, Seed, fixed, neutral, rounding
 
 
 @dataclass
@@ -87,6 +87,11 @@ class DataConfig:
     packs_per_step: Annotated[int, Range(1, 2**16)] = fixed(1)
     """Packs of one optimizer step, over all processes; a multiple of the number of processes. Packs that one process
     has to take after another have their gradients added up.
+    """
+    round_rows: Annotated[int, Range(0, 2**16)] = rounding(0)
+    """BAGEL: round the number of rows of each expert in a pack up to a multiple of this, with rows that no loss and no
+    attention sees; 0 is off. Packs of small pictures then come in few different sizes, which are those that tiles of
+    matrix products, float8 and compiled kernels like best. Price: the arithmetic of those rows, up to a multiple twice.
     """
     lookahead: PositiveInt = fixed(64)
     """How many samples are looked at to find those that fill a pack best; more of them leave less of it empty."""

@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from reca_fast.config import DataConfig, MemoryConfig, ModelConfig
-from reca_fast.memory import apply_levers, fill_model
+from reca_fast.memory import apply_levers, compiled_graphs, fill_model
 from reca_fast.models import open_model
+from reca_fast.models.bagel.tiny import write_tiny_checkpoint
 from reca_fast.randomness import draw_of_pack
 from reca_fast.sample import I2T, RECA, Sample, Text
 
@@ -52,3 +53,33 @@ def test_every_gradient_is_that_of_eager(tiny_folder, precision, freeze_und, rec
         assert bool(got[name].any()) == bool(gradient.any()), name
         error, size = (got[name] - gradient).norm(), gradient.norm()
         assert error <= (1e-4 if precision == "fp32" else 0.05) * size, name
+
+
+@pytest.mark.parametrize("joint", [False, True], ids=["reca", "joint"])
+def test_packs_of_other_sizes_compile_nothing_again(tmp_path, joint) -> None:
+    """Two graphs where the understanding side is frozen: the last layer drops its rows. Else one."""
+    write_tiny_checkpoint(
+        tmp_path / "tiny", hidden_size=64, intermediate_size=96, layers=1 if joint else 2, vit_hidden_size=48
+    )
+    torch._dynamo.reset()
+    levers = MemoryConfig(compile=True)
+    model = open_model(ModelConfig(str(tmp_path / "tiny"), precision="fp32", freeze_und=not joint))
+    apply_levers(model.module, model.blocks(), levers, compiler="eager")
+    fill_model(model, torch.device("cpu"), levers)
+    before, graphs, sizes = compiled_graphs(), [], set()
+    for number in range(6):
+        samples = [
+            Sample(
+                f"{number}.{i}",
+                (task,),
+                torch.zeros(28 * (1 + (number + i) % 3), 56, 3, dtype=torch.uint8),
+                None if task == I2T else torch.zeros(16 * (3 + number % 2), 16 * (3 + i), 3, dtype=torch.uint8),
+                Text(tuple(range(5, 8 + number + i)), task == I2T),
+            )
+            for i, task in enumerate((RECA, I2T if joint else RECA, RECA, RECA)[: 2 + number % 3])
+        ]
+        batch = model.encode(model.inputs(DataConfig()).collate(samples, draw_of_pack(1, 0, number)))
+        torch.stack(list(model.loss_sums(batch).values())).sum().backward()
+        graphs.append(compiled_graphs() - before)
+        sizes.add((len(batch.und_rows), len(batch.gen_rows), len(samples)))
+    assert len(sizes) == 6 and graphs == [1 if joint else 2] * 6

@@ -1,6 +1,7 @@
 """BAGEL's data side: how pictures are resized, how many tokens a sample takes, and the batch that a pack becomes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -13,6 +14,7 @@ from reca_fast.sample import I2T, T2I, Sample, Text
 from .batch import BagelBatch
 from .collate import collate
 from .config import BagelConfig
+from .padding import pad_plan
 from .tokenizer import BagelTokenizer
 
 MARKERS = 2
@@ -49,7 +51,9 @@ class BagelInputs:
         return Plan(condition, target, sum(length + MARKERS for length in splits if length is not None))
 
     def collate(self, samples: Sequence[Sample], draw: torch.Generator) -> BagelBatch:
-        return collate(samples, self._config, self._tokenizer, draw)
+        batch = collate(samples, self._config, self._tokenizer, draw)
+        plan = pad_plan(batch.plan, len(batch.und_rows), len(batch.gen_rows), self._data.round_rows)
+        return replace(batch, plan=plan)
 
 
 def _grid(size: Size | None, side: int) -> int | None:

@@ -63,6 +63,7 @@ class AttentionPlan(NamedTuple):
         causal_keys: int64 rows of the key bank.
         target_keys: int64 rows of the key bank, for the markers and the latents alike.
         num_full, num_causal: how many und rows lie in full and in causal splits; the remaining ones are markers.
+        und_padding, gen_padding: how many rows without meaning each stream has at its end (`padding.py`).
     """
 
     full: Varlen | None
@@ -74,6 +75,8 @@ class AttentionPlan(NamedTuple):
     target_keys: Tensor | None
     num_full: int
     num_causal: int
+    und_padding: int = 0
+    gen_padding: int = 0
 
     def to(self, device: torch.device | str) -> "AttentionPlan":
         """The same plan with its tensors on a device."""

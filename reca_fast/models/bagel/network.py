@@ -20,6 +20,7 @@ from .batch import BagelBatch
 from .config import BagelConfig
 from .connector import Connector
 from .layers import AFTER_ATTENTION, AttentionPlan, KeyValue, MoTLayer, RMSNorm, Stream
+from .padding import padded
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ class Bagel(nn.Module):
         Args:
             und: [U, D], the understanding stream; None where a batch has no such rows to compute.
             gen: [G, D], the generation stream; None in the pass of sampling over conditions and prompts.
-            plan: which rows attend to which.
+            plan: which rows attend to which. Rows that it counts as padding are added here, and cut off behind.
             und_positions, gen_positions: int64 [U] and [G], positions in the rotary embedding.
             past: for each layer, keys and values of rows that went through the layers before.
             need_und: whether anybody reads the understanding stream behind the last layer.
@@ -181,9 +182,12 @@ class Bagel(nn.Module):
         """
         wide = torch.promote_types(self.norm_gen.weight.dtype, torch.float32)
         head_dim, theta = self.config.llm.head_dim, self.config.llm.rope_theta
+        padding = plan.und_padding, plan.gen_padding
+        num_und, num_gen = (0 if x is None else len(x) for x in (und, gen))
+        und, gen = (None if x is None else padded(x, rows) for x, rows in zip((und, gen), padding, strict=True))
         und_rope, gen_rope = (
-            () if positions is None else rotary_table(positions, head_dim, theta, wide)
-            for positions in (und_positions, gen_positions)
+            () if positions is None else rotary_table(padded(positions, rows), head_dim, theta, wide)
+            for positions, rows in zip((und_positions, gen_positions), padding, strict=True)
         )
         kept: list[KeyValue] = []
         for number, layer in enumerate(self.layers):
@@ -198,7 +202,7 @@ class Bagel(nn.Module):
             )
             if und_kv is not None:
                 kept.append(und_kv)
-        return und, gen, kept
+        return None if und is None else und[:num_und], None if gen is None else gen[:num_gen], kept
 
     def forward(self, batch: BagelBatch, x_t: Tensor, timesteps: Tensor) -> Prediction:
         """Predict the velocity of every latent token and, if the batch has labels, the understanding rows for them.
