@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from reca_fast.cli.options import parse
-from reca_fast.config import ModelConfig, Pixels, Place, SamplingConfig
+from reca_fast.config import DrawingMemory, ModelConfig, Pixels, Place, SamplingConfig
 from reca_fast.config.rules import check_sampling
 from reca_fast.errors import UserError, reading, writing
 from reca_fast.schema import PositiveInt, parse_json, shown
@@ -38,6 +38,7 @@ class GenerateOptions:
     device: str = "auto"
     """auto, cpu or cuda."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    memory: DrawingMemory = field(default_factory=DrawingMemory)
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(guidance=4.0))
 
 
@@ -65,7 +66,7 @@ def main(args: Sequence[str]) -> int:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     print(model.says_weights())
-    fill_to_draw(model, pick_device(options.device))
+    fill_to_draw(model, pick_device(options.device), options.memory)
     for start in range(0, len(prompts), options.batch):
         part = prompts[start : start + options.batch]
         size = (options.width, options.height)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from reca_fast.cli.options import parse
-from reca_fast.config import DataConfig, ModelConfig, Place, SamplingConfig
+from reca_fast.config import DataConfig, DrawingMemory, ModelConfig, Place, SamplingConfig
 from reca_fast.config.rules import check_sampling
 from reca_fast.errors import UserError, writing
 from reca_fast.schema import PositiveInt
@@ -30,6 +30,7 @@ class ReconstructOptions:
     device: str = "auto"
     """auto, cpu or cuda."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    memory: DrawingMemory = field(default_factory=DrawingMemory)
     data: DataConfig = field(default_factory=lambda: DataConfig(text_dropout=0.0))
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
@@ -56,7 +57,7 @@ def main(args: Sequence[str]) -> int:
     if not samples:
         raise UserError(f"{options.images} holds no readable picture: {passed_over}.")
     print(model.says_weights())
-    fill_to_draw(model, pick_device(options.device))
+    fill_to_draw(model, pick_device(options.device), options.memory)
     done = reconstruct(model, samples, options.sampling)
     with writing(Path(options.out)):
         draw_comparison(done, Path(options.out))

@@ -7,7 +7,7 @@ allow together stands in `config/rules.py`. Importing this package must stay che
 
 from .data import DataConfig, ResizeConfig, TaskWeights
 from .declare import HOME, Pixels, Place, Setting, settings
-from .memory import Matmul, MemoryConfig
+from .memory import DrawingMemory, Matmul, MemoryConfig
 from .model import Attention, Kernels, ModelConfig, Precision
 from .optim import LossWeights, OptimConfig
 from .run import ParallelConfig, RunConfig
@@ -18,6 +18,7 @@ __all__ = [
     "PRESETS",
     "Attention",
     "DataConfig",
+    "DrawingMemory",
     "Kernels",
     "LossWeights",
     "Matmul",

@@ -73,3 +73,17 @@ class MemoryConfig:
     """Share of the blocks whose trained weights live in pinned host memory. They come for the forward pass, the
     backward pass and the update, and go home after it. Needs memory.order=layer and recomputation.
     """
+
+
+@dataclass
+class DrawingMemory:
+    """Where weights are kept while pictures are drawn, and none is trained."""
+
+    frozen: Frozen = neutral("compute")
+    """compute: the blocks' linear layers in the dtype of the arithmetic. int8, nf4: in 8 or 4 bits, for a smaller GPU;
+    pictures differ a little.
+    """
+    frozen_on: Home = neutral("device")
+    """host: the blocks' weights live in host memory and visit the GPU, two blocks at a time, in every evaluation of the
+    model: BAGEL takes 3 GB of the GPU in place of 30, and a second or two for an evaluation. No bit changes.
+    """

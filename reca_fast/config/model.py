@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from .declare import Place, fixed, rounding
+from .declare import Place, fixed, neutral, rounding
 
 Attention = Literal["auto", "torch", "flash_attn_3", "flash_attn_4", "flash_attn", "xformers", "sdpa", "eager"]
 Precision = Literal["fp32", "bf16"]
@@ -17,6 +17,10 @@ class ModelConfig:
     path: Place = fixed("", by="content")
     """Checkpoint folder: ema.safetensors, ae.safetensors, llm_config.json, vit_config.json and the tokenizer's
     files.
+    """
+    name: str = neutral("")
+    """The published model that a recipe is made for, such as BAGEL-7B-MoT: `reca-fast plan` takes its sizes where path
+    is empty. Training does not read it.
     """
     weights: Place = fixed("auto", by="content")
     """Which file of the folder holds the weights: its name, a path of its own, or auto: ema.safetensors,

@@ -53,7 +53,6 @@ def check_run(config: RunConfig, processes: int) -> None:
             f"parallel.replicate={replicas} does not divide the {processes} processes; set it to a divisor of "
             f"{processes}, or start a multiple of {replicas} processes."
         )
-    check_memory(config.memory)
     if config.sample_every:
         check_sampling(config.sampling)
         if config.data.cache and not config.data.source:

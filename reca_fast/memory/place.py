@@ -3,14 +3,15 @@
 import torch
 from torch import Tensor
 
-from reca_fast.config import MemoryConfig
+from reca_fast.config import DrawingMemory, MemoryConfig
 from reca_fast.config.memory import Trained
 from reca_fast.models import Model
 from reca_fast.models.files import Place, Placement, uniform
 from reca_fast.models.parts.host_table import host_tables
 
 from .host import is_on_host
-from .ring import swapped
+from .quantize import quantize
+from .ring import HostWeights, on_host, swapped, visit
 
 
 def training_place(precision: torch.dtype, device: torch.device | str, trained: Trained = "fp32") -> Place:
@@ -37,23 +38,32 @@ def training_place(precision: torch.dtype, device: torch.device | str, trained: 
     return place
 
 
-def fill_to_draw(model: Model, device: torch.device) -> None:
+def fill_to_draw(model: Model, device: torch.device, options: DrawingMemory | None = None) -> None:
     """Give a model and its frozen encoders their weights for drawing alone, on one device. Nothing is wider than the
     arithmetic, and on a CPU whatever the file has in that dtype stays a view of it.
 
     Raises:
-        UserError: a file is missing or damaged, or its tensors are not the model's.
+        UserError: a file is missing or damaged, its tensors are not the model's, or bitsandbytes is missing for nf4.
     """
-    model.module.requires_grad_(False)
-    model.fill(uniform(model.dtype, device))
-    model.fill_encoders(device)
-
-
-def partly_on_host(model: Model, place: Place, options: MemoryConfig) -> Place:
-    """`place`, but on the CPU for the weights of blocks that live in host memory, from where they visit the device."""
+    options = options or DrawingMemory()
     blocks = model.blocks()
-    away = swapped(len(blocks), options.swap)
-    frozen = options.frozen_on == "host"
+    model.module.requires_grad_(False)
+    quantize(blocks, options.frozen)
+    model.fill(partly_on_host(model, uniform(model.dtype, device), frozen=options.frozen_on == "host"))
+    model.fill_encoders(device)
+    if options.frozen_on == "host":
+        visit(blocks, HostWeights(on_host(blocks, trained=False), device))
+
+
+def partly_on_host(model: Model, place: Place, *, frozen: bool, swap: float = 0.0) -> Place:
+    """`place`, but on the CPU for the weights of blocks that live in host memory, from where they visit the device.
+
+    Args:
+        frozen: all frozen weights do.
+        swap: share of the blocks whose trained weights do.
+    """
+    blocks = model.blocks()
+    away = swapped(len(blocks), swap)
     prefixes = {id(part): f"{name}." for name, part in model.module.named_modules()}
     homes = {prefixes[id(block)]: number in away for number, block in enumerate(blocks)}
 
@@ -85,7 +95,8 @@ def fill_model(
         UserError: a file is missing or damaged, or its tensors are not the model's.
     """
     options = options or MemoryConfig()
-    place = partly_on_host(model, training_place(model.dtype, device, options.trained), options)
+    place = training_place(model.dtype, device, options.trained)
+    place = partly_on_host(model, place, frozen=options.frozen_on == "host", swap=options.swap)
     if empty:
         model.fill_empty(place)
         if not encoders:

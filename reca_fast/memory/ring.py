@@ -1,8 +1,9 @@
 """Tensors that live in host memory and visit the device one block at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -172,6 +173,19 @@ def swapped(blocks: int, share: float) -> set[int]:
     """
     count = round(blocks * share)
     return {(2 * number + 1) * blocks // (2 * count) for number in range(count)}
+
+
+def visit(blocks: Sequence[nn.Module], weights: HostWeights) -> None:
+    """Let every call of a block bring the block's weights to the device, and those of the block after it on their way.
+    Without gradients only: a backward pass would find the weights of another block.
+    """
+
+    def call(number: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with weights.use(number, then=(number + 1) % len(blocks)):
+            return forward(*args, **kwargs)
+
+    for number, block in enumerate(blocks):
+        block.forward = partial(call, number, block.forward)
 
 
 def on_host(blocks: Sequence[nn.Module], *, trained: bool) -> list[list[Tensor]]:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reca_fast.config import MemoryConfig, ModelConfig, SamplingConfig
+from reca_fast.config import DrawingMemory, MemoryConfig, ModelConfig, SamplingConfig
 from reca_fast.memory import fill_to_draw
 from reca_fast.memory.place import training_place
 from reca_fast.models import open_model, published_model
@@ -74,6 +74,20 @@ def test_what_only_draws_is_as_narrow_as_the_file(tiny_folder, tmp_path) -> None
         conditions = [Sample("0", (), None, None, Text((5, 6, 7)))]
         model.sample(conditions, [(32, 32)], SamplingConfig(steps=2, guidance=2.0), [0])
     assert noted.casts == []
+
+
+def test_pictures_are_the_same_wherever_weights_live_while_they_are_drawn(tiny_folder) -> None:
+    """In host memory: the same bit for bit. In 4 bits: others, but pictures."""
+    drawn = {}
+    for options in (DrawingMemory(), DrawingMemory(frozen_on="host"), DrawingMemory("nf4", "host")):
+        model = open_model(ModelConfig(str(tiny_folder), precision="fp32"))
+        fill_to_draw(model, torch.device("cpu"), options)
+        conditions = [Sample("0", (), None, None, Text((5, 6, 7)))]
+        (drawn[options.frozen, options.frozen_on],) = model.sample(
+            conditions, [(32, 32)], SamplingConfig(steps=3, guidance=2.0), [0]
+        )
+    assert torch.equal(drawn["compute", "device"], drawn["compute", "host"])
+    assert drawn["nf4", "host"].shape == (32, 32, 3)
 
 
 def test_at_the_public_size_bf16_halves_what_is_trained() -> None:

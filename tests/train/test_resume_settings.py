@@ -35,6 +35,7 @@ OTHERS: dict[str, Any] = {
     "steps": 4,
     "device": "auto",
     "model.attention": "sdpa",
+    "model.name": "BAGEL-7B-MoT",
     "model.precision": "bf16",
     "data.split": "test",
     "data.image_column": "picture",
