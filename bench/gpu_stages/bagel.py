@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from reca_fast.config import DataConfig, LossWeights, MemoryConfig, ModelConfig, OptimConfig
 from reca_fast.kernels import choose_backend
 from reca_fast.kernels.common.liger import liger_installed
-from reca_fast.memory import apply_levers
+from reca_fast.memory import apply_levers, host_empty
 from reca_fast.models.bagel.batch import BagelBatch
 from reca_fast.models.bagel.config import BAGEL_7B_MOT, BagelConfig, LLMConfig
 from reca_fast.models.bagel.model import BagelModel
@@ -119,7 +119,7 @@ def training(
     apply_levers(model.module, model.blocks(), levers, device=device, compiler=compiler)
     fill_randomly(model, device)
     parts = trained(model.module), model.blocks(), model.decays
-    adamw = open_update(*parts, OptimConfig(warmup_steps=0), total_steps=1, device=device)
+    adamw = open_update(*parts, OptimConfig(warmup_steps=0), total_steps=1, device=device, host_empty=host_empty)
     adamw.begin(0)
     yield Training(model, batch.to(device), adamw, flops)
 

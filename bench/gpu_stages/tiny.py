@@ -13,7 +13,7 @@ from torch import Tensor
 from reca_fast.config import LossWeights, MemoryConfig, ModelConfig, OptimConfig, RunConfig
 from reca_fast.data.loader import Pack
 from reca_fast.kernels import use_kernels
-from reca_fast.memory import apply_levers, fill_model
+from reca_fast.memory import apply_levers, fill_model, host_empty
 from reca_fast.models.bagel.model import BagelModel
 from reca_fast.models.bagel.tiny import write_tiny_checkpoint
 from reca_fast.optim import SkippedSteps, open_update
@@ -89,7 +89,7 @@ def prepare(folder: Path, device: torch.device, compiler: str = "inductor", **op
     keys = tuple(sample.key for sample in samples)
     pack = Pack(lane=0, number=0, batch=batch, keys=keys, num_tokens=batch.num_tokens)
     parts = trained(model.module), model.blocks(), model.decays
-    update = open_update(*parts, config.optim, config.steps, device=processes.device)
+    update = open_update(*parts, config.optim, config.steps, device=processes.device, host_empty=host_empty)
     passes = open_passes(config.memory, model, update, processes)
     return Step(Run(config, processes, model, update, passes, average=None, skipped=SkippedSteps(limit=0)), pack)
 

@@ -20,9 +20,23 @@ class LossWeights:
     """Saying the captions of captioned pictures (cross-entropy); needs model.freeze_und=false."""
 
 
+Kind = Literal["adamw", "adamw8bit", "paged_adamw8bit", "adamw8bit_ao", "adamw4bit_ao", "adafactor"]
+
+
 @dataclass
 class OptimConfig:
-    """AdamW with the authors' settings for BAGEL."""
+    """How weights follow from gradients: AdamW with the authors' settings for BAGEL, unless told otherwise."""
+
+    kind: Kind = fixed("adamw")
+    """The optimizer, by what it keeps of every trained weight. adamw: two fp32 moments, 8 bytes; adamw8bit
+    (bitsandbytes) and adamw8bit_ao (torchao): 2 bytes; adamw4bit_ao (torchao): 1 byte; adafactor: next to nothing, and
+    no first moment. paged_adamw8bit keeps the 2 bytes where the GPU's driver moves them to the host when they do not
+    fit. Price: moments are rounded in every step; adafactor's updates are coarser and it ignores betas and eps.
+    """
+    states: Literal["device", "host"] = neutral("device")
+    """Where those bytes lie. host: in host memory; those of a block come to the GPU for its update and go back, twice
+    their size over PCIe in every step. Not with paged_adamw8bit, which does that by itself.
+    """
 
     lr: NonNegativeFloat = free(4e-5)
     """Peak learning rate."""

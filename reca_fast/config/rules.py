@@ -36,6 +36,11 @@ def check_run(config: RunConfig, processes: int) -> None:
             f"memory.trained=bf16 keeps fewer digits than model.precision={config.model.precision} computes with; set "
             "--model.precision bf16 as well, or --memory.trained fp32."
         )
+    if config.optim.kind == "paged_adamw8bit" and config.optim.states == "host":
+        raise UserError(
+            "optim.states=host excludes optim.kind=paged_adamw8bit, whose states go to the host by themselves; set "
+            "--optim.kind adamw8bit, or --optim.states device."
+        )
     packs = config.data.packs_per_step
     if packs % processes:
         raise UserError(

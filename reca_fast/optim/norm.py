@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from .parts import own_part
+from .parts import own_part, sharers
 
 
 class GlobalNorm:
@@ -21,9 +20,9 @@ class GlobalNorm:
 
     def __init__(self, trained: Mapping[str, nn.Parameter]) -> None:
         self._norms: dict[str, Tensor | None] = dict.fromkeys(trained)
-        shared = [p for p in trained.values() if isinstance(p, DTensor)]
-        assert len(shared) in (0, len(trained)), "either all parameters are sharded or none is"
-        self._sharers = _sharers(shared[0]) if shared else []
+        self._sharers = sharers(next(iter(trained.values()))) if trained else []
+        alike = all(len(sharers(parameter)) == len(self._sharers) for parameter in trained.values())
+        assert alike, "either all parameters are sharded, over the same processes, or none is"
 
     def measure(self, names: Sequence[str], gradients: Sequence[Tensor | None]) -> None:
         """Take the norms of some parameters' gradients, in fp32.
@@ -49,14 +48,8 @@ class GlobalNorm:
         each = torch.stack([nothing if norm is None else norm for norm in norms])
         if self._sharers:
             squares = each.double().square()  # which fp32 may not hold
-            for sharers in self._sharers:
-                dist.all_reduce(squares, group=sharers)
+            for group in self._sharers:
+                dist.all_reduce(squares, group=group)
             each = squares.sqrt().float()
         norm: Tensor = torch.linalg.vector_norm(each)
         return norm
-
-
-def _sharers(parameter: DTensor) -> list[dist.ProcessGroup]:
-    """The processes that hold the parts of a parameter, one group for each dimension of the mesh that shards it."""
-    mesh = parameter.device_mesh
-    return [mesh.get_group(at) for at, placement in enumerate(parameter.placements) if placement.is_shard()]

@@ -2,9 +2,10 @@
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from reca_fast.randomness import stable_uniform
+
+from .parts import number_of_part
 
 _DROPPED = 16
 """Bits of an fp32 number that bf16 has no room for."""
@@ -54,10 +55,6 @@ class Rounding:
             parameter: itself, a DTensor where it is sharded.
             step: of the run.
         """
-        part: list[int] = []
-        if isinstance(parameter, DTensor):
-            place = parameter.device_mesh.get_coordinate()
-            assert place is not None, "a process of the mesh"
-            part = [at for at, kind in zip(place, parameter.placements, strict=True) if kind.is_shard()]
-        self._generator.manual_seed(int(stable_uniform("round", self.seed, step, name, part) * 2**53))
+        key = stable_uniform("round", self.seed, step, name, number_of_part(parameter))
+        self._generator.manual_seed(int(key * 2**53))
         return round_stochastically(values, self._generator)

@@ -1,6 +1,6 @@
 """From gradients to changed weights: what an update does whatever the optimizer is."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,11 +9,21 @@ from torch import Tensor, nn
 from reca_fast.config import OptimConfig
 
 from .groups import Group, group_by_block
-from .kinds import AdamW, Kind, Now
+from .kinds import Kind, Now, Weight, open_kind
 from .norm import GlobalNorm
 from .parts import own_part
 from .rounding import Rounding
 from .schedule import learning_rate
+from .states import HostEmpty, States, pageable
+
+PORTION = 1 << 26
+"""Numbers of a group that are updated together where copies of them are made for it. Every matrix of a 7B model has
+fewer, or is a portion of its own.
+"""
+
+
+Part = tuple[str, nn.Parameter, Tensor]
+"""Name of a parameter, itself, and this process's part of its gradient."""
 
 
 class Finished(NamedTuple):
@@ -37,6 +47,7 @@ def open_update(
     total_steps: int,
     *,
     device: torch.device | str,
+    host_empty: HostEmpty = pageable,
     seed: int = 0,
 ) -> "Update":
     """The update that the settings ask for.
@@ -49,10 +60,16 @@ def open_update(
         total_steps: of the whole run, which the schedule of the learning rate needs.
         device: where updates are computed and states lie. Parameters may lie elsewhere while no group of theirs is
             updated.
+        host_empty: makes an uninitialised tensor of a shape and a dtype in host memory, for `optim.states=host`.
         seed: of the draws that round bf16 weights.
+
+    Raises:
+        UserError: a library that the settings need is not installed, or they do not work on the device.
     """
-    groups = group_by_block(trained, blocks, decays)
-    return Update(trained, groups, AdamW(config), config, total_steps, device=torch.device(device), seed=seed)
+    device = torch.device(device)
+    groups, kind = group_by_block(trained, blocks, decays), open_kind(config, device)
+    states = States(trained, groups, kind, device, host_empty if config.states == "host" else None)
+    return Update(trained, groups, kind, states, config, total_steps, device=device, seed=seed)
 
 
 class Update:
@@ -77,6 +94,7 @@ class Update:
         trained: Mapping[str, nn.Parameter],
         groups: Sequence[Group],
         kind: Kind,
+        states: States,
         config: OptimConfig,
         total_steps: int,
         *,
@@ -84,14 +102,10 @@ class Update:
         seed: int,
     ) -> None:
         self.groups = tuple(groups)
-        self.kind, self.config, self.total_steps = kind, config, total_steps
+        self.kind, self.states, self.config, self.total_steps = kind, states, config, total_steps
         self.device = device
-        self._order = tuple(trained)
         self._norm = GlobalNorm(trained)
         self._round = Rounding(seed, device)
-        # States from the start: a run out of memory says so at once, and a checkpoint always has the same entries.
-        self._states = {name: kind.new_states(parameter, device) for name, parameter in trained.items()}
-        self._own_states = {name: {k: own_part(t) for k, t in its.items()} for name, its in self._states.items()}
 
     def begin(self, step: int) -> None:
         """Get ready for the backward passes of a step.
@@ -119,7 +133,8 @@ class Update:
         """
         norm = self._norm.total(self.device)
         finite = torch.isfinite(torch.cat((losses, norm.reshape(1))))
-        self._skip = (~finite.all()).float()
+        self._applied = finite.all()
+        self._skip = (~self._applied).float()
         largest = self.config.max_grad_norm
         self._factor = (largest / (norm + 1e-6)).clamp(max=1.0) if largest > 0 else None
         return Finished(self._lr, norm, finite)
@@ -134,25 +149,68 @@ class Update:
         """
         group = self.groups[number]
         for decays in (True, False):
-            mine = {
-                i: own_part(gradient)
-                for i, gradient in enumerate(gradients)
-                if gradient is not None and group.decays[i] == decays
-            }
-            if mine:
-                self._apply(group, list(mine), list(mine.values()), self.config.weight_decay if decays else 0.0)
+            mine = [
+                (name, parameter, own_part(gradient))
+                for name, parameter, gradient, its in zip(
+                    group.names, group.parameters, gradients, group.decays, strict=True
+                )
+                if gradient is not None and its == decays
+            ]
+            for portion in self._portions(mine):
+                self._apply(portion, self.config.weight_decay if decays else 0.0)
 
-    def _apply(self, group: Group, at: Sequence[int], gradients: list[Tensor], weight_decay: float) -> None:
-        kept = [own_part(group.parameters[i]) for i in at]
-        weights = [weight.float() for weight in kept]  # itself when it is fp32
-        gradients = [gradient.float() for gradient in gradients]
-        if self._factor is not None:
+    def _portions(self, parts: Sequence[Part]) -> Iterator[Sequence[Part]]:
+        """All at once where weights and states are changed in place, and otherwise in turn, so that few are copied."""
+        in_place = self.kind.skips and not self.states.on_host
+        if in_place and all(t.dtype == torch.float32 for _, *tensors in parts for t in tensors):
+            yield parts
+            return
+        portion: list[Part] = []
+        for part in parts:
+            if portion and sum(gradient.numel() for *_, gradient in (*portion, part)) > PORTION:
+                yield portion
+                portion = []
+            portion.append(part)
+        yield portion
+
+    def _apply(self, parts: Sequence[Part], weight_decay: float) -> None:
+        here = [self._on_device(own_part(parameter)) for _, parameter, _ in parts]
+        states = [self.states.take(name) for name, *_ in parts]
+        gradients = [gradient.float() for *_, gradient in parts]
+        if self._factor is not None and gradients:
             torch._foreach_mul_(gradients, self._factor)
-        states = [self._own_states[group.names[i]] for i in at]
-        self.kind.step(weights, gradients, states, Now(self._lr, weight_decay, self._step, self._skip))
-        for i, weight, new in zip(at, kept, weights, strict=True):
-            if weight is not new:  # where the step is skipped, this rounds what bf16 holds: nothing changes
-                weight.copy_(self._round(new, group.names[i], group.parameters[i], self._step))
+        weights = [
+            Weight(
+                self._to_change(kept.float(), kept),
+                gradient,
+                {k: self._to_change(t, t) for k, t in its.items()},
+                parameter,
+            )
+            for (_, parameter, _), kept, gradient, its in zip(parts, here, gradients, states, strict=True)
+        ]
+        self.kind.step(weights, Now(self._lr, weight_decay, self._step, self._skip))
+        for (name, parameter, _), kept, its, weight in zip(parts, here, states, weights, strict=True):
+            rounds = kept.dtype == torch.bfloat16
+            self._take_over(kept, self._round(weight.values, name, parameter, self._step) if rounds else weight.values)
+            for kind, state in its.items():
+                self._take_over(state, weight.states[kind])
+            self.states.put_back(name, its)
+            if (home := own_part(parameter)) is not kept and home.device != self.device:
+                home.copy_(kept, non_blocking=True)
+
+    def _on_device(self, tensor: Tensor) -> Tensor:
+        if tensor.device == self.device:
+            return tensor
+        return torch.empty_like(tensor, device=self.device).copy_(tensor, non_blocking=True)
+
+    def _to_change(self, tensor: Tensor, kept: Tensor) -> Tensor:
+        """What the rule changes: the tensor itself where that is a copy already, or where the rule skips by itself."""
+        return tensor.clone() if tensor is kept and not self.kind.skips else tensor
+
+    def _take_over(self, kept: Tensor, new: Tensor) -> None:
+        """Keep new numbers, if the step is not skipped. bf16 numbers that were left as they are round to themselves."""
+        if kept is not new:
+            torch.where(self._applied, new, kept, out=kept)
 
     def finish(self, losses: Tensor) -> Finished:
         """Update all weights by the gradients that lie in their `.grad`, and clear those.
@@ -173,8 +231,4 @@ class Update:
         """What a checkpoint holds of the update besides the weights: kind -> name of the parameter -> tensor. The
         tensors are the update's own, to be read, or to be filled in place. The kinds and names never change in a run.
         """
-        kinds: dict[str, dict[str, Tensor]] = {}
-        for name in self._order:
-            for kind, tensor in self._states[name].items():
-                kinds.setdefault(kind, {})[name] = tensor
-        return kinds
+        return self.states.by_kind()

@@ -6,7 +6,7 @@ Training and planning go through the same door, so that what is planned is what 
 from collections.abc import Callable
 
 from reca_fast.config import RunConfig
-from reca_fast.memory import apply_levers, fill_model
+from reca_fast.memory import apply_levers, fill_model, host_empty
 from reca_fast.models import Model
 from reca_fast.optim import MovingAverage, SkippedSteps, open_update
 
@@ -45,6 +45,7 @@ def assemble(
     update = open_update(
         *(parameters, model.blocks(), model.decays, config.optim, config.steps),
         device=processes.device,
+        host_empty=host_empty,
         seed=config.seed,
     )
     return Run(

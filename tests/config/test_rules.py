@@ -41,6 +41,10 @@ from reca_fast.errors import UserError
         ({"optim.min_lr_ratio": 1.5}, "optim.min_lr_ratio=1.5"),
         ({"optim.max_skipped_steps": -1}, "optim.max_skipped_steps=-1"),
         (
+            {"optim.kind": "paged_adamw8bit", "optim.states": "host"},
+            "optim.states=host excludes optim.kind=paged_adamw8b",
+        ),
+        (
             {"memory.trained": "bf16", "model.precision": "fp32"},
             "memory.trained=bf16 keeps fewer digits than model.pre",
         ),

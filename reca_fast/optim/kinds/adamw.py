@@ -1,7 +1,6 @@
 """AdamW with both moments in fp32, by torch's fused kernel."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,7 +8,11 @@ from torch.optim.adamw import adamw
 
 from reca_fast.config import OptimConfig
 
-from .kind import Now
+from ..parts import New, share_like
+from .kind import Now, Weight
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Running means of the gradient and of its square."""
 
 
 class AdamW:
@@ -22,16 +25,18 @@ class AdamW:
     def __init__(self, config: OptimConfig) -> None:
         self.betas, self.eps = config.betas, config.eps
 
-    def new_states(self, parameter: Tensor, device: torch.device) -> dict[str, Tensor]:
-        like = partial(torch.zeros_like, parameter, dtype=torch.float32, device=device)
-        return {"step": torch.zeros((), device=device), "exp_avg": like(), "exp_avg_sq": like()}
+    def new_states(self, parameter: Tensor, new: New) -> dict[str, Tensor]:
+        moments = {kind: share_like(parameter, parameter.shape, torch.float32, new) for kind in MOMENTS}
+        return {"step": new((), torch.float32)} | moments
 
-    def step(
-        self, weights: Sequence[Tensor], gradients: Sequence[Tensor], states: Sequence[dict[str, Tensor]], now: Now
-    ) -> None:
-        steps, averages, squares = ([state[kind] for state in states] for kind in ("step", "exp_avg", "exp_avg_sq"))
+    def step(self, weights: Sequence[Weight], now: Now) -> None:
         adamw(
-            *(list(weights), list(gradients), averages, squares, [], steps),
+            [weight.values for weight in weights],
+            [weight.gradient for weight in weights],
+            [weight.states["exp_avg"] for weight in weights],
+            [weight.states["exp_avg_sq"] for weight in weights],
+            [],
+            [weight.states["step"] for weight in weights],
             fused=True,
             found_inf=now.skip,  # torch's own way of skipping without asking the host; its GradScaler takes it as well
             amsgrad=False,

@@ -1,10 +1,12 @@
 """What an optimizer's rule is to the update that drives it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
+
+from ..parts import New
 
 
 class Now(NamedTuple):
@@ -16,9 +18,19 @@ class Now(NamedTuple):
     skip: Tensor  # 0-d fp32 on the device: 1 if the step is skipped, else 0
 
 
+@dataclass
+class Weight:
+    """A trained weight while it is updated: all tensors are this process's parts, on the device of the update."""
+
+    values: Tensor  # fp32, to be changed in place
+    gradient: Tensor  # fp32, may be used up
+    states: dict[str, Tensor]  # as `new_states` made them, to be changed in place
+    parameter: Tensor  # whose values these are: the shape of the whole, and which processes hold the other parts
+
+
 class Kind(Protocol):
-    """A rule of an optimizer. It keeps nothing itself: all that it knows of the past lies in the states, which whoever
-    calls it keeps, moves and saves.
+    """A rule of an optimizer. All that it knows of the past lies in the states, which whoever calls it keeps, moves and
+    saves.
     """
 
     @property
@@ -28,24 +40,16 @@ class Kind(Protocol):
         """
         ...
 
-    def new_states(self, parameter: Tensor, device: torch.device) -> dict[str, Tensor]:
-        """The states of a parameter before the first update, by their names. A state is sharded over processes exactly
-        as the parameter is, or has no dimension.
+    def new_states(self, parameter: Tensor, new: New) -> dict[str, Tensor]:
+        """The states of a parameter before the first update, by their names, of any dtype. A state is shared out over
+        the processes as the parameter is (`share_like`), or every process has the same.
 
         Args:
             parameter: itself, whole or sharded (a DTensor), on any device.
-            device: where the states are to be.
+            new: makes the tensors, there where states are kept.
         """
         ...
 
-    def step(
-        self, weights: Sequence[Tensor], gradients: Sequence[Tensor], states: Sequence[dict[str, Tensor]], now: Now
-    ) -> None:
-        """Change weights and states in place.
-
-        Args:
-            weights: fp32, this process's parts.
-            gradients: likewise; may be used up.
-            states: of each weight, as `new_states` made them.
-        """
+    def step(self, weights: Sequence[Weight], now: Now) -> None:
+        """Change weights and their states in place. On several processes, all call it with the same parameters."""
         ...

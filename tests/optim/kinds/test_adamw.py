@@ -3,7 +3,8 @@
 import torch
 
 from reca_fast.config import OptimConfig
-from reca_fast.optim.kinds import AdamW, Now
+from reca_fast.optim.kinds import Now, Weight
+from reca_fast.optim.kinds.adamw import AdamW
 
 
 def test_it_is_torch_s_fused_adamw():
@@ -13,10 +14,11 @@ def test_it_is_torch_s_fused_adamw():
     theirs = [torch.nn.Parameter(weight.clone()) for weight in ours]
     reference = torch.optim.AdamW(theirs, lr=0.1, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.2, fused=True)
     kind = AdamW(config)
-    states = [kind.new_states(weight, weight.device) for weight in ours]
+    states = [kind.new_states(weight, lambda shape, dtype: torch.zeros(shape, dtype=dtype)) for weight in ours]
     for step in range(1, 4):
         gradients = [torch.randn(weight.shape) for weight in ours]
-        kind.step(ours, gradients, states, Now(0.1, 0.2, step, torch.zeros(())))
+        weights = [Weight(*its, its[0]) for its in zip(ours, gradients, states, strict=True)]
+        kind.step(weights, Now(0.1, 0.2, step, torch.zeros(())))
         for its, gradient in zip(theirs, gradients, strict=True):
             its.grad = gradient
         reference.step()
