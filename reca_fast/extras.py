@@ -18,7 +18,8 @@ def library(name: str, setting: str) -> Any:
         UserError: it is not installed, or cannot be imported here.
     """
     noisy = logging.getLogger(name)  # while it is imported, it lists kernels that it did not find and nobody asked for
-    level, noisy.level = noisy.level, logging.ERROR
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -27,4 +28,4 @@ def library(name: str, setting: str) -> Any:
             "pip install 'reca-fast[levers]', or leave the setting out."
         ) from None
     finally:
-        noisy.level = level
+        noisy.setLevel(level)

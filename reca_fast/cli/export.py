@@ -37,7 +37,8 @@ def main(args: Sequence[str]) -> int:
     import torch
 
     from reca_fast.checkpoints import CheckpointStore, SavedWeights, fault
-    from reca_fast.config import ModelConfig
+    from reca_fast.config import LoraConfig, ModelConfig
+    from reca_fast.memory.adapters import merged
     from reca_fast.models import open_model
     from reca_fast.models.files.identity import identity_of_files
     from reca_fast.schema import from_dict
@@ -60,8 +61,8 @@ def main(args: Sequence[str]) -> int:
         moved = "" if options.base else ", from which the run started,"
         raise UserError(f"The checkpoint folder {base}{moved} does not exist; set --base to where it is.")
     before = from_dict(ModelConfig, state.config.get("model"), f"model of the settings in {folder}")
-    weights, freeze_und = options.base_weights or before.weights, before.freeze_und
-    model = open_model(ModelConfig(path=base, weights=weights, freeze_und=freeze_und))
+    file, freeze_und = options.base_weights or before.weights, before.freeze_und
+    model = open_model(ModelConfig(path=base, weights=file, freeze_und=freeze_und))
     now = identity_of_files(model.files())
     if differing := [name for name, sum_ in now.items() if state.content.get("model.path", {}).get(name) != sum_]:
         said = f"{base} is not what the run started from, it differs in {', '.join(differing)}."
@@ -70,8 +71,11 @@ def main(args: Sequence[str]) -> int:
         print(f"{said} What was not trained is taken from there all the same, as --base asks.")
     trained = SavedWeights(folder, "model" if options.weights == "live" else "average")
     dtype = {"base": None, "fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
-    left = model.export(Path(options.out), trained, dtype)
-    print(f"{options.out}: {len(trained)} trained tensors ({options.weights}) of {folder.name}, the rest from {base}.")
+    lora = from_dict(LoraConfig, state.config.get("lora", {}), f"lora of the settings in {folder}")
+    weights = merged(trained, lora) if lora.rank else trained
+    left = model.export(Path(options.out), weights, dtype)
+    what = f"{len(weights)} layers with adapters merged in" if lora.rank else f"{len(trained)} trained tensors"
+    print(f"{options.out}: {what} ({options.weights}) of {folder.name}, the rest from {base}.")
     print(model.says_weights())
     exported = open_model(ModelConfig(path=options.out, freeze_und=freeze_und))
     verdicts = list(compare_frozen(model, exported))

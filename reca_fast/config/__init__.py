@@ -7,6 +7,7 @@ allow together stands in `config/rules.py`. Importing this package must stay che
 
 from .data import DataConfig, ResizeConfig, TaskWeights
 from .declare import HOME, Pixels, Place, Setting, settings
+from .lora import LoraConfig
 from .memory import DrawingMemory, Matmul, MemoryConfig
 from .model import Attention, Kernels, ModelConfig, Precision
 from .optim import LossWeights, OptimConfig
@@ -20,6 +21,7 @@ __all__ = [
     "DataConfig",
     "DrawingMemory",
     "Kernels",
+    "LoraConfig",
     "LossWeights",
     "Matmul",
     "MemoryConfig",

@@ -52,6 +52,7 @@ def check_run(config: RunConfig, processes: int) -> None:
         raise UserError(
             "optim.ema_decay > 0 averages weights on the device, where memory.swap leaves none: set one of them to 0."
         )
+    check_lora(config)
     replicas = config.parallel.replicate
     if processes % replicas:
         raise UserError(
@@ -65,6 +66,26 @@ def check_run(config: RunConfig, processes: int) -> None:
                 "sample_every draws pictures beside their originals, which data.cache does not hold: set --data.source "
                 "as well, or --sample_every 0."
             )
+
+
+def check_lora(config: RunConfig) -> None:
+    """Refuse what adapters exclude.
+
+    Raises:
+        UserError: names the settings and the way out.
+    """
+    if not config.lora.rank:
+        return
+    wrong = {
+        "adapts the generation side alone: set --model.freeze_und true": not config.model.freeze_und,
+        "leaves no trained layer for memory.matmul: set --memory.matmul plain": config.memory.matmul != "plain",
+        "leaves nothing to swap: set --memory.swap 0, and --memory.frozen_on host to move the frozen weights": (
+            config.memory.swap > 0
+        ),
+    }
+    for fault, is_wrong in wrong.items():
+        if is_wrong:
+            raise UserError(f"lora.rank={config.lora.rank} {fault}; or set --lora.rank 0.")
 
 
 def check_memory(config: MemoryConfig) -> None:

@@ -7,6 +7,7 @@ from reca_fast.schema import NonNegativeInt, PositiveInt, Range
 
 from .data import DataConfig
 from .declare import Place, Seed, fixed, free, neutral, rounding
+from .lora import LoraConfig
 from .memory import MemoryConfig
 from .model import ModelConfig
 from .optim import LossWeights, OptimConfig
@@ -41,6 +42,7 @@ class RunConfig:
     """
     model: ModelConfig = field(default_factory=ModelConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossWeights = field(default_factory=LossWeights)
     optim: OptimConfig = field(default_factory=OptimConfig)

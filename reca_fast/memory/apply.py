@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from reca_fast.config import MemoryConfig
+from reca_fast.config import LoraConfig, MemoryConfig
 
+from .adapters import add_adapters
 from .choice import GIB, Rule, keep_narrow, keep_within
 from .compile import compile_blocks, compiled
 from .matmul import convert_matmuls
@@ -23,6 +24,7 @@ def apply_levers(
     module: nn.Module,
     blocks: Sequence[nn.Module],
     options: MemoryConfig,
+    lora: LoraConfig | None = None,
     *,
     mesh: DeviceMesh | None = None,
     compute_dtype: torch.dtype = torch.float32,
@@ -32,14 +34,15 @@ def apply_levers(
 ) -> None:
     """Pull the levers that the options ask for on a module that is still on the meta device.
 
-    The order is that of nesting, the innermost first. What replaces parameters (`quantize`) or how they are
-    multiplied (`matmul`) belongs before `compile`, so that the compiled code is that of the new ones. `recompute` goes
-    around the compiled code and repeats it, or, where some results are kept, is compiled with it, for the compiler has
-    to know them. Offloading what is kept belongs right after it. `shard` is outermost, so that a block's weights are
-    gathered once for a pass, whatever happens inside.
+    The order is that of nesting, the innermost first. What adds or replaces parameters (`add_adapters`, `quantize`) or
+    how they are multiplied (`matmul`) belongs before `compile`, so that the compiled code is that of the new ones.
+    `recompute` goes around the compiled code and repeats it, or, where some results are kept, is compiled with it, for
+    the compiler has to know them. Offloading what is kept belongs right after it. `shard` is outermost, so
+    that a block's weights are gathered once for a pass, whatever happens inside.
 
     Args:
         blocks: the repeated blocks of `module`, in the order in which they run.
+        lora: of the adapters; None for none.
         mesh: of the processes that share the weights; None where there is only one.
         compute_dtype: of the arithmetic.
         device: on which the model will run.
@@ -49,6 +52,7 @@ def apply_levers(
     Raises:
         UserError: the device, or what is installed, cannot do what a lever asks for.
     """
+    add_adapters(module, blocks, lora or LoraConfig())
     quantize(blocks, options.frozen)
     convert_matmuls(blocks, options.matmul, device)
     rule = recompute_rule(options)

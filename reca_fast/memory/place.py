@@ -9,6 +9,7 @@ from reca_fast.models import Model
 from reca_fast.models.files import Place, Placement, uniform
 from reca_fast.models.parts.host_table import host_tables
 
+from .adapters import fill_adapters
 from .host import is_on_host
 from .quantize import quantize
 from .ring import HostWeights, on_host, swapped, visit
@@ -83,6 +84,7 @@ def fill_model(
     *,
     empty: bool = False,
     encoders: bool = True,
+    seed: int = 0,
 ) -> None:
     """Give a model and its frozen encoders their weights, kept as training keeps them, on one device.
 
@@ -90,6 +92,7 @@ def fill_model(
         options: whose levers were pulled on the model; None for none.
         empty: read no file; the weights hold no particular numbers. For planning.
         encoders: False leaves the encoders without weights: steps from a cache need none.
+        seed: of what adapters begin with, where there are some.
 
     Raises:
         UserError: a file is missing or damaged, or its tensors are not the model's.
@@ -105,5 +108,6 @@ def fill_model(
         model.fill(place)
         if encoders:
             model.fill_encoders(device)
+    fill_adapters(model.module, place, seed)
     for table in host_tables(model.module):
         is_on_host(table)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from reca_fast.config import Attention, DataConfig, ModelConfig, SamplingConfig
 from reca_fast.data.inputs import Batch, Inputs, Size
-from reca_fast.models.files import Place
+from reca_fast.models.files import Change, Place
 from reca_fast.sample import Sample
 
 __all__ = ["Batch", "Case", "FrozenPart", "Inputs", "Model", "Place", "Size"]
@@ -235,9 +235,10 @@ class Model(Protocol):
         """
         ...
 
-    def export(self, folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> list[str]:
-        """Write a checkpoint folder in the authors' layout, with `weights` (by parameter name of `module`) in place of
-        the base's; `dtype` None keeps the base's. Returns what else lies in the base's folder and was not copied.
+    def export(self, folder: Path, weights: Mapping[str, Change], dtype: torch.dtype | None) -> list[str]:
+        """Write a checkpoint folder in the authors' layout, with `weights` (by parameter name of `module`, before
+        levers changed its layers) in place of the base's, or what they make of the base's; `dtype` None keeps the
+        base's. Returns what else lies in the base's folder and was not copied.
         """
         ...
 

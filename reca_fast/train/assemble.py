@@ -34,13 +34,14 @@ def assemble(
         UserError: a file of weights is missing or damaged, or a lever cannot be pulled on this model.
     """
     apply_levers(
-        *(model.module, model.blocks(), config.memory),
+        *(model.module, model.blocks(), config.memory, config.lora),
         mesh=processes.mesh if config.memory.order == "pack" else None,  # block by block, each holds all weights
         compute_dtype=model.dtype,
         device=processes.device,
         say=say,
     )
-    fill_model(model, processes.device, config.memory, empty=empty, encoders=not config.data.cache)
+    has_cache = bool(config.data.cache)
+    fill_model(model, processes.device, config.memory, empty=empty, encoders=not has_cache, seed=config.seed)
     parameters = trained(model.module)
     update = open_update(
         *(parameters, model.blocks(), model.decays, config.optim, config.steps),

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
-from reca_fast.config import DataConfig, MemoryConfig, ModelConfig
+from reca_fast.config import DataConfig, LoraConfig, MemoryConfig, ModelConfig
 from reca_fast.memory import apply_levers, fill_model
 from reca_fast.models import Model, open_model
 from reca_fast.randomness import draw_of_pack
@@ -21,17 +21,22 @@ def levered(
     levers: MemoryConfig,
     mesh: DeviceMesh | None = None,
     say: Callable[[str], None] = lambda line: None,
+    lora: LoraConfig | None = None,
     **options: Any,
 ) -> Model:
     """The tiny model with levers pulled and weights filled, in fp32 unless a precision is given."""
     torch._dynamo.reset()
     model = open_model(ModelConfig(str(folder), **{"precision": "fp32", **options}))
     # The real compiler needs a C++ compiler and minutes; this one differentiates the same graphs.
-    parts = (model.module, model.blocks(), levers)
+    parts = (model.module, model.blocks(), levers, lora)
     apply_levers(*parts, mesh=mesh, compute_dtype=model.dtype, compiler="aot_eager", say=say)
     fill_model(model, torch.device("cpu"), levers)
     with torch.no_grad():  # the tiny head of zeros would hide everything behind it
-        head = model.module.get_parameter("llm2vae.weight")
+        frozen = model.module.get_parameter(
+            "llm2vae.weight"
+        )  # where it is, it lies in the file: nobody can write there
+        head = nn.Parameter(frozen.clone(), requires_grad=frozen.requires_grad)
+        model.module.get_submodule("llm2vae").weight = head
         for row, part in enumerate(head.chunk(head.shape[0])):
             part.fill_(0.02 * (row % 5 - 2))
     return model
@@ -50,10 +55,20 @@ def batch_of(model: Model) -> Any:
 
 
 def gradients(
-    folder: Path, levers: MemoryConfig, mesh: DeviceMesh | None = None, **options: Any
+    folder: Path,
+    levers: MemoryConfig,
+    mesh: DeviceMesh | None = None,
+    *,
+    prepare: Callable[[Model], object] = lambda model: None,
+    **options: Any,
 ) -> tuple[float, dict[str, Tensor]]:
-    """The loss, and the gradient of every trained parameter by name."""
+    """The loss, and the gradient of every trained parameter by name.
+
+    Args:
+        prepare: is given the filled model before the step.
+    """
     model = levered(folder, levers, mesh, **options)
+    prepare(model)
     loss = torch.stack(list(model.loss_sums(model.encode(batch_of(model))).values())).sum()
     loss.backward()
     found = {name: p.grad for name, p in model.module.named_parameters() if p.grad is not None}

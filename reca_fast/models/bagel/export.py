@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from reca_fast.errors import UserError
-from reca_fast.models.files import open_weights, rewrite_weights
+from reca_fast.models.files import Change, after, open_weights, rewrite_weights
 from reca_fast.models.files.folder import copy_files, files_inside
 
 from .config import CONFIG_FILES, BagelConfig
@@ -32,7 +32,7 @@ def export_folder(
     base: Path,
     folder: Path,
     config: BagelConfig,
-    trained: Mapping[str, Tensor],
+    trained: Mapping[str, Change],
     dtype: torch.dtype | None,
     weights: Path | None = None,
 ) -> list[str]:
@@ -42,7 +42,7 @@ def export_folder(
         base: the checkpoint folder that the training began with.
         folder: must not exist, or be empty.
         config: the architecture of the base.
-        trained: name in the model -> weight; each is asked for once, when it is written.
+        trained: name in the model -> weight, or what is made of the base's; each is asked for when it is written.
         dtype: of all weights in the new file; None keeps that of the base's file, tensor by tensor.
         weights: the base's file of weights; None takes the only one there is.
 
@@ -62,7 +62,7 @@ def export_folder(
         keys = {name: key for key, name in check_weights(model, stored).items()}
         if strangers := trained.keys() - keys.keys():
             raise UserError(f"The training checkpoint holds {min(strangers)}, which {base} has no place for.")
-        changed: dict[str, Callable[[], Tensor]] = {
+        changed: dict[str, Callable[[Tensor], Tensor]] = {
             keys[name]: partial(_fitting, trained, name, stored.shapes[keys[name]], base) for name in trained
         }
         tables = {key: table for key, table in _tables(model).items() if key not in stored.shapes}
@@ -81,9 +81,9 @@ def export_folder(
     return sorted({item.name for item in base.iterdir()} - {weights.name, *COPIED})
 
 
-def _fitting(trained: Mapping[str, Tensor], name: str, shape: tuple[int, ...], base: Path) -> Tensor:
+def _fitting(trained: Mapping[str, Change], name: str, shape: tuple[int, ...], base: Path, stored: Tensor) -> Tensor:
     """A trained weight, which must have the shape of the one that it replaces."""
-    tensor = trained[name]
+    tensor = after(trained[name], stored)
     if tuple(tensor.shape) != shape:
         raise UserError(
             f"The training checkpoint holds {name} {list(tensor.shape)}, which {base} has no place for: there it is "

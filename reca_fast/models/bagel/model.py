@@ -14,7 +14,7 @@ from reca_fast.data.inputs import Size
 from reca_fast.errors import UserError
 from reca_fast.kernels import flow_interpolate
 from reca_fast.models.choices import choose_operations
-from reca_fast.models.files import EmptyWeights, Place, check_finite, fill, open_weights
+from reca_fast.models.files import Change, EmptyWeights, Place, check_finite, fill, open_weights
 from reca_fast.models.parts.host_table import tables_on_host
 from reca_fast.models.protocol import Case, FrozenPart
 from reca_fast.objectives import flow_loss_by_task, next_token_loss
@@ -150,7 +150,8 @@ class BagelModel:
             keep_casts: keep the narrow copies of the weights until the context ends. Sampling uses them in every step.
                 A training step uses each weight once, so keeping them would only take memory: 13 GB at BAGEL's size.
         """
-        if self.dtype == self.module.llm2vae.weight.dtype:
+        trained = {p.dtype for p in self.module.parameters() if p.requires_grad}
+        if {self.dtype} == trained | {self.module.llm2vae.weight.dtype}:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype, cache_enabled=keep_casts)
 
@@ -235,7 +236,7 @@ class BagelModel:
     def understanding(self) -> Tensor:
         return understanding_logits(self.config, self.tokenizer, self.weights)
 
-    def export(self, folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> list[str]:
+    def export(self, folder: Path, weights: Mapping[str, Change], dtype: torch.dtype | None) -> list[str]:
         if not os.path.lexists(self.folder / VAE_FILE):
             raise UserError(f"{self.folder / VAE_FILE} is missing; the authors' code needs it beside the weights.")
         return export_folder(self.folder, folder, self.config, weights, dtype, self.weights)

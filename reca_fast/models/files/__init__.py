@@ -12,16 +12,18 @@ from .fill import Place, Placement, check_fit, fill, uniform
 from .names import SAME_NAMES, NameTable
 from .read import check_finite, open_safetensors, open_weights, stored_shapes
 from .weights import Weights
-from .write import Stored, rewrite_weights, write_safetensors
+from .write import Change, Stored, after, rewrite_weights, write_safetensors
 
 __all__ = [
     "SAME_NAMES",
+    "Change",
     "EmptyWeights",
     "NameTable",
     "Place",
     "Placement",
     "Stored",
     "Weights",
+    "after",
     "check_finite",
     "check_fit",
     "fill",

@@ -19,6 +19,15 @@ AT_ONCE = 2**22
 """How many numbers of a tensor are cast, copied from the device and written at once: 16 MB of fp32."""
 
 
+Change = Tensor | Callable[[Tensor], Tensor]
+"""What becomes of a tensor of a base: another one, or what is made of it."""
+
+
+def after(change: Change, base: Tensor) -> Tensor:
+    """The tensor that a change puts in the place of `base`."""
+    return change if isinstance(change, Tensor) else change(base)
+
+
 class Stored(NamedTuple):
     """How a tensor stands in a file."""
 
@@ -76,7 +85,7 @@ def rewrite_weights(
     base: Weights,
     path: Path,
     *,
-    changed: Mapping[str, Callable[[], Tensor]],
+    changed: Mapping[str, Callable[[Tensor], Tensor]],
     added: Mapping[str, Tensor],
     dtype: torch.dtype | None,
 ) -> None:
@@ -85,7 +94,7 @@ def rewrite_weights(
     Args:
         base: the opened file that the others come from.
         path: the new file; never the one that `base` reads.
-        changed: key in `base` -> what gives the tensor that replaces it, in the same shape.
+        changed: key in `base` -> what makes of the tensor there the one that replaces it, in the same shape.
         added: key -> tensor that `base` lacks.
         dtype: of all tensors in the new file; None keeps that of `base`, tensor by tensor, and that of the added ones.
 
@@ -98,7 +107,7 @@ def rewrite_weights(
 
     def tensor(key: str) -> Tensor:
         if key in changed:
-            return changed[key]()
+            return changed[key](base.tensor(key))
         return added[key] if key in added else base.tensor(key)
 
     write_safetensors(path, layout, tensor)

@@ -18,8 +18,10 @@ from reca_fast.kernels import fused_linear_cross_entropy
 from reca_fast.models.choices import choose_operations
 from reca_fast.models.files import (
     SAME_NAMES,
+    Change,
     Place,
     Stored,
+    after,
     check_finite,
     check_fit,
     fill,
@@ -238,10 +240,12 @@ class ToyModel:
             fill(eye, weights, uniform(torch.float32, "cpu"), EYE_NAMES)
         return eye(patches_of(torch.arange(3 * PATCH**2).view(PATCH, PATCH, 3).to(torch.uint8)))
 
-    def export(self, folder: Path, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> list[str]:
+    def export(self, folder: Path, weights: Mapping[str, Change], dtype: torch.dtype | None) -> list[str]:
         copy_files([self.folder / CONFIG], folder)
         with open_weights(self.folder / WEIGHTS) as stored:
-            changed = {NETWORK_NAMES.key(name): (lambda name=name: weights[name]) for name in weights}
+            changed = {
+                NETWORK_NAMES.key(name): (lambda base, name=name: after(weights[name], base)) for name in weights
+            }
             rewrite_weights(stored, folder / WEIGHTS, changed=changed, added={}, dtype=dtype)
         return []
 
