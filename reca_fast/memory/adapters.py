@@ -45,25 +45,27 @@ class RowLengths(nn.Module):
         """Squared lengths of the frozen weight's rows, fp32."""
 
     @torch.no_grad()
-    def lengths(self, down: Tensor, up: Tensor, scaling: float, base: nn.Module, dtype: torch.dtype) -> Tensor:
+    def lengths(self, down: Tensor, up: Tensor, scaling: float, base: nn.Linear, dtype: torch.dtype) -> Tensor:
         """Length of each row of W + scaling * up @ down, fp32 [rows]. It counts as a constant, as in the paper."""
         with torch.autocast(up.device.type, enabled=False):
-            crossed = base(down.to(dtype))  # down @ W.T + bias
+            crossed: Tensor = base(down.to(dtype))  # down @ W.T + bias
             crossed = crossed.float() if base.bias is None else crossed.float() - base.bias.float()
             wide, narrow = up.float(), down.float()
             cross = (wide * crossed.T).sum(1)
             square = (wide @ (narrow @ narrow.T) * wide).sum(1)
-        return (self.squares + 2 * scaling * cross + scaling**2 * square).clamp_min(SHORTEST**2).sqrt()
+        squares: Tensor = self.squares + 2 * scaling * cross + scaling**2 * square
+        return squares.clamp_min(SHORTEST**2).sqrt()
 
     def forward(
-        self, x: Tensor, *, lora_A: nn.Linear, lora_B: nn.Linear, scaling: float, base_layer: nn.Module, **given: Any
+        self, x: Tensor, *, lora_A: nn.Linear, lora_B: nn.Linear, scaling: float, base_layer: nn.Linear, **given: Any
     ) -> Tensor:
         """What peft adds to the frozen layer's output, which it gives as `base_result`."""
         result: Tensor = given["base_result"]
         plain = result if base_layer.bias is None else result - base_layer.bias
         lengths = self.lengths(lora_A.weight, lora_B.weight, scaling, base_layer, result.dtype)
         stretch = (self.weight / lengths).to(result.dtype)
-        return (stretch - 1) * plain + stretch * scaling * lora_B(lora_A(x))
+        added: Tensor = (stretch - 1) * plain + stretch * scaling * lora_B(lora_A(x))
+        return added
 
 
 def add_adapters(module: nn.Module, blocks: Sequence[nn.Module], options: LoraConfig) -> None:

@@ -49,8 +49,9 @@ def test_the_first_step_is_the_base_s_and_adapters_alone_learn(lora, tiny_folder
 def test_the_merged_weight_computes_what_the_layers_do(frozen, dora, rslora) -> None:
     """To 1e-5 in fp32, beside weights of any form."""
     torch.manual_seed(0)
-    module = nn.ModuleDict({"linear": nn.Linear(96, 40)})
-    weight, bias = module["linear"].weight.detach().clone(), module["linear"].bias.detach().clone()
+    linear = nn.Linear(96, 40)
+    module = nn.ModuleDict({"linear": linear})
+    weight, bias = linear.weight.detach().clone(), linear.bias.detach().clone()
     options = LoraConfig(rank=8, dora=dora, rslora=rslora)
     add_adapters(module, [module], options)
     quantize([module], frozen)
@@ -126,8 +127,8 @@ def test_sharded_adapters_learn_the_same(tiny_folder, mesh) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [LORA, DORA], ids=["lora", "dora"])
 def test_an_adapted_layer_is_traced_as_one_graph(lora) -> None:
-    module = nn.ModuleDict({"linear": nn.Linear(96, 40)})
-    weight = module["linear"].weight.detach().clone()
+    linear = nn.Linear(96, 40)
+    module, weight = nn.ModuleDict({"linear": linear}), linear.weight.detach().clone()
     add_adapters(module, [module], lora)
     quantize([module], "nf4")
     layer: Any = module["linear"]
