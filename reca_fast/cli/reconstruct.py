@@ -49,7 +49,7 @@ def main(args: Sequence[str]) -> int:
     from reca_fast.memory import fill_to_draw
     from reca_fast.models import open_model
 
-    options.data.source = options.images
+    options.data.source, options.data.cache = options.images, ""  # a recipe may name one: of other pictures
     model = open_model(options.model)
     source, passed_over = open_source(options.data), Reasons()
     builder = SampleBuilder(options.data, model.inputs(options.data))

@@ -61,17 +61,19 @@ def demonstrate(folder: Path, steps: int | None) -> int:
     write_tiny_checkpoint(base, vae_file=VAE_FILE)
     write_crops(pictures / "train", "train", TRAINING_PICTURES)
     write_crops(pictures / "held_out", "held_out", HELD_OUT)
-    command = ["--config", "demo", "--model.path", str(base), "--data.source", str(pictures / "train")]
-    command += ["--out", str(folder), *(["--steps", str(steps)] if steps else [])]
-    config = parse(RunConfig, "train", command)
+    given = ["--config", "demo", "--model.path", str(base), "--data.source", str(pictures / "train")]
+    encoding = ["cache", *given, "--out", str(folder / "cache")]
+    training = ["train", *given, "--data.cache", str(folder / "cache"), "--out", str(folder)]
+    training += ["--steps", str(steps)] if steps else []
+    config = parse(RunConfig, "train", training[1:])
     torch.set_num_threads(1)  # layers this small gain nothing from a second thread and lose much to a busy core
 
     before = measure(config, base, pictures / "held_out")
-    print(f"Before: {psnr(before):.1f} dB on {HELD_OUT} held-out crops. Now `reca-fast train {' '.join(command)}`:")
-    if code := reca_fast(["train", *command]):
-        return code
-    if code := reca_fast(["export", str(folder), str(trained)]):
-        return code
+    print(f"Before: {psnr(before):.1f} dB on {HELD_OUT} held-out crops.")
+    for command in (encoding, training, ["export", str(folder), str(trained)]):
+        print(f"Now `reca-fast {' '.join(command)}`:", flush=True)
+        if code := reca_fast(command):
+            return code
     after = measure(config, trained, pictures / "held_out")
 
     rows = [[r.original for r in before], [r.drawn for r in before], [r.drawn for r in after]]
@@ -101,7 +103,7 @@ def measure(config: "RunConfig", checkpoint: Path, pictures: Path) -> "list[Reco
 
     model = open_model(ModelConfig(**{**vars(config.model), "path": str(checkpoint)}))
     fill_to_draw(model, torch.device("cpu"))
-    data = DataConfig(**{**vars(config.data), "source": str(pictures), "text_dropout": 0.0})
+    data = DataConfig(**{**vars(config.data), "source": str(pictures), "cache": "", "text_dropout": 0.0})
     samples = pick_samples(open_source(data), SampleBuilder(data, model.inputs(data)), HELD_OUT)
     with torch.inference_mode():  # a sixth faster than without gradients alone, where models are this small
         return reconstruct(model, samples, config.sampling)
