@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from reca_fast.models.bagel.config import BAGEL_7B_MOT
+from reca_fast.models.bagel.config import BAGEL_7B_MOT, BagelConfig
 from reca_fast.models.bagel.encoders import VAE_FILE, BagelEncoders
 from reca_fast.models.bagel.names import NETWORK_NAMES, TABLES, VIT_NAMES
 from reca_fast.models.bagel.network import Bagel
@@ -41,15 +41,20 @@ def write_sparse_file(path: Path, layout: Mapping[str, Stored]) -> None:
         file.truncate(len(header) + size)
 
 
-def write_sparse_checkpoint(folder: Path, layers: int | None = None, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write a checkpoint folder with the public sizes. Its tokenizer is a small one, which the public vocabulary holds.
+def write_sparse_checkpoint(
+    folder: Path,
+    layers: int | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    config: BagelConfig = BAGEL_7B_MOT,
+) -> None:
+    """Write a checkpoint folder. Its tokenizer is a small one, which the public vocabulary holds.
 
     Args:
         folder: made if it is not there.
         layers: of the decoder; None is the public 28.
         dtype: of the weights; the VAE's are fp32.
+        config: the sizes, by default the public ones.
     """
-    config = BAGEL_7B_MOT
     if layers is not None:
         config = replace(config, llm=replace(config.llm, num_hidden_layers=layers))
     with torch.device("meta"):

@@ -26,6 +26,8 @@ ELSEWHERE = {
     *("config", "help", "version", "print_config"),  # of every verb, or of the command itself
     *("nproc_per_node", "no-build-isolation", "only-binary", "use-ema", "pid", "origin-model-path"),  # other programs'
     *("max_latent_size", "numprocesses", "maxprocesses", "durations"),
+    *("nnodes", "rdzv_backend", "rdzv_endpoint", "rdzv_id"),  # torchrun's
+    *("job-name", "nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "time", "signal", "requeue"),  # Slurm's
 }
 
 

@@ -90,7 +90,7 @@ def prepare(folder: Path, device: torch.device, compiler: str = "inductor", **op
     pack = Pack(lane=0, number=0, batch=batch, keys=keys, num_tokens=batch.num_tokens)
     parts = trained(model.module), model.blocks(), model.decays
     update = open_update(*parts, config.optim, config.steps, device=processes.device, host_empty=host_empty)
-    passes = open_passes(config.memory, model, update, processes)
+    passes = open_passes(config, model, update, processes)
     return Step(Run(config, processes, model, update, passes, average=None, skipped=SkippedSteps(limit=0)), pack)
 
 

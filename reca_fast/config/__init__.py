@@ -11,7 +11,8 @@ from .lora import LoraConfig
 from .memory import DrawingMemory, Matmul, MemoryConfig
 from .model import Attention, Kernels, ModelConfig, Precision
 from .optim import LossWeights, OptimConfig
-from .run import ParallelConfig, RunConfig
+from .parallel import ParallelConfig
+from .run import RunConfig
 from .sampling import PRESETS, SamplingConfig
 
 __all__ = [

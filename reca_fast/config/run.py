@@ -11,17 +11,8 @@ from .lora import LoraConfig
 from .memory import MemoryConfig
 from .model import ModelConfig
 from .optim import LossWeights, OptimConfig
+from .parallel import ParallelConfig
 from .sampling import SamplingConfig
-
-
-@dataclass
-class ParallelConfig:
-    """How processes started by torchrun share the model (FSDP2)."""
-
-    replicate: PositiveInt = rounding(1)
-    """How many times the model is held. With 1, all processes share one; with more, each group of processes shares its
-    own and the gradients are averaged between the groups (HSDP).
-    """
 
 
 @dataclass

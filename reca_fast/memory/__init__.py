@@ -9,7 +9,7 @@ from .matmul import convert_matmuls
 from .place import fill_model, fill_to_draw, training_place
 from .recompute import recompute, recompute_rest
 from .ring import HostWeights, Layout, Ring, on_host, swapped
-from .shard import shard, whole_root
+from .shard import shard, sum_gradients, whole_root
 
 __all__ = [
     "HostWeights",
@@ -26,6 +26,7 @@ __all__ = [
     "recompute",
     "recompute_rest",
     "shard",
+    "sum_gradients",
     "swapped",
     "training_place",
     "watch_host_memory",

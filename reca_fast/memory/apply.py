@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from reca_fast.config import LoraConfig, MemoryConfig
+from reca_fast.config import LoraConfig, MemoryConfig, ParallelConfig
 
 from .adapters import add_adapters
 from .choice import GIB, Rule, keep_narrow, keep_within
@@ -27,6 +27,7 @@ def apply_levers(
     lora: LoraConfig | None = None,
     *,
     mesh: DeviceMesh | None = None,
+    parallel: ParallelConfig | None = None,
     compute_dtype: torch.dtype = torch.float32,
     device: torch.device = CPU,
     compiler: str = "inductor",
@@ -44,6 +45,7 @@ def apply_levers(
         blocks: the repeated blocks of `module`, in the order in which they run.
         lora: of the adapters; None for none.
         mesh: of the processes that share the weights; None where there is only one.
+        parallel: how they share them.
         compute_dtype: of the arithmetic.
         device: on which the model will run.
         compiler: as `compile_blocks` takes it.
@@ -64,7 +66,7 @@ def apply_levers(
     if options.recompute == "blocks":
         recompute(blocks)
     if mesh is not None:
-        shard(module, blocks, mesh, compute_dtype)
+        shard(module, blocks, mesh, compute_dtype, parallel)
 
 
 def recompute_rule(options: MemoryConfig) -> Rule | None:

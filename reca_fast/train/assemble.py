@@ -36,6 +36,7 @@ def assemble(
     apply_levers(
         *(model.module, model.blocks(), config.memory, config.lora),
         mesh=processes.mesh if config.memory.order == "pack" else None,  # block by block, each holds all weights
+        parallel=config.parallel,
         compute_dtype=model.dtype,
         device=processes.device,
         say=say,
@@ -54,7 +55,7 @@ def assemble(
         processes,
         model,
         update,
-        open_passes(config.memory, model, update, processes),
+        open_passes(config, model, update, processes),
         average=MovingAverage(parameters, config.optim.ema_decay) if config.optim.ema_decay else None,
         skipped=SkippedSteps(config.optim.max_skipped_steps),
     )

@@ -1,6 +1,6 @@
 """The passes that a configuration asks for."""
 
-from reca_fast.config import MemoryConfig
+from reca_fast.config import RunConfig
 from reca_fast.memory import HostWeights, on_host, swapped
 from reca_fast.models import Model
 from reca_fast.optim import Update
@@ -12,17 +12,17 @@ from .layer_major import LayerMajor
 from .pack_major import PackMajor
 
 
-def open_passes(options: MemoryConfig, model: Model, update: Update, processes: Processes) -> Passes:
-    """The passes of a training run. Weights that `options` keep in host memory move into an arena there.
+def open_passes(config: RunConfig, model: Model, update: Update, processes: Processes) -> Passes:
+    """The passes of a training run. Weights that its levers keep in host memory move into an arena there.
 
     Args:
         model: filled; what lives on the host was placed there.
         update: whose groups are those of `model.blocks()`, and one more.
         processes: that train together; each holds all weights in the order block by block.
     """
-    device = processes.device
+    options, device = config.memory, processes.device
     if options.order == "pack":
-        return PackMajor(model, update, device)
+        return PackMajor(model, update, device, config.parallel)
     keeper: Keeper | None = None
     if options.gradients == "device":
         keeper = OnDevice()
