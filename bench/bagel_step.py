@@ -1,6 +1,6 @@
 """Time and memory of one RECA training step (forward + backward, no optimizer) at a small BAGEL configuration.
 
-    python bench/bagel_step.py                      # every variant, about six minutes on a quiet core
+    python bench/bagel_step.py                      # every variant, about seven minutes on a quiet core
     python bench/bagel_step.py --variants fused ours --rounds 3
 
 Each measurement runs in a fresh process, so that one variant's memory never serves another; rounds interleave the
@@ -96,10 +96,12 @@ def reference_step(config: StepConfig, kernel: AttentionKernel, checkpointing: b
     return step
 
 
-def ours_step(config: StepConfig, checkpointing: bool) -> Step:
-    """The same step by reca_fast. Imported in here, so that the baselines are measured without it."""
-    from reca_fast.config import LossWeights, ModelConfig
-    from reca_fast.memory import recompute
+def ours_step(config: StepConfig, recompute: Any) -> Step:
+    """The same step by reca_fast under `memory.recompute`. Imported in here, so that the baselines are measured without
+    it.
+    """
+    from reca_fast.config import LossWeights, MemoryConfig, ModelConfig
+    from reca_fast.memory import apply_levers
     from reca_fast.models.bagel.cases import RecordedCase
     from reca_fast.models.bagel.config import BagelConfig
     from reca_fast.models.bagel.model import BagelModel
@@ -108,8 +110,7 @@ def ours_step(config: StepConfig, checkpointing: bool) -> Step:
 
     case = RecordedCase(Path(), BagelConfig.from_dict(config.model, "the benchmark"), config.model, config.inputs)
     model = BagelModel(case.config, ModelConfig(precision="fp32"))
-    if checkpointing:
-        recompute(model.blocks())
+    apply_levers(model.module, model.blocks(), MemoryConfig(recompute=recompute))
     for module, names in ((model.module, NETWORK_NAMES), (model.encoders.vit, VIT_NAMES)):
         keys = names.keys(dict(module.named_parameters()))
         module.load_state_dict({name: config.weights[key] for key, name in keys.items()}, assign=True)
@@ -130,8 +131,9 @@ VARIANTS: dict[str, Callable[[StepConfig], Step]] = {
     "generic+checkpoint": partial(reference_step, kernel="generic", checkpointing=True),
     "fused": partial(reference_step, kernel="fused", checkpointing=False),
     "fused+checkpoint": partial(reference_step, kernel="fused", checkpointing=True),
-    "ours": partial(ours_step, checkpointing=False),
-    "ours+checkpoint": partial(ours_step, checkpointing=True),
+    "ours": partial(ours_step, recompute="none"),
+    "ours+checkpoint": partial(ours_step, recompute="blocks"),
+    "ours+selective": partial(ours_step, recompute="selective"),
 }
 DEFAULT_VARIANTS = [*VARIANTS]
 
@@ -215,9 +217,9 @@ def summarise(rounds: list[dict[str, dict[str, Any]]], baseline: str) -> dict[st
 def like_with_like(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, float]]:
     """How many times faster than each baseline ours is, checkpointing against checkpointing and none against none."""
     ratios: dict[str, dict[str, float]] = {}
-    for suffix in ("", "+checkpoint"):
+    for suffix, theirs in (("", ""), ("+checkpoint", "+checkpoint"), ("+selective", "+checkpoint")):
         for kernel in ("generic", "fused"):
-            names = (f"{kernel}{suffix}", f"ours{suffix}")
+            names = (f"{kernel}{theirs}", f"ours{suffix}")
             if all(name in rounds[0] for name in names):
                 each = [median(r[names[0]]["cpu_s"]) / median(r[names[1]]["cpu_s"]) for r in rounds]
                 ratios[f"{names[0]} / {names[1]}"] = {"median": median(each), "least": min(each), "most": max(each)}
