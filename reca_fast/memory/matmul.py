@@ -10,6 +10,7 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from reca_fast.config import Matmul
 from reca_fast.errors import UserError
+from reca_fast.extras import library
 
 CAPABLE = {
     "fp8": ((8, 9), "8.9 (Ada, as an RTX 4090; Hopper; Blackwell)"),
@@ -70,14 +71,10 @@ def _trained_layers(block: nn.Module) -> list[nn.Linear]:
 
 
 def _to_float8(blocks: Sequence[nn.Module], chosen: set[int], device: torch.device) -> None:
-    try:
-        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
-        from torchao.float8.float8_linear import Float8Linear
-    except ImportError as error:
-        raise UserError(
-            f"memory.matmul=fp8 needs torchao, which trains in float8 ({error}); pip install 'reca-fast[levers]', or "
-            "set --memory.matmul plain."
-        ) from None
+    library("torchao", "memory.matmul=fp8")
+    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+    from torchao.float8.float8_linear import Float8Linear
+
     # Packs have any number of rows, and the weight's gradient is a sum over them: without padding it would have to be
     # a multiple of 16.
     config = Float8LinearConfig(emulate=device.type == "cpu", pad_inner_dim=True)

@@ -169,6 +169,6 @@ def test_blocks_without_trained_layers_are_refused() -> None:
 
 
 def test_without_torchao_the_sentence_says_how_to_get_it(monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchao.float8", None)
+    monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(UserError, match=r"needs torchao.*pip install 'reca-fast\[levers\]'"):
         convert_matmuls([nn.Linear(16, 16)], "fp8", CPU)
