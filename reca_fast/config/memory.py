@@ -44,6 +44,16 @@ class MemoryConfig:
     most arithmetic for its bytes is kept first; the choice is printed in the first step. Less than the layers' inputs
     take cannot be had: then it is memory.recompute blocks.
     """
+    keep_on: Home = neutral("device")
+    """Where what the backward pass needs of a layer waits for it: on the device, or in pinned host memory, from which
+    it returns while the layer behind is computed. Price: these bytes cross the bus twice in a step, hidden where the
+    bus keeps up, and as much host memory.
+    """
+    mlp_rows: Annotated[int, Range(at_least=0, at_most=2**24)] = rounding(0)
+    """Run the MLP of a layer on so many rows at a time and keep nothing of its inside, so that a long pack needs its
+    wide rows for one chunk only; 0: on all rows at once. Price: an MLP's products run twice; with memory.recompute
+    blocks, all but the last do anyhow. Some thousand rows keep products fast. Excludes memory.compile.
+    """
     compile: bool = rounding(False)
     """Compile every decoder layer with torch.compile (fullgraph, dynamic shapes)."""
     matmul: Matmul = free("plain")

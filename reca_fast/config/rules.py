@@ -112,6 +112,11 @@ def check_memory(config: MemoryConfig) -> None:
             f"memory.budget_gib={config.budget_gib:g} with memory.recompute={config.recompute}: a budget above 0 and "
             "--memory.recompute budget go together; set both."
         )
+    if config.mlp_rows and config.compile:
+        raise UserError(
+            f"memory.mlp_rows={config.mlp_rows} runs a layer's MLP in a loop that torch.compile cannot follow: set "
+            "--memory.compile false or --memory.mlp_rows 0."
+        )
 
 
 def check_data(config: DataConfig) -> None:

@@ -3,9 +3,11 @@ outside: models know none of them.
 """
 
 from .apply import apply_levers
+from .chunk import chunk_mlps
 from .compile import compile_blocks, compiled_graphs
 from .host import host_empty, watch_host_memory
 from .matmul import convert_matmuls
+from .offload import keep_on_host
 from .place import fill_model, fill_to_draw, training_place
 from .recompute import recompute, recompute_rest
 from .ring import HostWeights, Layout, Ring, on_host, swapped
@@ -16,12 +18,14 @@ __all__ = [
     "Layout",
     "Ring",
     "apply_levers",
+    "chunk_mlps",
     "compile_blocks",
     "compiled_graphs",
     "convert_matmuls",
     "fill_model",
     "fill_to_draw",
     "host_empty",
+    "keep_on_host",
     "on_host",
     "recompute",
     "recompute_rest",

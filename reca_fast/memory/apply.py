@@ -11,8 +11,10 @@ from reca_fast.config import LoraConfig, MemoryConfig, ParallelConfig
 
 from .adapters import add_adapters
 from .choice import GIB, Rule, keep_narrow, keep_within
+from .chunk import chunk_mlps
 from .compile import compile_blocks, compiled
 from .matmul import convert_matmuls
+from .offload import keep_on_host
 from .quantize import quantize
 from .recompute import recompute, recompute_rest
 from .shard import shard
@@ -38,8 +40,8 @@ def apply_levers(
     The order is that of nesting, the innermost first. What adds or replaces parameters (`add_adapters`, `quantize`) or
     how they are multiplied (`matmul`) belongs before `compile`, so that the compiled code is that of the new ones.
     `recompute` goes around the compiled code and repeats it, or, where some results are kept, is compiled with it, for
-    the compiler has to know them. Offloading what is kept belongs right after it. `shard` is outermost, so
-    that a block's weights are gathered once for a pass, whatever happens inside.
+    the compiler has to know them. `keep_on_host` sends what is left to keep. `shard` is outermost, so that a block's
+    weights are gathered once for a pass, whatever happens inside.
 
     Args:
         blocks: the repeated blocks of `module`, in the order in which they run.
@@ -57,6 +59,8 @@ def apply_levers(
     add_adapters(module, blocks, lora or LoraConfig())
     quantize(blocks, options.frozen)
     convert_matmuls(blocks, options.matmul, device)
+    if options.mlp_rows:
+        chunk_mlps(blocks, options.mlp_rows)
     rule = recompute_rule(options)
     if rule is not None:
         compile_it = partial(compiled, compiler=compiler) if options.compile else None
@@ -65,6 +69,8 @@ def apply_levers(
         compile_blocks(blocks, compiler)
     if options.recompute == "blocks":
         recompute(blocks)
+    if options.keep_on == "host":
+        keep_on_host(blocks)
     if mesh is not None:
         shard(module, blocks, mesh, compute_dtype, parallel)
 

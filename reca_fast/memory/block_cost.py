@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from .keeping import Name, Numbering, identity, writes_into
+from .identity import identity
+from .keeping import Name, Numbering, writes_into
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,12 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only, tree_unflatten
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 from torch.utils.flop_counter import flop_registry
+
+from .identity import identity
+from .offload import returned, sent
 
 
 class Name(NamedTuple):
@@ -72,7 +75,7 @@ class _Give(TorchDispatchMode):
         if self._number(func) in self._keep.names:
             if not self._keep.results:
                 raise RuntimeError("A block's kept results serve one backward pass, and this is the second.")
-            out = tree_map_only(Tensor, Tensor.detach, self._keep.results.pop(0))
+            out = tree_map_only(Tensor, Tensor.detach, tree_map(returned, self._keep.results.pop(0)))
             self._given |= {identity(x) for x in tree_leaves(out) if isinstance(x, Tensor)}
             return out
         if self._given and (written := writes_into(func, args)) is not None and written in self._given:
@@ -85,13 +88,6 @@ def writes_into(operation: Any, args: Sequence[Any]) -> StorageWeakRef | None:
     schema = getattr(operation, "_schema", None)
     in_place = schema is not None and schema.is_mutable and bool(args) and isinstance(args[0], Tensor)
     return identity(args[0]) if in_place else None
-
-
-def identity(tensor: Tensor) -> StorageWeakRef:
-    """Which memory is behind a tensor, real or fake. While this is held, no other memory gets the same identity, though
-    this one may be freed.
-    """
-    return StorageWeakRef(tensor.untyped_storage())
 
 
 def run_keeping(forward: Callable[..., Any], names: frozenset[Name], *args: Any, **kwargs: Any) -> Any:
@@ -113,7 +109,9 @@ def run_keeping(forward: Callable[..., Any], names: frozenset[Name], *args: Any,
         leaves[place] = None  # torch holds them, where hooks on what is kept can see them
     keep = _Keep(names)
     contexts = partial(_contexts, keep) if names else noop_context_fn
-    return checkpoint(call, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    out = checkpoint(call, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    keep.results = [tree_map_only(Tensor, sent, result) for result in keep.results]  # no earlier: some are added to
+    return out
 
 
 def _contexts(keep: _Keep) -> tuple[_Keep, _Give]:

@@ -50,6 +50,7 @@ from reca_fast.errors import UserError
         ),
         ({"memory.budget_gib": 20.0}, "memory.budget_gib=20 with memory.recompute=none"),
         ({"memory.recompute": "budget"}, "memory.budget_gib=0 with memory.recompute=budget"),
+        ({"memory.mlp_rows": 4096, "memory.compile": True}, "memory.mlp_rows=4096 runs a layer's MLP in a loop"),
         ({"sample_count": 0}, "sample_count=0"),
         ({"sampling.steps": 0}, "sampling.steps=0"),
         ({"sampling.timestep_shift": 0.0}, "sampling.timestep_shift=0.0"),

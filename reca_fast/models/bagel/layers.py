@@ -151,9 +151,12 @@ class Expert(nn.Module):
         """
         # The sums go into the products' own memory: nothing else needs a projection's output.
         hidden_states = self.o_proj(attended.flatten(1)).add_(hidden_states)
-        h = self.post_attention_layernorm(hidden_states)
+        return self.mlp(self.post_attention_layernorm(hidden_states)).add_(hidden_states)
+
+    def mlp(self, h: Tensor) -> Tensor:
+        """[N, D] -> [N, D], row by row; `memory.mlp_rows` may run it in chunks."""
         out: Tensor = self.down_proj(swiglu(self.gate_proj(h), self.up_proj(h), reuse_inputs=True))
-        return out.add_(hidden_states)
+        return out
 
 
 class MoTLayer(nn.Module):
