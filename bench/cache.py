@@ -2,7 +2,7 @@
 
     python -m bench.cache             prints a table and writes bench/results/cache.json
 
-FLOPs are counted on tensors without numbers, at the sizes of the recipe `bagel`. The demo's step is measured on one
+FLOPs are counted on the meta device, at the sizes of the recipe `bagel`. The demo's step is measured on one
 thread, as `make demo` takes it, in CPU time of the whole process, so decoding in the loader's threads counts too.
 Rounds with the pictures and from the cache take turns. Needs scikit-image for the demo's photographs.
 """
@@ -19,20 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from bench.environment import environment
 from reca_fast.cli.options import parse
-from reca_fast.config import ModelConfig, RunConfig
+from reca_fast.config import RunConfig
 from reca_fast.data.loader import PackLoader
 from reca_fast.data.samples import SampleBuilder
 from reca_fast.data.sources import open_source
 from reca_fast.demo.__main__ import TRAINING_PICTURES, VAE_FILE
 from reca_fast.demo.photos import write_crops
-from reca_fast.models import open_model, published_model
+from reca_fast.models import open_model
+from reca_fast.models.bagel.config import BAGEL_7B_MOT
+from reca_fast.models.bagel.encoders import BagelEncoders
 from reca_fast.models.bagel.tiny import write_tiny_checkpoint
-from reca_fast.models.files import uniform
+from reca_fast.models.parts.kl_vae import KLVAE
 from reca_fast.precompute import make_cache
 from reca_fast.train.assemble import assemble
 from reca_fast.train.distributed import Processes
@@ -41,25 +42,19 @@ from reca_fast.train.step import train_step
 RESULTS = Path(__file__).parent / "results" / "cache.json"
 CONDITION = 224
 TARGETS = (1024, 512)
-ON_A_CPU: dict[Any, Any] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
-}
-"""The VAE's attention over all latent cells, which torch counts on a GPU alone."""
 
 
-def counted(name: str = "BAGEL-7B-MoT") -> dict[str, dict[str, float]]:
+def counted() -> dict[str, dict[str, float]]:
     """Of a condition and of targets: TFLOP that the encoders take for one picture, and MB that the result takes."""
-    out = {}
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
-        model = published_model(name, ModelConfig(attention="sdpa"))
-        model.fill_empty(uniform(torch.bfloat16, "cpu"))
+    encoders, out = BagelEncoders(BAGEL_7B_MOT), {}
+    with torch.device("meta"):
+        encoders.vae = KLVAE(BAGEL_7B_MOT.vae)
         for kind, side in (("condition", CONDITION), *(("target", side) for side in TARGETS)):
-            encode = model.encode_condition if kind == "condition" else model.encode_target
-            with FlopCounterMode(display=False, custom_mapping=ON_A_CPU) as counter:
-                tensors = encode(torch.empty(side, side, 3, dtype=torch.uint8))
-            numbers = sum(tensor.numel() for tensor in tensors.values())
+            picture = torch.empty(side, side, 3, dtype=torch.uint8)
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                result = encoders.features(picture, "eager") if kind == "condition" else encoders.moments(picture)
             # In a bf16 run all of them were computed in bf16, and are stored so.
-            out[f"{kind} {side} x {side}"] = {"tflop": counter.get_total_flops() / 1e12, "mb": 2 * numbers / 1e6}
+            out[f"{kind} {side} x {side}"] = {"tflop": counter.get_total_flops() / 1e12, "mb": 2 * result.numel() / 1e6}
     return out
 
 
