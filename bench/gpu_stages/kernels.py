@@ -7,6 +7,7 @@ in for one kernel, and plain torch for the others, which the interpreter is too 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from bench.ops import WITH_KERNELS, case_of
 from bench.ops.case import Case, Inputs, Step
 from reca_fast.kernels import flow_matching_loss, qk_norm_rope, rms_norm, swiglu
 from reca_fast.kernels.common.interpreter import interpreting
+from reca_fast.memory.matmul import CAPABLE
 from reca_fast.train.handover import Handover
 from reca_fast.train.step import train_step
 
@@ -25,6 +27,14 @@ from .tiny import prepare, tiny_checkpoint
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTERPRETED = ("adaln_modulate",)
+WITHOUT_WAITING: dict[str, dict[str, Any]] = {
+    "default": {},
+    "recompute": {"recompute": "blocks"},
+    "joint": {"freeze_und": False},
+    "int8": {"matmul": "int8"},
+    **({"fp8": {"matmul": "fp8"}} if find_spec("torchao") else {}),
+}
+"""Title of a step -> its levers and the model's options."""
 REPEATS = 20
 LONG_SUMS = 2e-5
 """Relative error of a sum over thousands of programs in fp32."""
@@ -46,7 +56,10 @@ def hand_in(report: Report) -> None:
         title = "two streams at once"
         report.attempt(title, lambda: report.equal(title, differing_on_two_streams(device), 0, "results that differ"))
     report.attempt("labels on the device", without_waiting_for_labels, report)
-    for name, options in {"default": {}, "recompute": {"recompute": "blocks"}, "joint": {"freeze_und": False}}.items():
+    for name, options in WITHOUT_WAITING.items():
+        oldest, _ = CAPABLE.get(name, ((0, 0), ""))
+        if device.type == "cuda" and torch.cuda.get_device_capability(device) < oldest:
+            continue
         report.attempt(f"{name}: a step that waits for nothing", step_without_waiting, report, name, options)
 
 
@@ -231,4 +244,4 @@ def step_without_waiting(report: Report, name: str, options: dict[str, Any]) -> 
     norm = stats.grad_norm.item()
     report.figure(f"{name}: a step that waits for nothing", norm, "gradient norm", expected="no error", ok=norm > 0)
     error = ((stats.sums - expected.sums).abs() / expected.sums).max().item()
-    report.at_most(f"{name}: a batch copied ahead", error, 1e-4, "relative difference of the losses")
+    report.at_most(f"{name}: a batch copied ahead", error, 1e-3, "relative difference of the losses")

@@ -70,7 +70,7 @@ def prepare(folder: Path, device: torch.device, compiler: str = "inductor", **op
     """The step under some of the model's options. `compiler`: of torch.compile, where `compile` asks for it."""
     joint = not options.get("freeze_und", True)
     loss = LossWeights(i2t=1.0) if joint else LossWeights()
-    levers = {name: options.pop(name) for name in ("recompute", "compile") if name in options}
+    levers = {name: options.pop(name) for name in ("recompute", "compile", "matmul") if name in options}
     config = RunConfig(
         model=ModelConfig(path=str(folder), **options),
         memory=MemoryConfig(**levers),
@@ -80,7 +80,7 @@ def prepare(folder: Path, device: torch.device, compiler: str = "inductor", **op
     processes = Processes()
     processes.join(device.type)
     model = BagelModel.open(config.model)
-    apply_levers(model.module, model.blocks(), config.memory, compiler=compiler)
+    apply_levers(model.module, model.blocks(), config.memory, device=processes.device, compiler=compiler)
     fill_model(model, processes.device)
     draw = torch.Generator().manual_seed(1)
     for parameter in model.module.llm2vae.parameters():  # it starts at zero, and nothing before it would learn
