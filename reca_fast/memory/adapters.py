@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from reca_fast.config import LoraConfig
 from reca_fast.errors import UserError, did_you_mean
 from reca_fast.extras import library
+from reca_fast.models import Model
 from reca_fast.models.files import Change, Place
 from reca_fast.models.parts.lean_import import lean_import
 from reca_fast.randomness import generator
@@ -154,6 +155,11 @@ def merged(adapters: Mapping[str, Tensor], options: LoraConfig) -> dict[str, Cha
         for name in adapters
         if name.endswith(A)
     }
+
+
+def decays(model: Model, name: str) -> bool:
+    """Whether weight decay acts on a trained parameter: as the model says, but never on the lengths of DoRA."""
+    return not name.endswith(MAGNITUDE) and model.decays(name)
 
 
 def scaling(options: LoraConfig) -> float:

@@ -4,9 +4,11 @@ Training and planning go through the same door, so that what is planned is what 
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from reca_fast.config import RunConfig
 from reca_fast.memory import apply_levers, fill_model, host_empty
+from reca_fast.memory.adapters import decays
 from reca_fast.models import Model
 from reca_fast.optim import MovingAverage, SkippedSteps, open_update
 
@@ -45,7 +47,7 @@ def assemble(
     fill_model(model, processes.device, config.memory, empty=empty, encoders=not has_cache, seed=config.seed)
     parameters = trained(model.module)
     update = open_update(
-        *(parameters, model.blocks(), model.decays, config.optim, config.steps),
+        *(parameters, model.blocks(), partial(decays, model), config.optim, config.steps),
         device=processes.device,
         host_empty=host_empty,
         seed=config.seed,

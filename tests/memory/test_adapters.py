@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from reca_fast.config import LoraConfig, MemoryConfig, ModelConfig
 from reca_fast.errors import UserError
-from reca_fast.memory.adapters import MAGNITUDE, A, B, add_adapters, fill_adapters, merged
+from reca_fast.memory.adapters import MAGNITUDE, A, B, add_adapters, decays, fill_adapters, merged
 from reca_fast.memory.place import training_place
 from reca_fast.memory.quantize import quantize
 from reca_fast.models import Model, published_model
@@ -92,6 +92,12 @@ def test_what_a_draws_depends_on_the_seed_and_the_layer_alone(tiny_folder) -> No
     first = one.get_parameter(f"layers.0.gen.q_proj.{A}")
     assert torch.equal(first, two.get_parameter(f"layers.0.gen.q_proj.{A}"))
     assert not torch.equal(first, one.get_parameter(f"layers.1.gen.q_proj.{A}"))
+
+
+def test_weight_decay_acts_on_the_matrices_alone(tiny_folder) -> None:
+    model = levered(tiny_folder, MemoryConfig(), lora=DORA)
+    trained = {name: p for name, p in model.module.named_parameters() if p.requires_grad}
+    assert {name for name in trained if decays(model, name)} == {name for name, p in trained.items() if p.ndim == 2}
 
 
 def test_targets_are_named_and_a_wrong_one_is_refused(tiny_folder) -> None:

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from reca_fast.checkpoints import SavedWeights
 from reca_fast.config import LoraConfig
@@ -16,9 +16,21 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick")]
 
 
 @pytest.fixture(scope="module")
-def settings(configured):
+def taught(base, tmp_path_factory):
+    """The base with a head that is not zero: behind such a one no adapter would learn."""
+    folder = shutil.copytree(base, tmp_path_factory.mktemp("taught") / "checkpoint")
+    weights = load_file(folder / "ema.safetensors")
+    head = weights["llm2vae.weight"]
+    head.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    save_file(weights, folder / "ema.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(configured, taught):
     def make(out):
         config = configured(out, False)
+        config.model.path = str(taught)
         config.lora = LoraConfig(rank=4, alpha=8.0, dora=True)
         config.memory.frozen, config.memory.recompute, config.model.precision = "nf4", "blocks", "bf16"
         return config
@@ -45,13 +57,13 @@ def test_a_checkpoint_holds_adapters_alone_and_a_resumed_run_repeats_the_whole_o
         assert torch.equal(tensor, saved[name]), name
 
 
-def test_an_export_holds_the_adapters_merged_into_the_base_s_own_weights(run, base, reca_fast, tmp_path) -> None:
+def test_an_export_holds_the_adapters_merged_into_the_base_s_own_weights(run, taught, reca_fast, tmp_path) -> None:
     """Into those of the file, not into their four bits; every other tensor stays as it is, byte for byte."""
     said = reca_fast("export", run, tmp_path / "out")
     assert said.code == 0, said
     assert "7 layers with adapters merged in" in said.out
     saved = SavedWeights(run / "checkpoints" / "step-0000003", "model")
-    before, after = (load_file(folder / "ema.safetensors") for folder in (base, tmp_path / "out"))
+    before, after = (load_file(folder / "ema.safetensors") for folder in (taught, tmp_path / "out"))
     assert before.keys() == after.keys()
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert changed and all("_moe_gen" in key and key.endswith(".weight") and "_proj" in key for key in changed)
@@ -59,6 +71,7 @@ def test_an_export_holds_the_adapters_merged_into_the_base_s_own_weights(run, ba
     wide = before[key] + 8.0 / 4 * saved[name + B] @ saved[name + A]
     wide *= (saved[name + MAGNITUDE] / wide.norm(dim=1).clamp_min(1e-12))[:, None]
     torch.testing.assert_close(after[key], wide)
+    assert (wide - before[key]).norm() > 1e-4 * wide.norm()
 
 
 @pytest.mark.parametrize(
