@@ -59,7 +59,7 @@ def save_run(run: Run, loader: PackLoader[Any], store: CheckpointStore) -> None:
         lanes={lane: state for part in parts for lane, state in part.items()},
         generators=run.processes.gather(_generators()),
     )
-    store.save(run.step, _tensors(run), asdict(state))
+    store.save(run.step, tensors_of(run), asdict(state))
 
 
 def load_run(run: Run, loader: PackLoader[Any], store: CheckpointStore, saved: Saved) -> None:
@@ -69,7 +69,7 @@ def load_run(run: Run, loader: PackLoader[Any], store: CheckpointStore, saved: S
         UserError: it is of another model, or damaged.
     """
     state = saved.state
-    store.load(saved.path, _tensors(run))
+    store.load(saved.path, tensors_of(run))
     loader.load_state_dict(state.lanes)
     if run.processes.rank < len(state.generators):
         try:
@@ -79,7 +79,7 @@ def load_run(run: Run, loader: PackLoader[Any], store: CheckpointStore, saved: S
     run.step, run.skipped.in_a_row = state.step, state.skipped_in_a_row
 
 
-def _tensors(run: Run) -> dict[str, dict[str, torch.Tensor]]:
+def tensors_of(run: Run) -> dict[str, dict[str, torch.Tensor]]:
     """Everything that training changes, by kind and name: the run's own tensors, to be read or filled in place."""
     sections: dict[str, dict[str, torch.Tensor]] = {"model": {**trained(run.model.module)}, **run.update.state()}
     return sections | ({"average": run.average.average} if run.average is not None else {})
