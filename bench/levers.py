@@ -54,6 +54,11 @@ SETTINGS: dict[str, str] = {
     "gradients twice": "--memory.order layer --memory.gradients twice",
     "frozen on host": "--memory.order layer --memory.recompute blocks --memory.frozen_on host",
     "swap": "--memory.order layer --memory.recompute blocks --memory.gradients host --memory.swap 0.5",
+    "optim adamw8bit": "--optim.kind adamw8bit",
+    "optim adamw8bit_ao": "--optim.kind adamw8bit_ao",
+    "optim adamw4bit_ao": "--optim.kind adamw4bit_ao",
+    "optim states on host": "--optim.states host",
+    "optim adamw8bit, bf16, all away": f"{LEAN} {AWAY} --optim.kind adamw8bit --optim.states host",
     "nf4, bf16, twice": f"{LEAN} --memory.frozen nf4 --memory.gradients twice",
     "int8, bf16, all away": f"{LEAN} {AWAY} --memory.frozen int8",
 }

@@ -7,6 +7,8 @@ from reca_fast.randomness import stable_uniform
 
 from .parts import number_of_part
 
+AT_ONCE = 1 << 24
+"""Numbers that are rounded at once, which takes eleven bytes of each."""
 _DROPPED = 16
 """Bits of an fp32 number that bf16 has no room for."""
 
@@ -46,15 +48,20 @@ class Rounding:
     def __init__(self, seed: int, device: torch.device) -> None:
         self.seed, self._generator = seed, torch.Generator(device)
 
-    def __call__(self, values: Tensor, name: str, parameter: Tensor, step: int) -> Tensor:
-        """The values as bf16.
+    def __call__(
+        self, values: Tensor, kept: Tensor, applied: Tensor, *, name: str, parameter: Tensor, step: int
+    ) -> None:
+        """Round values into bf16 weights, a slice at a time.
 
         Args:
-            values: fp32, this process's part of the parameter.
+            values: fp32, this process's part of the parameter, contiguous.
+            kept: bf16, of the same shape; what is to change.
+            applied: 0-d bool on the device; where it is false, `kept` stays as it is.
             name: of the parameter.
             parameter: itself, a DTensor where it is sharded.
             step: of the run.
         """
         key = stable_uniform("round", self.seed, step, name, number_of_part(parameter))
         self._generator.manual_seed(int(key * 2**53))
-        return round_stochastically(values, self._generator)
+        for new, old in zip(values.view(-1).split(AT_ONCE), kept.view(-1).split(AT_ONCE), strict=True):
+            torch.where(applied, round_stochastically(new, self._generator), old, out=old)

@@ -176,27 +176,25 @@ class Update:
     def _apply(self, parts: Sequence[Part], weight_decay: float) -> None:
         here = [self._on_device(own_part(parameter)) for _, parameter, _ in parts]
         states = [self.states.take(name) for name, *_ in parts]
+        changed = [self._to_change(kept.float(), kept) for kept in here]
+        new_states = [{kind: self._to_change(state, state) for kind, state in its.items()} for its in states]
         gradients = [gradient.float() for *_, gradient in parts]
         if self._factor is not None and gradients:
             torch._foreach_mul_(gradients, self._factor)
-        weights = [
-            Weight(
-                self._to_change(kept.float(), kept),
-                gradient,
-                {k: self._to_change(t, t) for k, t in its.items()},
-                parameter,
-            )
-            for (_, parameter, _), kept, gradient, its in zip(parts, here, gradients, states, strict=True)
-        ]
-        self.kind.step(weights, Now(self._lr, weight_decay, self._step, self._skip))
-        for (name, parameter, _), kept, its, weight in zip(parts, here, states, weights, strict=True):
-            rounds = kept.dtype == torch.bfloat16
-            self._take_over(kept, self._round(weight.values, name, parameter, self._step) if rounds else weight.values)
-            for kind, state in its.items():
-                self._take_over(state, weight.states[kind])
-            self.states.put_back(name, its)
-            if (home := own_part(parameter)) is not kept and home.device != self.device:
+        weights = map(Weight, changed, gradients, new_states, (parameter for _, parameter, _ in parts))
+        self.kind.step(list(weights), Now(self._lr, weight_decay, self._step, self._skip))
+        del gradients  # the memory of copies serves the rounding
+        for (name, parameter, _), kept, new in zip(parts, here, changed, strict=True):
+            if kept.dtype == torch.bfloat16:
+                self._round(new, kept, self._applied, name=name, parameter=parameter, step=self._step)
+            else:
+                self._take_over(kept, new)
+            if (home := own_part(parameter)).device != self.device:
                 home.copy_(kept, non_blocking=True)
+        for (name, *_), its, new_ones in zip(parts, states, new_states, strict=True):
+            for kind, state in its.items():
+                self._take_over(state, new_ones[kind])
+            self.states.put_back(name, its)
 
     def _on_device(self, tensor: Tensor) -> Tensor:
         if tensor.device == self.device:
@@ -208,7 +206,7 @@ class Update:
         return tensor.clone() if tensor is kept and not self.kind.skips else tensor
 
     def _take_over(self, kept: Tensor, new: Tensor) -> None:
-        """Keep new numbers, if the step is not skipped. bf16 numbers that were left as they are round to themselves."""
+        """Keep new numbers, if the step is not skipped."""
         if kept is not new:
             torch.where(self._applied, new, kept, out=kept)
 

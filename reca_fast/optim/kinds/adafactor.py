@@ -43,16 +43,20 @@ class Adafactor:
     def step(self, weights: Sequence[Weight], now: Now) -> None:
         skip, share = now.skip.bool(), now.step**DECAY_EXPONENT
         for weight in weights:
-            update, states = _scaled_gradient(weight, share)
-            squares = _over_processes(weight, torch.linalg.vector_norm(update).square())
-            rms = (squares / weight.parameter.numel()).sqrt()
-            update.mul_(now.lr / (rms / LARGEST_RMS).clamp(min=1.0)).masked_fill_(skip, 0.0)
-            if now.weight_decay:
-                weight.values.mul_(torch.where(skip, 1.0, 1.0 - now.lr * now.weight_decay))
-            weight.values.sub_(update)  # a number minus 0 is the number, to the last bit
-            for name, new in states.items():
-                old = weight.states[name]
-                old.copy_(torch.where(skip, old, new))
+            _step(weight, now, skip, share)
+
+
+def _step(weight: Weight, now: Now, skip: Tensor, share: float) -> None:
+    update, states = _scaled_gradient(weight, share)
+    squares = _over_processes(weight, torch.linalg.vector_norm(update).square())
+    rms = (squares / weight.parameter.numel()).sqrt()
+    update.mul_(now.lr / (rms / LARGEST_RMS).clamp(min=1.0)).masked_fill_(skip, 0.0)
+    if now.weight_decay:
+        weight.values.mul_(torch.where(skip, 1.0, 1.0 - now.lr * now.weight_decay))
+    weight.values.sub_(update)  # a number minus 0 is the number, to the last bit
+    for name, new in states.items():
+        old = weight.states[name]
+        old.copy_(torch.where(skip, old, new))
 
 
 def _scaled_gradient(weight: Weight, share: float) -> tuple[Tensor, dict[str, Tensor]]:
