@@ -49,7 +49,10 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float)
 
 def to_channels_last(module: nn.Module) -> None:
     """Turn a network to channels last, in place: the weights of its convolutions, and every GroupNorm in it."""
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for child in module.modules():
+        for name, weight in list(child.named_parameters(recurse=False)):
+            if weight.dim() == 4:
+                turned = weight.detach().contiguous(memory_format=torch.channels_last)
+                setattr(child, name, nn.Parameter(turned, requires_grad=weight.requires_grad))
         if type(child) is nn.GroupNorm:
             child.__class__ = ChannelsLastGroupNorm
