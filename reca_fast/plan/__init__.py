@@ -2,6 +2,19 @@
 runs on tensors without numbers, and what it asks for is counted.
 """
 
+from .estimate import Estimate, estimate
+from .simulate import Simulated, simulate
 from .tracker import Category, MemoryTracker, Usage
+from .work import Work, WorkLog
 
-__all__ = ["Category", "MemoryTracker", "Usage"]
+__all__ = [
+    "Category",
+    "Estimate",
+    "MemoryTracker",
+    "Simulated",
+    "Usage",
+    "Work",
+    "WorkLog",
+    "estimate",
+    "simulate",
+]

@@ -137,6 +137,12 @@ class MemoryTracker(TorchDispatchMode):
                 most, last = total, position + 1
         return _usage(changes[:last])
 
+    def is_on_host(self, tensor: Tensor) -> bool:
+        """Whether the tensor's memory is host memory, as far as the tracker saw it made."""
+        with self._lock:
+            block = self._blocks.get(tensor.untyped_storage()._cdata)
+        return block is not None and block.on_host
+
     def _see(self, tensor: Tensor) -> Block:
         """The block of the tensor's storage, entered if it is new."""
         storage = tensor.untyped_storage()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from .implementation import implementation
+from .implementation import gpu_assumed, implementation
 
 
 @cache
@@ -27,3 +27,23 @@ def use_liger(*tensors: Tensor) -> bool:
     if torch.compiler.is_compiling() or isinstance(first, FakeTensor):
         return False
     return implementation(*tensors) == "triton" and first.is_cuda and first.numel() > 0 and liger_installed()
+
+
+def like_liger(first: Tensor) -> bool:
+    """Whether Liger's kernels would compute on this fake tensor, were it on the GPU that is assumed (`assume_gpu`)."""
+    return isinstance(first, FakeTensor) and gpu_assumed() and implementation(first) == "triton" and first.numel() > 0
+
+
+class RMSNormOfLiger(torch.autograd.Function):
+    """On fake tensors, the memory that Liger's RMSNorm takes: one number per row is kept beside the input."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+        rstd = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
+        ctx.save_for_backward(x, weight, rstd)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        x, weight, _ = ctx.saved_tensors
+        return torch.mul(grad, x), torch.empty_like(weight) if ctx.needs_input_grad[1] else None

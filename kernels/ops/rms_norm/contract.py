@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..common.arguments import expect_floating, expect_number, expect_tensors
-from ..common.liger import use_liger
+from ..common.liger import RMSNormOfLiger, like_liger, use_liger
 from ..common.own_memory import times
 
 
@@ -97,6 +97,8 @@ def rms_norm(hidden_states: Tensor, weight: Tensor, *, eps: float = 1e-6) -> Ten
     expect_floating(hidden_states.device, hidden_states=hidden_states, weight=weight)
     if use_liger(hidden_states, weight):
         return _liger(hidden_states, weight, eps)
+    if like_liger(hidden_states):
+        return RMSNormOfLiger.apply(hidden_states, weight)
     return _RMSNorm.apply(hidden_states, weight, eps)
 
 

@@ -1,0 +1,219 @@
+"""The project's own training step on tensors without numbers: what it holds, multiplies and moves."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from reca_fast.config import RunConfig
+from reca_fast.data.inputs import Inputs
+from reca_fast.data.loader import Pack
+from reca_fast.errors import UserError
+from reca_fast.kernels import assume_gpu
+from reca_fast.models import Model
+from reca_fast.randomness import draw_of_pack
+from reca_fast.sample import TASKS, Sample, Text
+from reca_fast.train.assemble import assemble
+from reca_fast.train.distributed import Processes
+from reca_fast.train.state import Run, trained
+from reca_fast.train.step import train_step
+
+from .tracker import MemoryTracker, Usage
+from .work import Work, WorkLog
+
+PROMPT = Text(tuple(range(21)))
+"""As long as the templates are on average."""
+MOST_PACKS = 3
+"""More packs of one process than these are not run but reckoned: each one more adds what the third added."""
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """One step of one process, after the first."""
+
+    device: Usage  # at the peak
+    host: Usage  # at its peak
+    work: Work
+    images: int  # of this process
+    tokens: int  # of this process
+    useful_flops: float  # by the model's own count: without recomputation, encoders' convolutions and the like
+    exchanged: float = 0.0  # bytes that this process sends to others
+
+
+class Alone(Processes):
+    """A process that stands for itself alone, on the CPU."""
+
+    def __init__(self) -> None:
+        self.world, self.rank, self.local_rank = 1, 0, 0
+        self.device = torch.device("cpu")
+
+
+def simulate(config: RunConfig, model: Model, packs: int, gpus: int = 1) -> Simulated:
+    """One step of training as a GPU would take it: two steps are run on fake tensors, and the second is counted.
+
+    What is not run but reckoned: packs of one process beyond the third, each of which adds what the third added; and
+    several processes that share the weights (FSDP2), see `shared_out`.
+
+    Args:
+        config: of the run. `memory.compile` has no effect: it changes how operations are launched and hardly what is
+            kept.
+        model: on the meta device; used up.
+        packs: of this process in a step.
+        gpus: processes that train together.
+
+    Raises:
+        UserError: no picture of the size that is asked for fits into a pack, or a lever cannot be pulled.
+    """
+    config = replace(config, device="cpu", memory=replace(config.memory, compile=False))
+    sharded = gpus > 1 and config.memory.order == "pack"
+    # FSDP hands the blocks their weights in the dtype of the arithmetic, so no copies are made under autocast.
+    run = (
+        replace(config, memory=replace(config.memory, trained="bf16"))
+        if sharded and model.dtype.itemsize == 2
+        else config
+    )
+    spare = deepcopy(model)  # on the meta device, for its sizes
+    if packs > MOST_PACKS:
+        step = further(_step(run, deepcopy(model), MOST_PACKS - 1), _step(run, model, MOST_PACKS), packs - MOST_PACKS)
+    else:
+        step = _step(run, model, packs)
+    if sharded:
+        return shared_out(step, spare, config, gpus, packs)
+    if gpus > 1:  # each holds all weights, and their gradients are summed
+        trains = sum(p.numel() for p in trained(spare.module).values())
+        return replace(step, exchanged=2.0 * 4 * trains)
+    return step
+
+
+def _step(config: RunConfig, model: Model, packs: int) -> Simulated:
+    inputs = model.inputs(config.data)
+    ready = [make_pack(config, inputs, number) for number in range(packs)]
+    useful = sum(model.flops(pack.batch) for pack in ready)
+    with FakeTensorMode(allow_non_fake_inputs=True), assume_gpu(), MemoryTracker() as tracker:
+        with _shortened(model, tracker) as encoding:
+            with tracker.making_as("weights"):
+                run = assemble(config, Alone(), model, empty=True)
+            _assign(tracker, run)
+            tracker.forget_peak()
+            train_step(run, ready)
+            with WorkLog(tracker.is_on_host) as log:
+                train_step(run, ready)
+        work = log.work + encoding.work * packs
+        images, tokens = sum(len(pack.keys) for pack in ready), sum(pack.num_tokens for pack in ready)
+        return Simulated(tracker.peak(), tracker.peak(host=True), work, images, tokens, useful)
+
+
+def further(two: Simulated, three: Simulated, more: int) -> Simulated:
+    """A step of `more` packs beyond those of `three`, each of which adds what the last pack of `three` added."""
+
+    def grown(a: Mapping[Any, Any], b: Mapping[Any, Any]) -> dict[Any, Any]:
+        return {key: b[key] + more * (b[key] - a.get(key, 0)) for key in b}
+
+    def line(a: Any, b: Any) -> Any:
+        return b + more * (b - a)
+
+    return Simulated(
+        Usage(grown(two.device.by_category, three.device.by_category)),
+        Usage(grown(two.host.by_category, three.host.by_category)),
+        Work(
+            Counter(grown(two.work.launches, three.work.launches)),
+            line(two.work.to_device, three.work.to_device),
+            line(two.work.to_host, three.work.to_host),
+        ),
+        line(two.images, three.images),
+        line(two.tokens, three.tokens),
+        line(two.useful_flops, three.useful_flops),
+    )
+
+
+def shared_out(step: Simulated, model: Model, config: RunConfig, gpus: int, packs: int) -> Simulated:
+    """What one of several processes holds under FSDP2, and the bytes that it sends: arithmetic on top of a step that
+    one process took in the dtype of the arithmetic.
+
+    Weights, gradients and states are divided by the processes that share them. Two blocks, and what belongs to none,
+    are there whole at once; and the gradients of two blocks in fp32, on their way to their owners.
+
+    Args:
+        model: on the meta device.
+        packs: of each process.
+    """
+    shards, narrow = gpus // config.parallel.replicate, model.dtype.itemsize
+    module, blocks = model.module, model.blocks()
+    inside = [sum(p.numel() for p in block.parameters()) for block in blocks]
+    trains_inside = [sum(p.numel() for p in block.parameters() if p.requires_grad) for block in blocks]
+    whole = sum(p.numel() for p in module.parameters())
+    trains = sum(p.numel() for p in trained(module).values())
+    wide = 4 if config.memory.trained == "fp32" else 2
+    held = dict(step.device.by_category)
+    held["weights"] += int((wide * trains + narrow * (whole - trains)) / shards) - narrow * whole
+    held["gradients"] = int(wide * trains / shards)
+    held["optimizer"] = int(held["optimizer"] / shards)
+    held["workspace"] += narrow * (2 * max(inside) + whole - sum(inside)) + 2 * 4 * max(trains_inside)
+    sent = (shards - 1) / shards * packs * (2 * narrow * whole + 4 * trains)
+    if config.parallel.replicate > 1:
+        sent += 2 * 4 * trains / shards
+    return replace(step, device=Usage(held), exchanged=sent)
+
+
+def _assign(tracker: MemoryTracker, run: Run) -> None:
+    """Tell the tracker what is a gradient and what an optimizer's state."""
+    for tensors in run.update.state().values():
+        tracker.assign(tensors.values(), "optimizer")
+    if run.average is not None:
+        tracker.assign(run.average.average.values(), "optimizer")
+    for parameter in trained(run.model.module).values():
+        parameter.register_post_accumulate_grad_hook(lambda p: tracker.assign([p.grad], "gradients"))
+
+
+@contextmanager
+def _shortened(model: Model, tracker: MemoryTracker) -> Iterator[WorkLog]:
+    """Inside, the model's encoders run once, for the first pack, and their work is in the log: the packs are alike. The
+    batches' useful operations are not counted, which reads numbers.
+    """
+    log, encode, encoded = WorkLog(tracker.is_on_host), model.encode, []
+
+    def once(batch: Any) -> Any:
+        if not encoded:
+            with log:
+                encoded.append(encode(batch))
+        return encoded[0]
+
+    model.encode = once  # type: ignore[method-assign]
+    model.flops = lambda batch: 0.0  # type: ignore[method-assign]
+    try:
+        yield log
+    finally:
+        del model.encode, model.flops
+
+
+def make_pack(config: RunConfig, inputs: Inputs, number: int) -> Pack[Any]:
+    """A pack filled with square pictures of the largest size that the configuration trains on.
+
+    Raises:
+        UserError: not one fits.
+    """
+    data = config.data
+    side = data.target_resize.max_size
+    tasks = tuple(task for task in TASKS if getattr(data.tasks, task) > 0)
+    plan = inputs.plan(tasks, (side, side), PROMPT)
+    count = data.tokens_per_pack // plan.num_tokens
+    if not count:
+        raise UserError(
+            f"A picture of {side} x {side} takes {plan.num_tokens} tokens and data.tokens_per_pack is "
+            f"{data.tokens_per_pack}; raise it, or lower data.target_resize.max_size."
+        )
+    condition, target = (None if size is None else _grey(size) for size in (plan.condition, plan.target))
+    samples = [Sample(f"picture {i}", tasks, condition, target, PROMPT) for i in range(count)]
+    batch = inputs.collate(samples, draw_of_pack(0, 0, number))
+    return Pack(0, number, batch, tuple(sample.key for sample in samples), count * plan.num_tokens)
+
+
+def _grey(size: tuple[int, int]) -> Tensor:
+    width, height = size
+    return torch.zeros(height, width, 3, dtype=torch.uint8)
