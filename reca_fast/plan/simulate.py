@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -80,9 +80,13 @@ def simulate(config: RunConfig, model: Model, packs: int, gpus: int = 1) -> Simu
     )
     spare = deepcopy(model)  # on the meta device, for its sizes
     if packs > MOST_PACKS:
-        step = further(_step(run, deepcopy(model), MOST_PACKS - 1), _step(run, model, MOST_PACKS), packs - MOST_PACKS)
+        step = further(
+            step_on_fakes(run, deepcopy(model), MOST_PACKS - 1),
+            step_on_fakes(run, model, MOST_PACKS),
+            packs - MOST_PACKS,
+        )
     else:
-        step = _step(run, model, packs)
+        step = step_on_fakes(run, model, packs)
     if sharded:
         return shared_out(step, spare, config, gpus, packs)
     if gpus > 1:  # each holds all weights, and their gradients are summed
@@ -91,11 +95,13 @@ def simulate(config: RunConfig, model: Model, packs: int, gpus: int = 1) -> Simu
     return step
 
 
-def _step(config: RunConfig, model: Model, packs: int) -> Simulated:
+def step_on_fakes(config: RunConfig, model: Model, packs: int, *, on_gpu: bool = True) -> Simulated:
+    """What `simulate` runs; `on_gpu` False: with the operations of a CPU, to compare with a run there."""
     inputs = model.inputs(config.data)
     ready = [make_pack(config, inputs, number) for number in range(packs)]
     useful = sum(model.flops(pack.batch) for pack in ready)
-    with FakeTensorMode(allow_non_fake_inputs=True), assume_gpu(), MemoryTracker() as tracker:
+    gpu = assume_gpu() if on_gpu else nullcontext()
+    with FakeTensorMode(allow_non_fake_inputs=True), gpu, MemoryTracker() as tracker:
         with _shortened(model, tracker) as encoding:
             with tracker.making_as("weights"):
                 run = assemble(config, Alone(), model, empty=True)
@@ -176,7 +182,8 @@ def _shortened(model: Model, tracker: MemoryTracker) -> Iterator[WorkLog]:
     """Inside, the model's encoders run once, for the first pack, and their work is in the log: the packs are alike. The
     batches' useful operations are not counted, which reads numbers.
     """
-    log, encode, encoded = WorkLog(tracker.is_on_host), model.encode, []
+    log, encode = WorkLog(tracker.is_on_host), model.encode
+    encoded: list[Any] = []
 
     def once(batch: Any) -> Any:
         if not encoded:

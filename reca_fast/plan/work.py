@@ -89,10 +89,8 @@ class WorkLog(TorchDispatchMode):
         packet = func._overloadpacket
         formula = FORMULAS.get(packet) or flop_registry.get(packet)
         flops = float(formula(*args, **kwargs, out_val=result)) if formula is not None else 0.0
-        if name in PICKED:
-            nbytes = 2 * sum(map(_bytes, made))
-        else:
-            nbytes = sum(map(_bytes, given)) + sum(map(_bytes, made))
+        read = made if name in PICKED else given
+        nbytes = sum(map(_bytes, read)) + sum(map(_bytes, made))
         dtype = next((x.dtype for x in given if x.is_floating_point()), torch.int8)
         if name in ("_int_mm",):
             dtype = torch.int8
@@ -143,7 +141,7 @@ def _attention_backward_flops(*args: Any, **__: Any) -> int:
 
 def _formulas() -> dict[Any, Callable[..., int]]:
     """What torch's own varlen attention multiplies. Some releases of torch count it as nothing, others read numbers."""
-    import torch.nn.attention.varlen  # noqa: F401 (enters the operations)
+    import torch.nn.attention.varlen  # which enters the operations
 
     ops = torch.ops.torch_attn
     return {ops._varlen_attn: _attention_flops, ops._varlen_attn_backward: _attention_backward_flops}
