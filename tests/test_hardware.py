@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from reca_fast.errors import UserError
-from reca_fast.hardware import PEAKS, describe_machine, peak_flops, pick_device
+from reca_fast.hardware import PEAKS, describe_machine, find_gpu, peak_flops, pick_device
 
 
 def test_the_cpu_can_always_be_had() -> None:
@@ -46,3 +46,28 @@ def test_a_peak_is_that_of_the_longest_name_that_fits(name, peak, monkeypatch) -
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert peak_flops(torch.device("cuda")) == peak
     assert peak_flops(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("4090", "RTX 4090"),
+        ("rtx_3060", "RTX 3060"),
+        ("RTX 3060 12GB", "RTX 3060"),
+        ("geforce-rtx-4060-ti-16gb", "RTX 4060 Ti"),
+        ("a100-40gb", "A100 40GB"),
+        ("A100-SXM4-80GB", "A100"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("h100 pcie", "H100 PCIe"),
+        ("h100nvl", "H100 NVL"),
+        ("l40s", "L40S"),
+        ("B200", "B200"),
+    ],
+)
+def test_a_gpu_is_found_however_its_name_is_written(said, meant) -> None:
+    assert find_gpu(said).name == meant
+
+
+def test_an_unknown_gpu_is_told_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"no GPU 'RTX 4096' in the table; the nearest is RTX 40"):
+        find_gpu("RTX 4096")

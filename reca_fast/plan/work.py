@@ -82,7 +82,7 @@ class WorkLog(TorchDispatchMode):
         name = func._schema.name.rpartition("::")[2]
         given = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
         made = [x for x in tree_iter(result) if isinstance(x, Tensor)]
-        if name.startswith(FREE) or not (given or made) or _is_view(func, given, made):
+        if name.startswith(FREE) or _is_view(func, given, made):
             return
         if name in ("copy_", "_foreach_copy_") and self._is_transfer(args):
             return
@@ -113,7 +113,8 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def _is_view(func: Any, given: list[Tensor], made: list[Tensor]) -> bool:
-    if func._schema.is_mutable or not made:
+    """Whether it only looks at memory: nothing is changed, and nothing made, or what is given back lies in what was."""
+    if func._schema.is_mutable:
         return False
     known = {x.untyped_storage()._cdata for x in given}
     return all(x.untyped_storage()._cdata in known for x in made)
