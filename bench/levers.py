@@ -49,6 +49,8 @@ SETTINGS: dict[str, str] = {
     "frozen nf4": "--memory.frozen nf4",
     "recompute": "--memory.recompute blocks",
     "matmul int8": f"{BF16} --memory.matmul int8",
+    "matmul fp8": f"{BF16} --memory.matmul fp8",
+    "rows rounded": "--data.round_rows 64",
     "order layer": "--memory.order layer",
     "gradients host": "--memory.order layer --memory.gradients host",
     "gradients twice": "--memory.order layer --memory.gradients twice",

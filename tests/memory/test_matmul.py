@@ -109,17 +109,18 @@ def test_their_arithmetic_is_counted_also_without_numbers(folder) -> None:
 
 
 @pytest.mark.slow
-def test_two_hundred_steps_end_where_plain_ones_do(tmp_path) -> None:
+def test_sixty_steps_end_where_plain_ones_do(tmp_path) -> None:
+    """bench/levers.py takes two hundred, with every kind."""
     folder = tmp_path / "tiny"
     write_tiny_checkpoint(folder, hidden_size=32, intermediate_size=48, layers=1, vit_hidden_size=48, text_vocab=300)
 
     def loss_at_the_end(kind: str) -> float:
-        """The mean over the last fifty of 200 steps, each with another noise and other times."""
+        """The mean over the last twenty of 60 steps, each with another noise and other times."""
         model = model_of(folder, matmul=kind)
         batch = batch_of(model)
         update = torch.optim.AdamW([p for p in model.module.parameters() if p.requires_grad], lr=1e-2, fused=True)
         losses = []
-        for step in range(200):
+        for step in range(60):
             times = torch.sigmoid(torch.randn(2, generator=torch.Generator().manual_seed(step)))
             draws = batch.draws._replace(timesteps=times, noise_seed=step)
             loss = model.loss_sums(replace(batch, draws=draws))[RECA] / batch.counts[RECA]
@@ -127,12 +128,10 @@ def test_two_hundred_steps_end_where_plain_ones_do(tmp_path) -> None:
             update.step()
             update.zero_grad()
             losses.append(loss.item())
-        assert sum(losses[-50:]) < 0.9 * sum(losses[:50])
-        return sum(losses[-50:]) / 50
+        assert sum(losses[-20:]) / 20 < 0.95 * sum(losses[:5]) / 5
+        return sum(losses[-20:]) / 20
 
-    plain = loss_at_the_end("plain")
-    assert loss_at_the_end("int8") == pytest.approx(plain, rel=0.02)
-    assert loss_at_the_end("fp8") == pytest.approx(plain, rel=0.02)
+    assert loss_at_the_end("int8") == pytest.approx(loss_at_the_end("plain"), rel=0.02)
 
 
 @pytest.mark.parametrize("kind", ["int8"])
