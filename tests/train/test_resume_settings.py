@@ -43,6 +43,7 @@ OTHERS: dict[str, Any] = {
     "data.condition_resize.min_size": 14,
     "data.target_resize.min_size": 8,
     "data.text_dropout": 0.5,
+    "lora.targets": ("q_proj",),
     "optim.kind": "adafactor",
     "optim.betas": (0.5, 0.5),
     "optim.max_grad_norm": 0.01,
