@@ -1,5 +1,7 @@
 """All levers together: the same numbers as without, in the one order in which they nest."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -36,23 +38,29 @@ class Model(nn.Module):
         return self.head(x)
 
 
-def gradients(mesh: DeviceMesh | None = None, *, recompute: bool = False, compile: bool = False) -> dict[str, Tensor]:
+def gradients(mesh: DeviceMesh | None = None, **levers: Any) -> dict[str, Tensor]:
     torch._dynamo.reset()
     model = Model()
-    options = MemoryConfig(recompute="blocks" if recompute else "none", compile=compile)
-    apply_levers(model, list(model.blocks), options, mesh=mesh, compiler="eager")
+    apply_levers(model, list(model.blocks), MemoryConfig(**levers), mesh=mesh, compiler="eager")
     model(torch.ones(5, 4)).sum().backward()
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert all(isinstance(gradient, DTensor) == (mesh is not None) for gradient in found.values())
     return {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in found.items()}
 
 
+PULLED: list[dict[str, Any]] = [
+    {"recompute": "blocks"},
+    {"recompute": "selective", "keep_on": "host"},
+]
+
+
 @pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
-def test_levers_change_neither_names_nor_gradients(mesh, sharded, compile):
+@pytest.mark.parametrize("levers", PULLED, ids=lambda levers: " ".join(map(str, levers.values())))
+def test_levers_change_neither_names_nor_gradients(mesh, sharded, compile, levers):
     """The second run of a compiled block is compiled too: an eager one would compute other numbers here."""
     plain = gradients(compile=compile)
-    pulled = gradients(mesh if sharded else None, recompute=True, compile=compile)
+    pulled = gradients(mesh if sharded else None, compile=compile, **levers)
     assert pulled.keys() == plain.keys()
     for name, gradient in plain.items():
         assert torch.equal(pulled[name], gradient), name

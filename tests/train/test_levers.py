@@ -17,6 +17,7 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "layer": {"memory.order": "layer"},
     "layer, gradients on the host": {"memory.order": "layer", "memory.gradients": "host"},
     "layer, gradients twice": {"memory.order": "layer", "memory.gradients": "twice"},
+    "layer, selective": {"memory.order": "layer", "memory.recompute": "selective", "memory.keep_on": "host"},
     "everything away": {
         "memory.order": "layer",
         "memory.gradients": "host",
