@@ -38,7 +38,7 @@ format: $(VENV)/installed-dev  ## bring the code into the form that `make lint` 
 
 bench: $(VENV)/installed-dev  ## kernels, the training step and the data path beside their rivals: several minutes
 	$(BIN)/python bench/throughput.py
-	$(BIN)/python bench/bagel_step.py
+	$(BIN)/python bench/step.py
 	$(BIN)/python -m bench.images
 
 versions: $(VENV)/installed-dev  ## the suite at the lowest, the pinned and the newest versions: hours, and gigabytes of downloads

@@ -81,23 +81,24 @@ def rows_of(
 
 
 def whole_step(console: Console) -> list[Row]:
-    """One training step of a small BAGEL: ours against the stand-in for the authors' (bench/bagel_step.py)."""
+    """One training step of a small BAGEL: ours against the stand-in for the authors' (bench/step.py)."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "step.json")
-        command = [sys.executable, str(ROOT / "bench" / "bagel_step.py"), "--variants", "generic", "fused", "ours"]
-        subprocess.run([*command, "--rounds", "1", "--steps", "2", "--out", out], check=True, capture_output=True)
+        command = [sys.executable, str(ROOT / "bench" / "step.py"), "--ways", "authors", "authors fused", "ours"]
+        command += ["--rounds", "1", "--steps", "2", "--device", "cpu", "--out", str(out)]
+        subprocess.run(command, check=True, capture_output=True)
         summary = json.loads(out.read_text())["summary"]
-    table = Table(title="step: forward and backward of a small BAGEL", title_justify="left", title_style="bold")
+    table = Table(title="step: forward, backward and update of a small BAGEL", title_justify="left", title_style="bold")
     for column in ("implementation", "CPU s (measured)", "peak MiB above the weights", "loss"):
         table.add_column(column, justify="left" if column == "implementation" else "right")
-    labels = {"generic": "authors' layout", "fused": "authors' layout, fused attention", "ours": "ours"}
+    labels = {"authors": "authors' layout", "authors fused": "authors' layout, fused attention", "ours": "ours"}
     rows: list[Row] = []
     for name, figures in summary.items():
-        seconds, peak = figures["cpu_s"], figures["peak_above_weights_mib"]
+        seconds, peak = figures["seconds"], figures["above_weights_bytes"] / 2**20
         table.add_row(labels[name], f"{seconds:.2f}", f"{peak:.0f}", f"{figures['loss']:.5f}")
         rows.append({"op": STEP, "provider": name, "cpu_ms": {"p50": seconds * 1e3}, "peak_bytes": peak * 2**20})
     console.print(table)
-    console.print("two steps each: `python bench/bagel_step.py` repeats and interleaves them\n", style="dim")
+    console.print("two steps each: `python bench/step.py` repeats and interleaves them\n", style="dim")
     return rows
 
 
