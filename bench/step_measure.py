@@ -6,13 +6,27 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from bench.step_ways import WAYS, Work, build
 from reca_fast.plan.tracker import MemoryTracker
 
 SQUARE = {"cpu": 1024, "cuda": 8192}
 """Side of the square matrices whose product tells what a device can do."""
+
+
+def _attention(q, k, v, *args, **more) -> int:
+    return sdpa_flop_count(q.shape, k.shape, v.shape)
+
+
+def _attention_backward(grad, q, k, v, *args, **more) -> int:
+    return sdpa_backward_flop_count(grad.shape, q.shape, k.shape, v.shape)
+
+
+FORMULAS = flop_registry | {  # torch's own, which lack its fused kernel for CPUs
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
 
 
 class Flops(TorchDispatchMode):
@@ -24,7 +38,7 @@ class Flops(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **kwargs or {})
-        formula = flop_registry.get(func._overloadpacket)
+        formula = FORMULAS.get(func._overloadpacket)
         if formula is not None:
             self.total += formula(*args, **kwargs or {}, out_val=out)
         return out

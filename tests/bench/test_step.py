@@ -41,7 +41,8 @@ def test_levers_show_in_the_figures(figures) -> None:
     flop = {name: got["flop"] for name, got in figures.items()}
     assert flop["ours"] < flop["grouped"] and flop["ours"] < flop["authors"]
     assert flop["ours, cached"] < flop["ours"] <= flop["ours, selective"] < flop["ours, recomputed"]
-    assert flop["authors"] == flop["authors fused"] < flop["authors, recomputed"]
+    # the fused kernel forms the scores again in its backward pass
+    assert flop["authors"] < flop["authors fused"] < flop["authors, recomputed"]
     peak = {name: got["peak_bytes"] for name, got in figures.items()}
     assert peak["ours"] < peak["authors"] and peak["ours, recomputed"] < peak["ours"]
     assert figures["ours, half swapped"]["host_bytes"] > figures["ours"]["host_bytes"]
