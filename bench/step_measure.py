@@ -59,7 +59,7 @@ def measure(way: str, work: Work, steps: int) -> dict[str, Any]:
     tracker, flops = MemoryTracker(), Flops()
     with tracker:
         step = build(WAYS[way], work)
-        weights = tracker.now().total + tracker.now(host=True).total
+        weights = tracker.now().total
         loss = step()
         tracker.forget_peak()
         with flops:
