@@ -115,7 +115,11 @@ def main() -> int:
     title = f"one RECA step, {what}; {args.size}, {args.precision}, {args.device}"
     show(console, summary, pairs, title)
     keys = ("size", "precision", "update", "device", "rounds", "steps", "threads")
-    report = {"environment": environment(), "setting": {key: getattr(args, key) for key in keys}, "summary": summary}
+    report: dict[str, Any] = {
+        "environment": environment(),
+        "setting": {key: getattr(args, key) for key in keys},
+        "summary": summary,
+    }
     report |= {"like_with_like": pairs, "failed": failed, "rounds": rounds}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=1) + "\n")

@@ -82,7 +82,7 @@ def _ours(recomputes: bool = False, **levers: Any) -> Way:
     return Way("ours", recomputes, options={f"memory.{name}": value for name, value in levers.items()})
 
 
-LAYER = {"recomputes": True, "order": "layer"}
+LAYER: dict[str, Any] = {"recomputes": True, "order": "layer"}
 WAYS: dict[str, Way] = {
     "authors": Way("authors"),
     "authors fused": Way("authors", kernel="fused"),
