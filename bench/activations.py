@@ -72,7 +72,9 @@ def measure(layers: int, pictures: int, levers: dict[str, Any]) -> str:
 
         def note(tensor: Tensor) -> None:
             on_host.append(tensor.nbytes)
-            alive.others.add(StorageWeakRef(tensor.untyped_storage()))
+            place = StorageWeakRef(tensor.untyped_storage())
+            alive.others.add(place)
+            alive.sizes.pop(place, None)  # counted when it was made
 
         for weight in weights:
             if weight.requires_grad:
