@@ -31,6 +31,9 @@ LAYERWISE = {"order": "layer", "recompute": "blocks"}
 LEVERS: dict[str, dict[str, Any]] = {
     "none": {},
     "recompute": {"recompute": "blocks"},
+    "selective": {"recompute": "selective"},
+    "activations on the host": {"recompute": "blocks", "keep_on": "host"},
+    "MLP in chunks": {"mlp_rows": 32},
     "bf16": {"trained": "bf16"},
     "int8": {"frozen": "int8"},
     "layer": LAYERWISE,

@@ -65,6 +65,7 @@ def test_processes_share_states(plain: Simulated) -> None:
     assert two.exchanged > 0
 
 
+@pytest.mark.slow
 def test_each_further_pack_adds_what_the_third_added() -> None:
     run = RunConfig(data=DATA)
     two, three, four = (step_on_fakes(run, BagelModel(SMALL, ModelConfig(), MARKERS), packs) for packs in (2, 3, 4))
