@@ -12,6 +12,7 @@ from reca_fast import __version__
 from reca_fast.errors import UserError, did_you_mean
 
 VERBS = {
+    "plan": "tell what a run will take in memory, time and money, and find levers that make it fit",
     "train": "post-train a checkpoint on a folder, tar shards, parquet files or a dataset of pictures",
     "cache": "encode all pictures once, for training that loads no encoder and decodes nothing",
     "reconstruct": "draw pictures again from what the model sees of them, beside the originals",

@@ -2,7 +2,10 @@
 runs on tensors without numbers, and what it asks for is counted.
 """
 
+from .choose import as_options, find, pulled
 from .estimate import Estimate, estimate
+from .plan import Plan, make_plan
+from .report import draw_plan, print_plan
 from .simulate import Simulated, simulate
 from .tracker import Category, MemoryTracker, Usage
 from .work import Work, WorkLog
@@ -11,10 +14,17 @@ __all__ = [
     "Category",
     "Estimate",
     "MemoryTracker",
+    "Plan",
     "Simulated",
     "Usage",
     "Work",
     "WorkLog",
+    "as_options",
+    "draw_plan",
     "estimate",
+    "find",
+    "make_plan",
+    "print_plan",
+    "pulled",
     "simulate",
 ]
