@@ -11,8 +11,9 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_setti
 
 from reca_fast.cli import VERBS
 from reca_fast.cli.habits import suggestion
-from reca_fast.cli.recipe_reader import as_argument, check_names, parse_yaml, read_recipe, shipped
+from reca_fast.cli.recipe_reader import as_argument, check_names, parse_yaml, read_recipe
 from reca_fast.config import HOME, PRESETS, RunConfig
+from reca_fast.config.recipes import shipped
 from reca_fast.errors import UserError
 from reca_fast.schema import check_ranges, shown
 

@@ -46,7 +46,8 @@ def main(args: Sequence[str]) -> int:
     from rich.console import Console
 
     from reca_fast.hardware import find_gpu
-    from reca_fast.plan import Plan, as_options, draw_plan, find, make_plan, print_plan, pulled
+    from reca_fast.memory.ladder import as_options, pulled
+    from reca_fast.plan import Plan, draw_plan, find, make_plan, print_plan
 
     gpu = find_gpu(options.gpu)
     run = _run_of(options)

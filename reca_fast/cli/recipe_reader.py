@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
+from reca_fast.config.recipes import shipped
 from reca_fast.errors import UserError, reading
 from reca_fast.schema import MAX_DEPTH, shown
 
-SHIPPED = Path(__file__).parent.parent / "recipes"
 MAX_BYTES = 2**16
 """A recipe has some 2 KB; reading YAML takes seconds a megabyte."""
 
@@ -52,11 +52,6 @@ for _name, _pattern, _first in (
     )
 _Loader.add_constructor("tag:yaml.org,2002:int", _number(int))
 _Loader.add_constructor("tag:yaml.org,2002:float", _number(float))
-
-
-def shipped() -> dict[str, Path]:
-    """The recipes of this package by name."""
-    return {path.stem: path for path in SHIPPED.glob("*.yaml")}
 
 
 def read_recipe(value: str) -> tuple[Any, str]:

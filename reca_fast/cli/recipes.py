@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from reca_fast.cli.options import parse
-from reca_fast.cli.recipe_reader import shipped
 from reca_fast.config import Place
+from reca_fast.config.recipes import shipped
 from reca_fast.errors import UserError, did_you_mean, writing
 
 Action = Literal["list", "show", "copy"]

@@ -8,7 +8,8 @@ from .compile import compile_blocks, compiled_graphs
 from .host import host_empty, watch_host_memory
 from .matmul import convert_matmuls
 from .offload import keep_on_host
-from .place import fill_model, fill_to_draw, training_place
+from .place import fill_model, fill_to_draw, place_of, training_place
+from .quantize import packed_parameters
 from .recompute import recompute, recompute_rest
 from .ring import HostWeights, Layout, Ring, on_host, swapped
 from .shard import shard, sum_gradients, whole_root
@@ -27,6 +28,8 @@ __all__ = [
     "host_empty",
     "keep_on_host",
     "on_host",
+    "packed_parameters",
+    "place_of",
     "recompute",
     "recompute_rest",
     "shard",

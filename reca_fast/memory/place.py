@@ -77,6 +77,12 @@ def partly_on_host(model: Model, place: Place, *, frozen: bool, swap: float = 0.
     return placed
 
 
+def place_of(model: Model, device: torch.device, options: MemoryConfig) -> Place:
+    """The place that training gives to each weight under `options`: on this device, or in host memory."""
+    place = training_place(model.dtype, device, options.trained)
+    return partly_on_host(model, place, frozen=options.frozen_on == "host", swap=options.swap)
+
+
 def fill_model(
     model: Model,
     device: torch.device,
@@ -97,9 +103,7 @@ def fill_model(
     Raises:
         UserError: a file is missing or damaged, or its tensors are not the model's.
     """
-    options = options or MemoryConfig()
-    place = training_place(model.dtype, device, options.trained)
-    place = partly_on_host(model, place, frozen=options.frozen_on == "host", swap=options.swap)
+    place = place_of(model, device, options or MemoryConfig())
     if empty:
         model.fill_empty(place)
         if not encoders:

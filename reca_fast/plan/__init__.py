@@ -2,7 +2,7 @@
 runs on tensors without numbers, and what it asks for is counted.
 """
 
-from .choose import as_options, find, pulled
+from .choose import find
 from .estimate import Estimate, estimate
 from .plan import Plan, make_plan
 from .report import draw_plan, print_plan
@@ -19,12 +19,10 @@ __all__ = [
     "Usage",
     "Work",
     "WorkLog",
-    "as_options",
     "draw_plan",
     "estimate",
     "find",
     "make_plan",
     "print_plan",
-    "pulled",
     "simulate",
 ]

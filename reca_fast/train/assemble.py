@@ -6,6 +6,8 @@ Training and planning go through the same door, so that what is planned is what 
 from collections.abc import Callable
 from functools import partial
 
+import torch
+
 from reca_fast.config import RunConfig
 from reca_fast.memory import apply_levers, fill_model, host_empty
 from reca_fast.memory.adapters import decays
@@ -14,6 +16,7 @@ from reca_fast.optim import MovingAverage, SkippedSteps, open_update
 
 from .distributed import Processes
 from .passes import open_passes
+from .room import check_room
 from .state import Run, trained
 
 
@@ -43,6 +46,9 @@ def assemble(
         device=processes.device,
         say=say,
     )
+    if processes.device.type == "cuda":
+        total = torch.cuda.get_device_properties(processes.device).total_memory
+        check_room(config, model, total, processes.world // config.parallel.replicate)
     has_cache = bool(config.data.cache)
     fill_model(model, processes.device, config.memory, empty=empty, encoders=not has_cache, seed=config.seed)
     parameters = trained(model.module)

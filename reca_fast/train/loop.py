@@ -9,6 +9,7 @@ from reca_fast.evaluation.grids import GridWriter
 from reca_fast.memory import whole_root
 
 from .handover import Handover
+from .room import out_of_memory_is_a_user_error
 from .signals import StopRequest
 from .state import Run, save_run
 from .step import train_step
@@ -31,7 +32,7 @@ def loop(
     """
     config = run.config
     telemetry.start(run.step, config.steps)
-    with StopRequest() as stop, telemetry.profiler() as profiler:
+    with StopRequest() as stop, telemetry.profiler() as profiler, out_of_memory_is_a_user_error(run):
         while run.step < config.steps:
             packs = handover.take(loader)
             stats = train_step(run, packs)

@@ -201,7 +201,7 @@ def test_damaged_parity_cases_end_in_one_sentence(name, written_case, reca_fast,
 
 
 def test_damaged_recipes_end_in_one_sentence(reca_fast, tmp_path) -> None:
-    from reca_fast.cli.recipe_reader import SHIPPED
+    from reca_fast.config.recipes import SHIPPED
 
     recipe = tmp_path / "mine.yaml"
     shutil.copyfile(SHIPPED / "bagel.yaml", recipe)

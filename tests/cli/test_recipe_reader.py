@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from reca_fast.cli.options import parse
-from reca_fast.cli.recipe_reader import SHIPPED
 from reca_fast.config import RunConfig
+from reca_fast.config.recipes import SHIPPED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -3,8 +3,10 @@
 import pytest
 
 from reca_fast.cli.options import parse
-from reca_fast.cli.recipe_reader import shipped
 from reca_fast.config import RunConfig
+from reca_fast.config.recipes import shipped
+
+NAMES = ", ".join(sorted(shipped()))
 
 
 @pytest.mark.parametrize("args", [[], ["list"]])
@@ -39,9 +41,9 @@ def test_a_copy_overwrites_nothing(reca_fast, tmp_path) -> None:
     ("args", "says"),
     [
         ("shw demo", "recipes shw: it can list, show, copy. Did you mean 'show'?"),
-        ("show", "recipes show takes a name: one of bagel, demo"),
-        ("copy", "recipes copy takes a name: one of bagel, demo"),
-        ("show nope", "There is no recipe 'nope', only bagel, demo"),
+        ("show", f"recipes show takes a name: one of {NAMES}"),
+        ("copy", f"recipes copy takes a name: one of {NAMES}"),
+        ("show nope", f"There is no recipe 'nope', only {NAMES}"),
         ("list demo", "`reca-fast recipes show demo` prints one recipe"),
         ("show demo x.yaml", "`reca-fast recipes copy demo FILE` writes one"),
         ("copy demo /nowhere/x.yaml", "/nowhere/x.yaml cannot be written: No such file or directory"),
