@@ -15,7 +15,7 @@ LADDER: Sequence[tuple[str, Levers]] = (
     ("recomputation of what is cheap", {"memory.recompute": "selective"}),
     ("recomputation of whole blocks", {"memory.recompute": "blocks"}),
     ("trained weights in bf16", {"memory.trained": "bf16"}),
-    ("moments in 8 bits", {"optim.kind": "adamw8bit_ao"}),
+    ("moments in 8 bits", {"optim.kind": "adamw8bit"}),
     ("block by block, gradients in host memory", {"memory.order": "layer", "memory.gradients": "host"}),
     ("frozen weights in 4 bits", {"memory.frozen": "nf4"}),
     ("moments factored", {"optim.kind": "adafactor"}),
