@@ -6,6 +6,8 @@ from operator import attrgetter
 from typing import Any
 
 from reca_fast.config import RunConfig
+from reca_fast.config.rules import check_run
+from reca_fast.errors import UserError
 
 Levers = dict[str, Any]
 """Dotted names of settings and their values."""
@@ -36,8 +38,11 @@ def rungs(config: RunConfig) -> Iterator[tuple[str, Levers, RunConfig]]:
         new = {key: value for key, value in levers.items() if _takes_less(value, attrgetter(key)(config), key)}
         if levers and not new:
             continue
+        candidate = pulled(config, changed | new)
+        if not _allowed(candidate):
+            continue
         changed |= new
-        yield name, dict(changed), pulled(config, changed)
+        yield name, dict(changed), candidate
 
 
 def pulled(config: RunConfig, levers: Levers) -> RunConfig:
@@ -47,6 +52,15 @@ def pulled(config: RunConfig, levers: Levers) -> RunConfig:
         group, _, leaf = name.rpartition(".")
         setattr(attrgetter(group)(config), leaf, value)
     return config
+
+
+def _allowed(config: RunConfig) -> bool:
+    """Whether the rules on settings allow a configuration."""
+    try:
+        check_run(config, 1)
+    except UserError:
+        return False
+    return True
 
 
 def as_options(levers: Levers) -> str:

@@ -1,4 +1,4 @@
-"""A run that cannot fit is refused before anything is loaded, and one that runs out of memory is told what comes next."""
+"""A run that cannot fit is refused before anything is loaded; one that runs out of memory is told what comes next."""
 
 from types import SimpleNamespace
 
