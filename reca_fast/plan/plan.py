@@ -134,5 +134,5 @@ def make_plan(config: RunConfig, model: Model, gpu: Gpu, gpus: int = 1, host_ram
 
 
 def _on_gpu(simulated: Simulated) -> dict[str, float]:
-    tensors = {name: size / GIB for name, size in simulated.device.by_category.items() if size}
+    tensors: dict[str, float] = {name: size / GIB for name, size in simulated.device.by_category.items() if size}
     return {**tensors, "allocator": SLACK * sum(tensors.values()), "runtime": RUNTIME / GIB}

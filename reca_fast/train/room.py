@@ -46,10 +46,11 @@ def least_bytes(config: RunConfig, model: Model, processes: int = 1) -> dict[str
     weights = gradients = states = 0
     for name, parameter in model.module.named_parameters():
         dtype, device = place(name, parameter)
+        width = (dtype or parameter.dtype).itemsize
         stays = torch.device(device).type == "cuda"
-        weights += stays * (parameter.nbytes if parameter in packed else parameter.numel() * dtype.itemsize)
+        weights += stays * (parameter.nbytes if parameter in packed else parameter.numel() * width)
         if parameter.requires_grad:
-            gradients += parameter.numel() * dtype.itemsize
+            gradients += parameter.numel() * width
             states += parameter.numel() * STATES.get(config.optim.kind, 0)
     on_gpu = {
         "weights": weights,

@@ -1,12 +1,14 @@
 """`reca-fast plan`: figures, a picture and a recipe, from the project's own step on fake tensors."""
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from reca_fast.cli.options import parse
 from reca_fast.config import RunConfig
-from reca_fast.hardware import find_gpu
+from reca_fast.hardware import Gpu, find_gpu
 from reca_fast.models import open_model
 from reca_fast.plan import make_plan
 
@@ -42,11 +44,9 @@ def test_levers_are_pulled_until_it_fits(tiny_folder, reca_fast, tmp_path, monke
     assert parse(RunConfig, "train", ["--config", str(tmp_path / "fits.yaml")]).memory.recompute != "none"
 
 
-def _like(gpu, usable: int):
-    class Small(type(gpu)):
-        usable_bytes = usable
-
-    return Small(*gpu)
+def _like(gpu: Gpu, usable: int) -> Any:
+    """The same GPU with other memory."""
+    return SimpleNamespace(**gpu._asdict(), usable_bytes=usable)
 
 
 @pytest.mark.parametrize(
