@@ -47,7 +47,7 @@ def main(args: Sequence[str]) -> int:
 
     from reca_fast.hardware import find_gpu
     from reca_fast.memory.ladder import as_options, pulled
-    from reca_fast.plan import Plan, draw_plan, find, make_plan, print_plan
+    from reca_fast.plan import Plan, draw_plan, find, make_plan, may_fit, print_plan
 
     gpu = find_gpu(options.gpu)
     run = _run_of(options)
@@ -67,7 +67,7 @@ def main(args: Sequence[str]) -> int:
                 status.update(f"simulating steps: {found.peak_gpu_gib:.1f} GiB, {found.step_seconds:.2f} s a step")
                 return found
 
-            chosen = find(run, told, options.goal)
+            chosen = find(run, told, options.goal, lambda config: may_fit(config, _model(config), gpu, options.gpus))
         if chosen is None:
             raise UserError(
                 f"No lever makes this fit on {options.gpus} x {gpu.name}: lower data.tokens_per_pack or "

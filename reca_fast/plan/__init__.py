@@ -4,7 +4,7 @@ runs on tensors without numbers, and what it asks for is counted.
 
 from .choose import find
 from .estimate import Estimate, estimate
-from .plan import Plan, make_plan
+from .plan import Plan, make_plan, may_fit
 from .report import draw_plan, print_plan
 from .simulate import Simulated, simulate
 from .tracker import Category, MemoryTracker, Usage
@@ -23,6 +23,7 @@ __all__ = [
     "estimate",
     "find",
     "make_plan",
+    "may_fit",
     "print_plan",
     "simulate",
 ]

@@ -1,12 +1,14 @@
 """What a configuration will need on a GPU, before it is rented."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from reca_fast.config import RunConfig
 from reca_fast.hardware import Gpu
+from reca_fast.memory import apply_levers
 from reca_fast.models import Model
+from reca_fast.train.room import least_bytes
 
 from .estimate import Estimate, estimate
 from .simulate import Simulated, simulate
@@ -101,6 +103,16 @@ class Plan:
             "weights is not counted: the system drops its pages when it needs them.",
             *self.estimate.assumptions,
         ]
+
+
+def may_fit(config: RunConfig, model: Model, gpu: Gpu, gpus: int = 1) -> bool:
+    """Whether what a run keeps in any case leaves room on the GPU, told within a second.
+
+    Args:
+        model: on the meta device; used up.
+    """
+    apply_levers(model.module, model.blocks(), replace(config.memory, compile=False), config.lora)
+    return sum(least_bytes(config, model, gpus).values()) < gpu.usable_bytes
 
 
 def make_plan(config: RunConfig, model: Model, gpu: Gpu, gpus: int = 1, host_ram: float | None = None) -> Plan:

@@ -60,6 +60,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "memory.gradients": BLOCK_BY_BLOCK,
     "memory.frozen_on": BLOCK_BY_BLOCK,
     "memory.swap": BLOCK_BY_BLOCK,
+    "memory.budget_gib": {"memory.recompute": "budget"},
 }
 """Settings that may be changed only together with others."""
 
