@@ -117,7 +117,10 @@ def small(name: str):
     return case, choose_shapes(case, [f"{size}={n}" for size, n in few.items() if size in case.shapes["small"]])
 
 
-@pytest.mark.parametrize("name", ["qk_norm_rope", "fused_linear_cross_entropy", "attention"])
+@pytest.mark.parametrize(
+    "name",
+    ["qk_norm_rope", pytest.param("fused_linear_cross_entropy", marks=pytest.mark.exhaustive), "attention"],
+)
 def test_what_a_gpu_would_run(name: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The measurement on a GPU, its table and its picture, with a CPU and interpreted kernels in the GPU's place."""
     monkeypatch.setattr(torch, "compile", lambda step: step)

@@ -39,7 +39,7 @@ def step(folder, *, compiled: bool, **options) -> tuple[Tensor, dict[str, Tensor
 
 @pytest.mark.parametrize(
     ("precision", "freeze_und", "recompute"),
-    [("fp32", False, "none"), ("bf16", True, "blocks")],
+    [pytest.param("fp32", False, "none", marks=pytest.mark.exhaustive), ("bf16", True, "blocks")],
     ids=["fp32 joint", "bf16 reca recomputed"],
 )
 def test_every_gradient_is_that_of_eager(tiny_folder, precision, freeze_und, recompute) -> None:
@@ -55,7 +55,7 @@ def test_every_gradient_is_that_of_eager(tiny_folder, precision, freeze_und, rec
         assert error <= (1e-4 if precision == "fp32" else 0.05) * size, name
 
 
-@pytest.mark.parametrize("joint", [False, True], ids=["reca", "joint"])
+@pytest.mark.parametrize("joint", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["reca", "joint"])
 def test_packs_of_other_sizes_compile_nothing_again(tmp_path, joint) -> None:
     """Two graphs where the understanding side is frozen: the last layer drops its rows. Else one."""
     write_tiny_checkpoint(

@@ -56,11 +56,13 @@ def test_the_file_has_the_public_size_and_takes_no_disk(full_size):
     assert file.st_blocks * 512 < 1e6
 
 
+@pytest.mark.exhaustive
 def test_opening_and_filling_it_takes_the_memory_of_the_position_tables(full_size):
     weights, megabytes = said_by(OPEN, full_size)
     assert weights > 26e9 and megabytes < 400
 
 
+@pytest.mark.exhaustive
 def test_export_and_check_hold_a_small_part_of_a_tensor(tmp_path):
     """A tensor of 256 MB, cast on the way: what is allocated at all is bounded by the limit on it (RLIMIT_DATA)."""
     path = tmp_path / "large.safetensors"

@@ -56,7 +56,7 @@ def test_a_file_with_some_tensors_changed_and_some_added(dtype, tmp_path) -> Non
         rewrite_weights(
             weights,
             tmp_path / "out.safetensors",
-            changed={"changed": lambda: new},
+            changed={"changed": lambda old: old + 2},
             added={"added": added},
             dtype=dtype,
         )
