@@ -181,9 +181,9 @@ class Update:
         gradients = [gradient.float() for *_, gradient in parts]
         if self._factor is not None and gradients:
             torch._foreach_mul_(gradients, self._factor)
-        weights = map(Weight, changed, gradients, new_states, (parameter for _, parameter, _ in parts))
-        self.kind.step(list(weights), Now(self._lr, weight_decay, self._step, self._skip))
-        del gradients  # the memory of copies serves the rounding
+        weights = list(map(Weight, changed, gradients, new_states, (parameter for _, parameter, _ in parts)))
+        self.kind.step(weights, Now(self._lr, weight_decay, self._step, self._skip))
+        del gradients, weights  # the memory of copies serves the rounding
         for (name, parameter, _), kept, new in zip(parts, here, changed, strict=True):
             if kept.dtype == torch.bfloat16:
                 self._round(new, kept, self._applied, name=name, parameter=parameter, step=self._step)

@@ -1,7 +1,7 @@
 """The project's own training step on tensors without numbers: what it holds, multiplies and moves."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -12,13 +12,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from reca_fast.config import RunConfig
-from reca_fast.data.inputs import Inputs
 from reca_fast.data.loader import Pack
 from reca_fast.errors import UserError
 from reca_fast.kernels import assume_gpu
+from reca_fast.memory.place import training_place
 from reca_fast.models import Model
 from reca_fast.randomness import draw_of_pack
-from reca_fast.sample import TASKS, Sample, Text
+from reca_fast.sample import TASKS, Encoded, Sample, Text
 from reca_fast.train.assemble import assemble
 from reca_fast.train.distributed import Processes
 from reca_fast.train.state import Run, trained
@@ -97,8 +97,7 @@ def simulate(config: RunConfig, model: Model, packs: int, gpus: int = 1) -> Simu
 
 def step_on_fakes(config: RunConfig, model: Model, packs: int, *, on_gpu: bool = True) -> Simulated:
     """What `simulate` runs; `on_gpu` False: with the operations of a CPU, to compare with a run there."""
-    inputs = model.inputs(config.data)
-    ready = [make_pack(config, inputs, number) for number in range(packs)]
+    ready = make_packs(config, model, packs)
     useful = sum(model.flops(pack.batch) for pack in ready)
     gpu = assume_gpu() if on_gpu else nullcontext()
     with FakeTensorMode(allow_non_fake_inputs=True), gpu, MemoryTracker() as tracker:
@@ -199,13 +198,17 @@ def _shortened(model: Model, tracker: MemoryTracker) -> Iterator[WorkLog]:
         del model.encode, model.flops
 
 
-def make_pack(config: RunConfig, inputs: Inputs, number: int) -> Pack[Any]:
-    """A pack filled with square pictures of the largest size that the configuration trains on.
+def make_packs(config: RunConfig, model: Model, packs: int) -> list[Pack[Any]]:
+    """Packs filled with square pictures of the largest size that the configuration trains on; with `data.cache`, of
+    what the encoders would have made of them. No cache is read.
+
+    Args:
+        model: on the meta device, and left as it is.
 
     Raises:
-        UserError: not one fits.
+        UserError: not one picture fits.
     """
-    data = config.data
+    data, inputs = config.data, model.inputs(config.data)
     side = data.target_resize.max_size
     tasks = tuple(task for task in TASKS if getattr(data.tasks, task) > 0)
     plan = inputs.plan(tasks, (side, side), PROMPT)
@@ -216,9 +219,43 @@ def make_pack(config: RunConfig, inputs: Inputs, number: int) -> Pack[Any]:
             f"{data.tokens_per_pack}; raise it, or lower data.target_resize.max_size."
         )
     condition, target = (None if size is None else _grey(size) for size in (plan.condition, plan.target))
-    samples = [Sample(f"picture {i}", tasks, condition, target, PROMPT) for i in range(count)]
-    batch = inputs.collate(samples, draw_of_pack(0, 0, number))
-    return Pack(0, number, batch, tuple(sample.key for sample in samples), count * plan.num_tokens)
+    sample = Sample("picture", tasks, condition, target, PROMPT)
+    if data.cache:
+        sample = _encoded(sample, model)
+    samples = [replace(sample, key=f"picture {i}") for i in range(count)]
+    keys = tuple(sample.key for sample in samples)
+    return [
+        Pack(0, number, inputs.collate(samples, draw_of_pack(0, 0, number)), keys, count * plan.num_tokens)
+        for number in range(packs)
+    ]
+
+
+def _encoded(sample: Sample, model: Model) -> Sample:
+    """The sample as a cache holds it, by the model's own encoders, without numbers."""
+    cpu = torch.device("cpu")
+    encoders = deepcopy(model)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        encoders.fill_empty(training_place(model.dtype, cpu))
+
+        def shapes(picture: Tensor | None, encode: Callable[[Tensor], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+            return {} if picture is None else dict(encode(picture))
+
+        condition = shapes(sample.condition, encoders.encode_condition)
+        target = shapes(sample.target, encoders.encode_target)
+
+    def stored(picture: Tensor | None, made: dict[str, Tensor]) -> Encoded | None:
+        if picture is None:
+            return None
+        tensors = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in made.items()}
+        return Encoded(picture.shape[1], picture.shape[0], tensors)
+
+    return replace(
+        sample,
+        condition=None,
+        target=None,
+        encoded_condition=stored(sample.condition, condition),
+        encoded_target=stored(sample.target, target),
+    )
 
 
 def _grey(size: tuple[int, int]) -> Tensor:

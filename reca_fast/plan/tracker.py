@@ -46,10 +46,10 @@ class MemoryTracker(TorchDispatchMode):
     any time how many there are and what the most was, by category.
 
     It works on tensors with numbers and on fake ones alike, so a prediction can be compared with a run. Views count
-    once; a storage that is resized counts at its new size; memory from `reca_fast.memory.host.host_empty` counts as
-    host memory. What a custom operation takes and gives back while it computes is not seen. The category of memory is
-    that of the moment in which it is made, until `assign` says better: activations where autograd records, and
-    workspace (what an operation or an update takes for a while) elsewhere.
+    once, tensors on the meta device not at all; a storage that is resized counts at its new size; memory from
+    `reca_fast.memory.host.host_empty` counts as host memory. What a custom operation takes and gives back while it
+    computes is not seen. The category of memory is that of the moment in which it is made, until `assign` says better:
+    activations where autograd records, and workspace (what an operation or an update takes for a while) elsewhere.
 
     A thread that runs part of a step enters the tracker again, as it does with every dispatch mode; it may be entered
     any number of times.
@@ -95,7 +95,7 @@ class MemoryTracker(TorchDispatchMode):
             return NotImplemented  # the operations on what it wraps come here one by one
         result = func(*args, **kwargs or {})
         for tensor in tree_iter(result):
-            if isinstance(tensor, Tensor):
+            if isinstance(tensor, Tensor) and tensor.device.type != "meta":  # which takes no memory
                 self._see(tensor)
         return result
 

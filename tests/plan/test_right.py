@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from reca_fast.config import DataConfig, MemoryConfig, ModelConfig, OptimConfig, ResizeConfig, RunConfig
+from reca_fast.config import DataConfig, LoraConfig, MemoryConfig, ModelConfig, OptimConfig, ResizeConfig, RunConfig
 from reca_fast.models.bagel.config import BagelConfig, LLMConfig
 from reca_fast.models.bagel.model import BagelModel
 from reca_fast.models.bagel.tiny.config import DEMO_VAE
 from reca_fast.models.parts.siglip_config import SiglipConfig
-from reca_fast.plan.simulate import Alone, make_pack, step_on_fakes
+from reca_fast.plan.simulate import Alone, make_packs, step_on_fakes
 from reca_fast.train.assemble import assemble
 from reca_fast.train.step import train_step
 from tests.builders import MARKERS
@@ -28,7 +28,7 @@ DATA = DataConfig(
     packs_per_step=2,
 )
 LAYERWISE = {"order": "layer", "recompute": "blocks"}
-LEVERS: dict[str, dict[str, Any]] = {
+LEVERS: dict[str, dict[str, Any]] = {  # of memory, where it is not said otherwise
     "none": {},
     "recompute": {"recompute": "blocks"},
     "selective": {"recompute": "selective"},
@@ -46,8 +46,47 @@ LEVERS: dict[str, dict[str, Any]] = {
     "all on the host": LAYERWISE | {"swap": 1.0, "gradients": "host", "frozen_on": "host", "trained": "bf16"},
     "int8 and bf16": LAYERWISE | {"frozen": "int8", "trained": "bf16"},
     "frozen on the host and twice": LAYERWISE | {"frozen_on": "host", "gradients": "twice", "trained": "bf16"},
+    "nf4": {"frozen": "nf4"},
+    "int8 products": {"matmul": "int8"},
+    "states on the host": {"optim": {"states": "host"}},
+    "adamw8bit": {"optim": {"kind": "adamw8bit"}},
+    "adamw8bit_ao": {"optim": {"kind": "adamw8bit_ao"}},
+    "adamw4bit_ao": {"optim": {"kind": "adamw4bit_ao"}},
+    "adafactor": {"optim": {"kind": "adafactor"}},
+    "lora": {"lora": {"rank": 8}},
+    "QLoRA": {"frozen": "nf4", "lora": {"rank": 8}},
+    "cache": {"data": {"cache": "cache"}},
+    "bf16, 8-bit states on the host": LAYERWISE
+    | {"trained": "bf16", "gradients": "host", "optim": {"kind": "adamw8bit_ao", "states": "host"}},
+    "cache, selective and chunks": {
+        "recompute": "selective",
+        "mlp_rows": 32,
+        "trained": "bf16",
+        "data": {"cache": "cache"},
+        "optim": {"kind": "adafactor"},
+    },
 }
+NEEDS = {"nf4": "bitsandbytes", "adamw8bit": "bitsandbytes", "adamw8bit_ao": "torchao", "adamw4bit_ao": "torchao"}
 QUICK = ("none", "swap, host and bf16")
+
+
+def configured(levers: dict[str, Any]) -> RunConfig:
+    """With these levers; pytest.skip where a library that one of them needs is missing."""
+    of = {name: levers.get(name, {}) for name in ("optim", "lora", "data")}
+    memory = {name: value for name, value in levers.items() if name not in of}
+    for value in (memory.get("frozen"), of["optim"].get("kind")):
+        if value in NEEDS:
+            pytest.importorskip(NEEDS[value], reason=f"{NEEDS[value]} is not installed")
+    if of["lora"]:
+        pytest.importorskip("peft", reason="peft is not installed")
+    return RunConfig(
+        device="cpu",
+        data=replace(DATA, **of["data"]),
+        model=ModelConfig(),
+        memory=MemoryConfig(**memory),
+        lora=LoraConfig(**of["lora"]),
+        optim=OptimConfig(warmup_steps=0, **of["optim"]),
+    )
 
 
 def opened(config: RunConfig) -> BagelModel:
@@ -59,15 +98,12 @@ def opened(config: RunConfig) -> BagelModel:
     [pytest.param(levers, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, levers in LEVERS.items()],
 )
 def test_predicted_and_measured_peaks_agree(levers: dict[str, Any]) -> None:
-    config = RunConfig(
-        device="cpu", data=DATA, model=ModelConfig(), memory=MemoryConfig(**levers), optim=OptimConfig(warmup_steps=0)
-    )
+    config = configured(levers)
 
     def prepare():
         model = opened(config)
-        inputs = model.inputs(config.data)
+        packs = make_packs(config, model, 2)
         run = assemble(config, Alone(), model, empty=True)
-        packs = [make_pack(config, inputs, number) for number in range(2)]
         return lambda: [train_step(run, packs) for _ in range(2)]
 
     measured = peak_of(prepare)

@@ -1,5 +1,7 @@
 """A small BAGEL's step on fake tensors: bytes and products that can be counted by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from reca_fast.hardware import find_gpu
 from reca_fast.models.bagel.config import BagelConfig, LLMConfig
 from reca_fast.models.bagel.model import BagelModel
 from reca_fast.models.bagel.tiny.config import DEMO_VAE
+from reca_fast.models.parts.kl_vae import KLVAE
 from reca_fast.models.parts.siglip_config import SiglipConfig
 from reca_fast.plan import Simulated, estimate, simulate
 from reca_fast.plan.simulate import further, step_on_fakes
@@ -63,6 +66,19 @@ def test_processes_share_states(plain: Simulated) -> None:
     two = planned(gpus=2)
     assert two.device.by_category["optimizer"] == pytest.approx(plain.device.by_category["optimizer"] / 2, rel=0.01)
     assert two.exchanged > 0
+
+
+def test_from_a_cache_no_encoder_is_there(plain: Simulated) -> None:
+    run = RunConfig(data=replace(DATA, cache="a cache that is not there yet"))
+    cached = simulate(run, BagelModel(SMALL, ModelConfig(), MARKERS), 1)
+    encoders = BagelModel(SMALL, ModelConfig(), MARKERS).encoders
+    vit = sum(p.numel() for p in encoders.vit.parameters())
+    vae = sum(p.numel() for p in KLVAE(DEMO_VAE, with_decoder=True).parameters())
+    held, without = plain.device.by_category, cached.device.by_category
+    assert (cached.images, cached.tokens) == (plain.images, plain.tokens)
+    assert held["weights"] - without["weights"] == pytest.approx(2 * vit + 4 * vae, rel=0.05)
+    assert held["optimizer"] == without["optimizer"]
+    assert 0.95 * cached.useful_flops < cached.work.flops < plain.work.flops
 
 
 @pytest.mark.slow

@@ -33,6 +33,11 @@ def test_views_count_once_and_memory_ends(tracker: MemoryTracker) -> None:
     assert tracker.now().total == 0 and tracker.peak().total == 400
 
 
+def test_the_meta_device_takes_no_memory(tracker: MemoryTracker) -> None:
+    x = torch.ones(100, device="meta")
+    assert (x + 1).is_meta and tracker.peak().total == 0
+
+
 def test_what_autograd_keeps_is_held_until_the_backward_pass(tracker: MemoryTracker) -> None:
     x = torch.ones(100, requires_grad=True)
     y = x.exp().sum()  # exp keeps its result
