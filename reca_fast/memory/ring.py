@@ -52,6 +52,9 @@ class Ring:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" and slots else None
         self._arrived = [torch.cuda.Event() for _ in self._slots] if self._stream else []
         self._left = [torch.cuda.Event() for _ in self._slots] if self._stream else []
+        for event in self._left:  # what had the slots' memory before may still be read
+            event.record(torch.cuda.current_stream(device))
+        self._leaving: list[Tensor] = []  # what was sent last
 
     def pin(self) -> None:
         """Pin the arena, see `reca_fast.memory.host.pin`."""
@@ -87,6 +90,7 @@ class Ring:
             changed: the context changes the tensors, and the new values go home after it.
         """
         self.bring(number)
+        self._let_go()
         if number not in self._held:  # a block without tensors here
             self.bring(then)
             yield []
@@ -103,10 +107,24 @@ class Ring:
             self._copy_home([self._slots[slot][: self._homes[number].numel()]], [self._homes[number]])
 
     def send(self, number: int, tensors: Sequence[Tensor]) -> None:
-        """Copy tensors from the device to a block's stretch, rounded to the dtypes there."""
+        """Copy tensors from the device to a block's stretch, rounded to the dtypes there. What is copied stays on the
+        device until the next block is sent or used.
+        """
         if number in self._held:
             self._held[self._held.index(number)] = None  # what the slot holds is old now
-        self._copy_home(tensors, self.home(number))
+        self._let_go()
+        homes = self.home(number)
+        self._leaving = [tensor.to(home.dtype) for tensor, home in zip(tensors, homes, strict=True)]
+        self._copy_home(self._leaving, homes)
+
+    def _let_go(self) -> None:
+        """Free what was sent last. The device waits for its copy before that memory is used again. With `record_stream`
+        the host would have to see the end of the copy, and since it runs ahead of the device, all blocks' gradients
+        would take memory at once.
+        """
+        if self._stream and self._leaving:
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        self._leaving = []
 
     def settle(self) -> None:
         """Wait until everything that changed is at home, before the host reads it."""
@@ -121,9 +139,7 @@ class Ring:
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             for tensor, home in zip(tensors, homes, strict=True):
-                rounded = tensor.to(home.dtype)  # a copy between dtypes would not overlap
-                home.copy_(rounded, non_blocking=True)
-                tensor.record_stream(self._stream)
+                home.copy_(tensor, non_blocking=True)
 
 
 class HostWeights:

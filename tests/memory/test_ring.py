@@ -1,5 +1,7 @@
 """What lives on the host visits the device, and what changed there goes home."""
 
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -50,6 +52,21 @@ def test_what_is_sent_replaces_a_copy_on_the_device() -> None:
     ring.send(2, [torch.zeros(3, 5), torch.zeros(7)])
     with ring.use(2) as tensors:
         assert not any(t.any() for t in tensors)
+
+
+def test_what_was_sent_last_is_there_until_its_copy_is_waited_for() -> None:
+    ring = filled()
+    gradients = {number: [torch.zeros(3, 5, dtype=torch.bfloat16), torch.zeros(7)] for number in range(3)}
+    there = {number: [weakref.ref(t) for t in tensors] for number, tensors in gradients.items()}
+
+    def alive() -> list[int]:
+        return [number for number, known in there.items() if any(ref() is not None for ref in known)]
+
+    for number in (2, 1, 0):
+        ring.send(number, gradients.pop(number))
+        assert alive() == [*range(number + 1)]  # of those sent, the last
+    with ring.use(0):
+        assert alive() == []
 
 
 def test_weights_are_at_home_between_uses_and_take_their_place_in_the_arena() -> None:
