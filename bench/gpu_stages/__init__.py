@@ -26,6 +26,7 @@ STAGES = (
     Stage(
         "layers", "BAGEL's real width, as many layers as fit: time per phase, MFU, memory against prediction", 130, True
     ),
+    Stage("planned", "real width, few layers, lever by lever: the planner's peak against the allocator's", 60, True),
     Stage("repeat", "a real-width step twice, pictures alone and beside others: what changes in any bit", 30, True),
     Stage("ops", "achieved bandwidth of every operation, beside eager and Liger", 90, True),
     Stage("profile", "where the device's time goes, kernel by kernel", 60, True),
