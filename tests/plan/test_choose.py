@@ -52,7 +52,7 @@ def test_the_fastest_that_fits_may_be_an_earlier_rung() -> None:
     assert found is not None and found.levers == {}
 
 
-def test_nothing_fits() -> None:
+def test_none_is_found_where_nothing_fits() -> None:
     assert find(CONFIG, planner(1)[0], "fits") is None
 
 
