@@ -36,6 +36,7 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_page_adds_an_operation(checkout: Path) -> None:
     """Its own tests pass, and so do those of the registry and of wrong arguments, which find it by themselves."""

@@ -93,9 +93,19 @@ def opened(config: RunConfig) -> BagelModel:
     return BagelModel(SMALL, config.model, MARKERS)
 
 
+MIXED = {"all on the host", "bf16, 8-bit states on the host", "QLoRA", "cache, selective and chunks"}
+"""Mixtures that have most levers in them: these are part of `make test`, the others of `make test-all`."""
+
+
+def marks(name: str) -> tuple[pytest.MarkDecorator, ...]:
+    if name in QUICK:
+        return ()
+    return (pytest.mark.slow,) if name in MIXED else (pytest.mark.slow, pytest.mark.exhaustive)
+
+
 @pytest.mark.parametrize(
     "levers",
-    [pytest.param(levers, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, levers in LEVERS.items()],
+    [pytest.param(levers, id=name, marks=marks(name)) for name, levers in LEVERS.items()],
 )
 def test_predicted_and_measured_peaks_agree(levers: dict[str, Any]) -> None:
     config = configured(levers)

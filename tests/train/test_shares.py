@@ -74,7 +74,7 @@ sys.exit(0)
 """
 
 
-@pytest.mark.parametrize(("processes", "replicate"), [(2, 1), (4, 2)])
+@pytest.mark.parametrize(("processes", "replicate"), [(2, 1), pytest.param(4, 2, marks=pytest.mark.exhaustive)])
 def test_when_and_how_gradients_are_summed_changes_no_gradient(processes, replicate, tiny_folder, launch, tmp_path):
     """Two packs in a step: collectives are counted, and every gradient is that of the plain way."""
     code = GRADIENTS.format(root=str(ROOT), folder=str(tiny_folder), replicate=replicate, precision="fp32")
