@@ -49,6 +49,7 @@ class AdamWLowBit:
         self.rule = torch.compile(rule, fullgraph=True, dynamic=False) if device.type == "cuda" else rule
         self.wrap = getattr(moment, f"OptimState{bits}bit")
         self.config, self.bits, self.plain = config, bits, AdamW(config)
+        self.zeros = [list(values).index(0.0) if 0.0 in values else -1 for values in maps]  # no such code: -1
         self.values_of_codes = [torch.tensor(values, device=device) for values in maps]
 
     def new_states(self, parameter: Tensor, new: New) -> dict[str, Tensor]:
@@ -68,6 +69,16 @@ class AdamWLowBit:
                             *(values, gradient, step, *moments, None, lr, *self.config.betas),
                             *(now.weight_decay, self.config.eps, True, False),
                         )
+
+                    self._forget_first_where_second_is_lost(weight)
+
+    def _forget_first_where_second_is_lost(self, weight: Weight) -> None:
+        """Where a second moment is rounded to 0, so is the first: the next step, if it has no gradient there, would
+        divide by `optim.eps` alone.
+        """
+        first, second = (weight.states[f"{moment}_codes"] for moment in MOMENTS)
+        if min(self.zeros) >= 0:
+            first.masked_fill_(second == self.zeros[1], self.zeros[0])
 
     def _pieces(self, weight: Weight) -> Iterator[tuple[Any, ...]]:
         """Values, gradient and both moments, piece by piece, in the memory of the whole."""

@@ -167,3 +167,16 @@ def test_a_missing_library_is_one_sentence(kind, library, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, library, None)
     with pytest.raises(UserError, match=rf"optim\.kind={kind} needs {library}.*reca-fast\[levers\]"):
         update_of(layers(), kind=kind)
+
+
+def test_weights_without_a_gradient_do_not_jump_where_the_second_moment_is_rounded_to_nothing() -> None:
+    weight = torch.nn.Parameter(torch.zeros(64, 64))
+    gradient = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    gradient[:, ::2] *= 3e-4
+    config = OptimConfig(kind="adamw8bit_ao", lr=1e-3, warmup_steps=0)
+    update = open_update({"w": weight}, [], lambda name: False, config, 10, device="cpu")
+    for step in range(4):
+        update.begin(step)
+        weight.grad = gradient.clone() if step < 2 else torch.zeros_like(gradient)
+        update.finish(torch.zeros(1))
+    assert weight.abs().max() < 0.01  # four steps of 0.001
