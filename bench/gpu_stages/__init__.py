@@ -22,7 +22,7 @@ STAGES = (
     Stage(
         "kernels", "every kernel against float64 in three dtypes, repeatable, without waiting for the host", 90, False
     ),
-    Stage("ceilings", "what this card can do: copies and bf16 products at BAGEL's shapes", 20, True),
+    Stage("ceilings", "what this card can do: copies and bf16 products at BAGEL's shapes", 40, True),
     Stage(
         "layers", "BAGEL's real width, as many layers as fit: time per phase, MFU, memory against prediction", 130, True
     ),
