@@ -1,7 +1,7 @@
 """Does a run with a memory lever pulled learn what a plain one learns, and go on bit for bit after a stop?
 
     python bench/levers.py                            # every lever and mixture: some minutes on two cores
-    python bench/levers.py --only 'nf4' --steps 50
+    python bench/levers.py --only "frozen nf4" swap      # these; what the result file has of others stays
 
 Each setting trains a tiny BAGEL with the real trainer on the same pictures: once in one go, and once stopped half way
 and resumed. The first is compared with the plain fp32 run (mean loss of the last tenth of the steps), the second with
@@ -48,6 +48,7 @@ SETTINGS: dict[str, str] = {
     "frozen int8": "--memory.frozen int8",
     "frozen nf4": "--memory.frozen nf4",
     "recompute": "--memory.recompute blocks",
+    "selective, kept on host, MLP in chunks": "--memory.recompute selective --memory.keep_on host --memory.mlp_rows 16",
     "matmul int8": f"{BF16} --memory.matmul int8",
     "matmul fp8": f"{BF16} --memory.matmul fp8",
     "rows rounded": "--data.round_rows 64",
@@ -59,6 +60,7 @@ SETTINGS: dict[str, str] = {
     "optim adamw8bit": "--optim.kind adamw8bit",
     "optim adamw8bit_ao": "--optim.kind adamw8bit_ao",
     "optim adamw4bit_ao": "--optim.kind adamw4bit_ao",
+    "optim adafactor": "--optim.kind adafactor",
     "optim states on host": "--optim.states host",
     "optim adamw8bit, bf16, all away": f"{LEAN} {AWAY} --optim.kind adamw8bit --optim.states host",
     "nf4, bf16, twice": f"{LEAN} --memory.frozen nf4 --memory.gradients twice",
@@ -111,18 +113,25 @@ def measure(folder: Path, base: Path, data: Path, options: str, steps: int) -> d
     return {"final_loss": mean(last), "first_loss": whole[0], "resumes_bit_for_bit": resumed == whole}
 
 
+def write(path: Path, steps: int, rows: dict[str, dict[str, Any]]) -> None:
+    report = {"environment": environment(), "steps": steps, "tolerance": TOLERANCE, "settings": rows}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="settings whose name holds this")
+    parser.add_argument("--only", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), metavar="SETTING")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--out", type=Path, default=RESULT, help="result file (JSON)")
     args = parser.parse_args()
     if args.steps < 2:
         parser.error("--steps must be at least 2")
-    names = [name for name in SETTINGS if args.only in name or name == PLAIN]
     torch.set_num_threads(1)
     console = Console(stderr=True)
-    rows: dict[str, dict[str, Any]] = {}
+    before = json.loads(args.out.read_text()) if args.out.exists() else {}
+    rows: dict[str, dict[str, Any]] = before.get("settings", {}) if before.get("steps") == args.steps else {}
+    names = [name for name in SETTINGS if name in args.only or (name == PLAIN and name not in rows)]
     with tempfile.TemporaryDirectory() as place:
         base, data = Path(place) / "base", Path(place) / "pictures"
         write_tiny_checkpoint(base, hidden_size=64, intermediate_size=128, layers=3, vit_hidden_size=48, text_vocab=300)
@@ -132,7 +141,8 @@ def main() -> None:
             row["ratio"] = row["final_loss"] / rows[PLAIN]["final_loss"]
             row["options"] = SETTINGS[name]
             row["holds"] = abs(row["ratio"] - 1) <= TOLERANCE and row["resumes_bit_for_bit"]
-            console.print(f"{name}: {row['final_loss']:.4f}, {row['ratio']:.4f} of plain")
+            console.print(f"{name}: {row['final_loss']:.4f}, {row['ratio']:.4f} of plain, holds: {row['holds']}")
+            write(args.out, args.steps, rows)
     table = Table(title=f"Tiny BAGEL, {args.steps} steps: mean loss of the last tenth")
     for column in ("setting", "first loss", "final loss", "of plain", "resumed"):
         table.add_column(column, justify="left" if column == "setting" else "right")
@@ -140,9 +150,6 @@ def main() -> None:
         same = "bit for bit" if row["resumes_bit_for_bit"] else "DIFFERS"
         table.add_row(name, f"{row['first_loss']:.4f}", f"{row['final_loss']:.4f}", f"{row['ratio']:.4f}", same)
     Console().print(table)
-    report = {"environment": environment(), "steps": args.steps, "tolerance": TOLERANCE, "settings": rows}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
     console.print(f"written: {args.out}")
     if broken := [name for name, row in rows.items() if not row["holds"]]:
         raise SystemExit(f"not within {TOLERANCE:.0%} of plain, or not resumed bit for bit: {', '.join(broken)}")
