@@ -10,6 +10,7 @@ in the dtype of the arithmetic). What moves or counts a block's frozen parameter
 The narrow numbers take no part in training: what is trained is computed with the widened weight, in both passes.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -81,18 +82,18 @@ class QuantizedLinear(PackedWeight, nn.Linear):
             setattr(self, name, nn.Parameter(tensor, requires_grad=False))
 
     @property
+    @abstractmethod
     def weight(self) -> Tensor:  # type: ignore[override]
         """The weight as it is computed with, fp32 [out, in]."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
         """`data` and `scale` of a weight [out, in]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def product(self, x: Tensor) -> Tensor:
         """x [..., in] in the dtype of the arithmetic -> a new tensor [..., out], without the bias."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         kind = x.device.type

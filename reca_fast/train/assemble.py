@@ -48,7 +48,7 @@ def assemble(
     )
     if processes.device.type == "cuda":
         total = torch.cuda.get_device_properties(processes.device).total_memory
-        check_room(config, model, total, processes.world // config.parallel.replicate)
+        check_room(config, model, total, processes.world)
     has_cache = bool(config.data.cache)
     fill_model(model, processes.device, config.memory, empty=empty, encoders=not has_cache, seed=config.seed)
     parameters = trained(model.module)

@@ -26,7 +26,7 @@ def check_room(config: RunConfig, model: Model, total: int, processes: int = 1) 
     Args:
         model: on the meta device, its levers pulled.
         total: bytes of the GPU's memory.
-        processes: that share the weights.
+        processes: that train together.
 
     Raises:
         UserError: names the way out.
@@ -40,7 +40,11 @@ def check_room(config: RunConfig, model: Model, total: int, processes: int = 1) 
 
 
 def least_bytes(config: RunConfig, model: Model, processes: int = 1) -> dict[str, int]:
-    """What a run keeps on each GPU whatever its packs are: category -> bytes."""
+    """What a run keeps on each GPU whatever its packs are: category -> bytes.
+
+    Args:
+        processes: that train together; the replicas among them share nothing.
+    """
     place = place_of(model, torch.device("cuda"), config.memory)
     packed = packed_parameters(model.module)
     weights = gradients = states = 0
@@ -57,7 +61,7 @@ def least_bytes(config: RunConfig, model: Model, processes: int = 1) -> dict[str
         "gradients": gradients if config.memory.gradients == "device" else 0,
         "optimizer states": states if config.optim.states == "device" else 0,
     }
-    shares = processes if config.memory.order == "pack" else 1
+    shares = processes // config.parallel.replicate if config.memory.order == "pack" else 1
     return {name: size // shares for name, size in on_gpu.items() if size}
 
 

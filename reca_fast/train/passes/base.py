@@ -11,6 +11,12 @@ Weigh = Callable[[Mapping[str, Tensor]], Tensor]
 """From the sums of one pack's losses by task to the number that its gradient is taken of."""
 
 
+def add_sums(sums: dict[str, Tensor], parts: Mapping[str, Tensor]) -> None:
+    """Add one pack's sums of losses to those of the packs before it, task by task, without their graphs."""
+    for task, part in parts.items():
+        sums[task] = sums[task] + part.detach() if task in sums else part.detach()
+
+
 class Passes(Protocol):
     """Runs the packs of this process through the model, forward and backward, and has the weights updated."""
 

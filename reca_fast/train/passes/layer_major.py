@@ -16,7 +16,7 @@ from reca_fast.memory import HostWeights
 from reca_fast.models import Model
 from reca_fast.optim import Finished, Update
 
-from .base import Weigh
+from .base import Weigh, add_sums
 from .keepers import Keeper
 from .suspended import Suspended, suspend_at
 
@@ -64,7 +64,7 @@ class LayerMajor:
     def update(self, losses: Tensor) -> Finished:
         finished = self._update.decide(losses)
         if self._keeper is None:
-            self._run(self._sum_and_apply)
+            self._run(self._apply)
         else:
             for number in range(len(self._update.groups)):
                 with self._keeper.kept(number, then=number + 1) as gradients:
@@ -77,16 +77,9 @@ class LayerMajor:
             self._trained.settle()
 
     def _measure(self, number: int, gradients: list[Tensor]) -> None:
-        for gradient in gradients:
-            self._sum_over(gradient)
         self._update.measure(number, gradients)
         if self._keeper is not None:
             self._keeper.keep(number, gradients)
-
-    def _sum_and_apply(self, number: int, gradients: list[Tensor]) -> None:
-        for gradient in gradients:
-            self._sum_over(gradient)
-        self._apply(number, gradients)
 
     def _apply(self, number: int, gradients: Sequence[Tensor]) -> None:
         if self._trained is None or number == len(self._blocks):
@@ -105,8 +98,7 @@ class LayerMajor:
             self._forward(packs)
             sums: dict[str, Tensor] = {}
             for pack in packs:
-                for task, part in pack.sums.items():
-                    sums[task] = sums[task] + part.detach() if task in sums else part.detach()
+                add_sums(sums, pack.sums)
                 pack.backward_of_head(self._weigh(pack.sums))
             self._backward(packs, complete)
             return sums
@@ -132,10 +124,13 @@ class LayerMajor:
                 for pack in packs:
                     pack.backward_of(number)
                     gradients = _collect(blocks[number], gradients, alone=len(packs) == 1)
-            complete(number, gradients)
+            complete(number, self._of_all_processes(gradients))
         for pack in packs:
             pack.backward_of_stem()
-        complete(len(blocks), _collect(others, [], alone=True))
+        complete(len(blocks), self._of_all_processes(_collect(others, [], alone=True)))
+
+    def _of_all_processes(self, gradients: list[Tensor]) -> list[Tensor]:
+        return [self._sum_over(gradient) for gradient in gradients]
 
     @contextmanager
     def _on_device(self, number: int, *, then: int = -1) -> Iterator[None]:

@@ -11,7 +11,7 @@ from reca_fast.memory import sum_gradients
 from reca_fast.models import Model
 from reca_fast.optim import Finished, Update
 
-from .base import Weigh
+from .base import Weigh, add_sums
 
 
 class PackMajor:
@@ -33,8 +33,7 @@ class PackMajor:
             sum_gradients(self._model.module, self._parallel, last=number == len(batches))
             parts = self._model.loss_sums(self._model.encode(batch.to(self._device)))
             weigh(parts).backward()
-            for task, part in parts.items():
-                sums[task] = sums[task] + part.detach() if task in sums else part.detach()
+            add_sums(sums, parts)
         return sums
 
     def update(self, losses: Tensor) -> Finished:
