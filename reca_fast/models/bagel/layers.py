@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from reca_fast.kernels import Varlen, qk_norm_rope, rms_norm, swiglu, to_device, varlen_attention
+from reca_fast.kernels import Varlen, qk_norm_rope, swiglu, to_device, varlen_attention
+from reca_fast.models.parts.rms_norm import RMSNorm
 
 from .config import LLMConfig
 
@@ -86,19 +87,6 @@ class AttentionPlan(NamedTuple):
             if isinstance(value, (Tensor, Varlen))
         }
         return self._replace(**moved)
-
-
-class RMSNorm(nn.Module):
-    """Division of each row by its root mean square, then a weight per column (`reca_fast.kernels.rms_norm`)."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        normed: Tensor = rms_norm(hidden_states, self.weight, eps=self.eps)
-        return normed
 
 
 AFTER_ATTENTION = ("o_proj", "post_attention_layernorm", "gate_proj", "up_proj", "down_proj")

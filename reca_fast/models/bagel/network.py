@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from reca_fast.kernels import template_concat, to_device
 from reca_fast.models.parts.host_table import HostTable
 from reca_fast.models.parts.position import sincos_table
+from reca_fast.models.parts.rms_norm import RMSNorm
 from reca_fast.models.parts.rotary import rotary_table
 from reca_fast.models.parts.timestep import TimestepEmbedder
 
 from .batch import BagelBatch
 from .config import BagelConfig
 from .connector import Connector
-from .layers import AFTER_ATTENTION, AttentionPlan, KeyValue, MoTLayer, RMSNorm, Stream
+from .layers import AFTER_ATTENTION, AttentionPlan, KeyValue, MoTLayer, Stream
 from .padding import padded
 
 

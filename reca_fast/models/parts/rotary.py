@@ -7,7 +7,7 @@ from torch import Tensor
 def rotary_table(
     positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the angles of N tokens, for `reca_fast.kernels.qk_norm_rope`.
+    """Cosines and sines of the angles of N tokens, for `rotate` and `reca_fast.kernels.qk_norm_rope`.
 
     The halves of a head are turned against each other (the "half-split" form): numbers j and j + head_dim/2 by
     position / theta**(2j / head_dim).
@@ -25,3 +25,14 @@ def rotary_table(
     angles = positions.to(dtype)[:, None] / theta**exponents
     angles = torch.cat((angles, angles), dim=1)
     return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Queries or keys [N, heads, head_dim] turned by their positions; the arithmetic has the dtype of the table.
+
+    Args:
+        cos, sin: of `rotary_table`, [N, head_dim].
+    """
+    half = x.shape[-1] // 2
+    turned = torch.cat((x[..., half:].neg(), x[..., :half]), dim=-1)
+    return torch.addcmul(x * cos.unsqueeze(-2), turned, sin.unsqueeze(-2)).to(x.dtype)
