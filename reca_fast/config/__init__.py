@@ -5,7 +5,7 @@ Each setting is declared with what a change of it means for a run that is resume
 allow together stands in `config/rules.py`. Importing this package must stay cheap (no torch): `reca-fast --help` does.
 """
 
-from .data import DataConfig, ResizeConfig, TaskWeights
+from .data import DataConfig, Fit, ResizeConfig, TaskWeights
 from .declare import HOME, Pixels, Place, Setting, settings
 from .lora import LoraConfig
 from .memory import DrawingMemory, Matmul, MemoryConfig
@@ -21,6 +21,7 @@ __all__ = [
     "Attention",
     "DataConfig",
     "DrawingMemory",
+    "Fit",
     "Kernels",
     "LoraConfig",
     "LossWeights",

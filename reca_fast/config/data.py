@@ -7,10 +7,12 @@ from reca_fast.schema import NonNegativeFloat, PositiveInt, Probability, Range
 
 from .declare import Pixels, Place, Seed, fixed, neutral, rounding
 
+Fit = Literal["keep", "crop", "squash", "pad"]
+
 
 @dataclass
 class ResizeConfig:
-    """Side limits of one picture, in pixels; both sides become multiples of the stride, the aspect ratio is kept."""
+    """Side limits of one picture, in pixels; both sides become multiples of the stride."""
 
     max_size: Pixels = fixed(224)
     """Longest side."""
@@ -20,6 +22,12 @@ class ResizeConfig:
     """Both sides become multiples of this."""
     max_pixels: Annotated[int, Range(1, 2**32)] = fixed(14 * 14 * 9 * 1024)
     """Area above which the picture is shrunk further."""
+    fit: Fit = fixed("keep")
+    """keep: the aspect ratio is kept, within the limits above. The others give a square of max_size x max_size, where
+    min_size does not count: crop takes a square as wide as the shorter side, whose place along the longer one is drawn
+    anew in every epoch, the same for condition and target; squash resizes both sides to max_size; pad puts the picture
+    in the middle of a square of grey (127).
+    """
 
 
 @dataclass
@@ -47,7 +55,7 @@ class DataConfig:
     the VAE nor the vision encoder is loaded. The losses are those of training without it, bit for bit where the cache
     was made on the same kind of machine. source may be empty; where it is given, it is compared with what the cache was
     made of. Captions are those of when it was made. It excludes nothing; sample_every needs source as well, and loads
-    the encoders for each grid.
+    the encoders for each grid. With fit=crop, every epoch sees the crops of the first one.
     """
     split: str = fixed("train")
     """Split of a Hugging Face dataset."""

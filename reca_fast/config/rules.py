@@ -134,7 +134,7 @@ def check_data(config: DataConfig) -> None:
 
 
 def _check_resize(config: ResizeConfig, group: str) -> None:
-    if config.min_size > config.max_size:
+    if config.fit == "keep" and config.min_size > config.max_size:
         raise UserError(
             f"{group}.min_size={config.min_size} is above {group}.max_size={config.max_size}; lower the first or raise "
             "the second."

@@ -29,14 +29,18 @@ HARMLESS = ("extraneous bytes", "JFIF revision", "Adobe color transform", "ICC p
 NO_END = "Premature end of JPEG file"
 """Its complaint about a JPEG whose end marker is missing. The pixels may all be there."""
 Orientation = Literal["apply", "ignore"]
+Method = Literal["fast", "exact"]
 
 
 def fitted_size(width: int, height: int, rule: ResizeConfig) -> tuple[int, int]:
     """Width and height in pixels to which a picture of the given size is resized.
 
     Both are multiples of `rule.stride`. The long side is brought down to at most `rule.max_size` and the short side up
-    to at least `rule.min_size`; where both are impossible, max_size holds.
+    to at least `rule.min_size`; where both are impossible, max_size holds. Under every `rule.fit` but keep, the size is
+    that of a square of `rule.max_size`. Which part of the picture is resized to it, `windows.py` decides.
     """
+    if rule.fit != "keep":
+        width = height = rule.max_size
 
     def scaled(w: int, h: int, k: float) -> tuple[int, int]:
         return snapped(round(w * k), rule.stride), snapped(round(h * k), rule.stride)
@@ -98,7 +102,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, orientation: Orientation =
     return image if turn == 1 else upright(image, turn)
 
 
-def resize(image: Tensor, size: tuple[int, int], method: Literal["fast", "exact"] = "fast") -> Tensor:
+def resize(image: Tensor, size: tuple[int, int], method: Method = "fast") -> Tensor:
     """Resize uint8 [H, W, 3] to size = (width, height) by antialiased bicubic interpolation.
 
     "exact" gives the same bits as Pillow. "fast" is torch's, which takes a fifth of the time; the PSNR between the two

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from reca_fast.config import DataConfig
+from reca_fast.config import DataConfig, ResizeConfig
 from reca_fast.config.rules import check_data
 from reca_fast.data.captions import NO_CAPTION, Caption, choose_caption
-from reca_fast.data.images import blur, decode, picture_size, resize
+from reca_fast.data.images import blur, decode, picture_size
 from reca_fast.data.inputs import Inputs, Plan, Size
 from reca_fast.data.orientation import exif_orientation, seen, upright
 from reca_fast.data.records import BadImage, NoCaption, Record
 from reca_fast.data.templates import choose_template
+from reca_fast.data.windows import before_turning, place_of_crop, resize_window, window_of
 from reca_fast.randomness import stable_uniform
 from reca_fast.sample import I2T, RECA, TASKS, Sample, Text
 
@@ -114,13 +115,19 @@ class SampleBuilder:
         if record.cached is not None:
             encoded = record.cached.read(picture.condition, picture.target)
             return Sample(plan.key, plan.tasks, None, None, plan.text, *encoded)
-        condition, target = self.pictures(record, plan.size, picture.condition, picture.target)
+        condition, target = self.pictures(record, plan.size, picture.condition, picture.target, plan.epoch)
         return Sample(plan.key, plan.tasks, condition, target, plan.text)
 
     def pictures(
-        self, record: Record, planned: Size, condition: Size | None, target: Size | None
+        self, record: Record, planned: Size, condition: Size | None, target: Size | None, epoch: int
     ) -> tuple[Tensor | None, Tensor | None]:
         """The condition and the target of these sizes, uint8 [H, W, 3], out of a record's picture; None for no size.
+
+        Args:
+            record: its encoded picture.
+            planned: the picture's size as its header told.
+            condition, target: the sizes.
+            epoch: decides which part of the picture a crop shows.
 
         Raises:
             BadImage: the picture is damaged, or is not of the size `planned`, as its header said.
@@ -133,12 +140,17 @@ class SampleBuilder:
         if self._config.resize == "exact":
             image, turn = upright(image, turn), 1
 
-        def resized(width: int, height: int) -> Tensor:
-            # Resized first, then turned: to turn 12 megapixels takes longer than to decode and resize them.
-            return upright(resize(image, seen(width, height, turn), self._config.resize), turn)
+        place = place_of_crop(self._config.seed, epoch, record.key)
 
-        seen_by_encoder = blur(resized(*condition), self._config.blur_sigma) if condition else None
-        return seen_by_encoder, resized(*target) if target else None
+        def resized(width: int, height: int, rule: ResizeConfig) -> Tensor:
+            # Resized first, then turned: to turn 12 megapixels takes longer than to decode and resize them.
+            window = before_turning(window_of(*size, rule.fit, place), *size, turn)
+            return upright(resize_window(image, window, seen(width, height, turn), self._config.resize), turn)
+
+        seen_by_encoder = None
+        if condition:
+            seen_by_encoder = blur(resized(*condition, self._config.condition_resize), self._config.blur_sigma)
+        return seen_by_encoder, resized(*target, self._config.target_resize) if target else None
 
     def _draw_task(self, epoch: int, key: str) -> str:
         point = stable_uniform("task", self._config.seed, epoch, key) * sum(self._weights.values())

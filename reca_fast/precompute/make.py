@@ -12,7 +12,7 @@ from torch import Tensor
 from reca_fast.config import DataConfig, ModelConfig
 from reca_fast.config.rules import check_data
 from reca_fast.data.cache.format import Entry, Index, begin_cache, shard_path, sweep, whole_shards, write_shard
-from reca_fast.data.cache.origin import index_of
+from reca_fast.data.cache.origin import index_of, is_cropped
 from reca_fast.data.inputs import Inputs
 from reca_fast.data.records import BadRecord
 from reca_fast.data.samples import SampleBuilder
@@ -73,6 +73,8 @@ def make_cache(
     if left:
         model.fill_encoders(device)
     progress.begin(len(mine), len(left))
+    if is_cropped(data) and rank == 0:
+        print(f"{folder}: fit=crop, so every epoch of training from it sees the same crops, those of the first epoch.")
     if left:
         _Maker(model, source, inputs, data, index, device).make(folder, left, progress)
     progress.end()
@@ -134,7 +136,7 @@ class _Maker:
             plans = [self._inputs.plan((task,), size, None) for task in self._tasks]
             condition = next((plan.condition for plan in plans if plan.condition), None)
             target = next((plan.target for plan in plans if plan.target), None)
-            images = self._builder.pictures(record, size, condition, target)
+            images = self._builder.pictures(record, size, condition, target, epoch=0)
         except BadRecord as bad:
             entry.bad = bad.reason
             return _Decoded(entry, {})

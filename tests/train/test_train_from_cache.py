@@ -131,6 +131,27 @@ def test_a_cache_of_other_settings_is_refused_by_name(setting, says, mixed, cach
         running.train(config)
 
 
+def test_a_cache_holds_the_crops_of_the_first_epoch(mixed, tmp_path, capsys) -> None:
+    squares = {
+        "condition_resize": ResizeConfig(56, 56, 14, fit="crop"),
+        "target_resize": ResizeConfig(32, 32, 8, fit="crop"),
+    }
+
+    def run(name: str, cache: Path | None = None, **more: object) -> RunConfig:
+        config = mixed(tmp_path / name, cache=cache, steps=2)
+        config.data = replace(config.data, lookahead=1, **squares, **more)
+        return config
+
+    pixels = run("pixels")
+    make_cache(tmp_path / "cache", pixels.model, pixels.data, device=torch.device("cpu"))
+    assert "every epoch of training from it sees the same crops" in capsys.readouterr().out
+    running.train(pixels)  # both steps are in the first epoch
+    running.train(run("cached", tmp_path / "cache"))
+    assert course(tmp_path / "cached") == course(tmp_path / "pixels")
+    with pytest.raises(UserError, match=r"was made with data\.seed=42, now it is 43"):
+        running.train(run("other", tmp_path / "cache", seed=43))
+
+
 def test_a_cache_of_another_model_or_of_other_pictures_is_refused(
     mixed, caches, tiny_folder, pictures, tmp_path
 ) -> None:

@@ -11,11 +11,11 @@ from reca_fast.data.sources import Source, open_source
 from .format import Index, refuse_other
 from .source import CacheSource
 
-SIDES = ("max_size", "min_size", "stride", "max_pixels")
+RULE = ("max_size", "min_size", "stride", "max_pixels", "fit")
 OF_THE_MODEL = ("precision",)
 OF_THE_DATA = (
     *("blur_sigma", "resize", "orientation", "max_image_pixels", "caption_column"),
-    *(f"{group}.{side}" for group in ("condition_resize", "target_resize") for side in SIDES),
+    *(f"{group}.{part}" for group in ("condition_resize", "target_resize") for part in RULE),
 )
 """Settings that decide what is in a cache. Which pictures and which model these are, their content tells."""
 PICTURES = {"condition": ("reca", "i2t"), "target": ("reca", "t2i")}
@@ -34,6 +34,8 @@ def index_of(
     """
     settings = {f"model.{name}": getattr(model, name) for name in OF_THE_MODEL}
     settings |= {f"data.{name}": attrgetter(name)(data) for name in OF_THE_DATA}
+    if is_cropped(data):
+        settings["data.seed"] = data.seed  # which places the crops
     return Index(
         records=len(source),
         records_per_shard=records_per_shard,
@@ -43,6 +45,11 @@ def index_of(
         holds=[name for name, tasks in PICTURES.items() if any(getattr(data.tasks, task) for task in tasks)],  # type: ignore[misc]
         ignored=source.ignored,
     )
+
+
+def is_cropped(data: DataConfig) -> bool:
+    """Whether pictures are cropped: in training each epoch draws another place, a cache holds that of the first."""
+    return "crop" in (data.condition_resize.fit, data.target_resize.fit)
 
 
 def check_origin(cache: CacheSource, files: Mapping[str, str], model: ModelConfig, data: DataConfig) -> None:
