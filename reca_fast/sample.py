@@ -32,11 +32,27 @@ TASKS = (RECA, T2I, I2T)
 
 
 @dataclass(frozen=True)
+class Turn:
+    """One round of a conversation about a picture."""
+
+    question: str  # empty where the answer is the caption of a picture, which nobody asked for
+    answer: str  # what the model learns to say
+
+
+@dataclass(frozen=True)
 class Text:
     """A prompt as token ids, without the markers that a model puts around it."""
 
     ids: tuple[int, ...]
-    supervised: bool = False  # whether the model learns to say this text: its tokens are labels then
+    said: tuple[tuple[int, int], ...] = ()
+    """Parts [start, stop) of `ids` that the model learns to say, in their order: these tokens are labels. A part that
+    ends with the text has the model's end marker as a label too.
+    """
+
+    @property
+    def supervised(self) -> bool:
+        """Whether the model learns to say any of it."""
+        return bool(self.said)
 
 
 @dataclass(frozen=True)

@@ -209,6 +209,8 @@ def _plain(hint: Any) -> Any:
         return list
     if kind is float:
         return (int, float)
+    if kind is Literal:
+        return tuple(map(type, get_args(hint)))
     return dict if is_dataclass(kind) else kind
 
 

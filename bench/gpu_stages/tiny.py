@@ -49,7 +49,7 @@ def pictures(joint: bool) -> list[Sample]:
     ]
     if joint:
         samples += [
-            Sample(f"caption {n}", (I2T,), picture(VIEWS[n]), None, Text(tuple(range(9, 15 + n)), supervised=True))
+            Sample(f"caption {n}", (I2T,), picture(VIEWS[n]), None, Text(tuple(range(9, 15 + n)), said=((0, 6 + n),)))
             for n in range(2)
         ]
     return samples

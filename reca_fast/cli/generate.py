@@ -39,7 +39,7 @@ class GenerateOptions:
     """auto, cpu or cuda."""
     model: ModelConfig = field(default_factory=ModelConfig)
     memory: DrawingMemory = field(default_factory=DrawingMemory)
-    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(guidance=4.0))
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
 def main(args: Sequence[str]) -> int:

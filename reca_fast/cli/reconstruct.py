@@ -32,7 +32,7 @@ class ReconstructOptions:
     model: ModelConfig = field(default_factory=ModelConfig)
     memory: DrawingMemory = field(default_factory=DrawingMemory)
     data: DataConfig = field(default_factory=lambda: DataConfig(text_dropout=0.0))
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(guidance=1.0))
 
 
 def main(args: Sequence[str]) -> int:

@@ -9,7 +9,7 @@ from .data import DataConfig, Fit, ResizeConfig, TaskWeights
 from .declare import HOME, Pixels, Place, Setting, settings
 from .lora import LoraConfig
 from .memory import DrawingMemory, Matmul, MemoryConfig
-from .model import Attention, Kernels, ModelConfig, Precision
+from .model import Attention, Condition, Kernels, ModelConfig, Precision
 from .optim import LossWeights, OptimConfig
 from .parallel import ParallelConfig
 from .run import RunConfig
@@ -19,6 +19,7 @@ __all__ = [
     "HOME",
     "PRESETS",
     "Attention",
+    "Condition",
     "DataConfig",
     "DrawingMemory",
     "Fit",

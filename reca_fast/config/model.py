@@ -8,6 +8,7 @@ from .declare import Place, fixed, neutral, rounding
 Attention = Literal["auto", "torch", "flash_attn_3", "flash_attn_4", "flash_attn", "xformers", "sdpa", "eager"]
 Precision = Literal["fp32", "bf16"]
 Kernels = Literal["auto", "triton", "reference"]
+Condition = Literal["auto", "understanding", "generation"]
 
 
 @dataclass
@@ -37,4 +38,9 @@ class ModelConfig:
     freeze_und: bool = fixed(True)
     """Keep the understanding side as it is and train the generation side alone, as RECA does. Must be false when
     loss.i2t > 0.
+    """
+    condition: Condition = fixed("auto")
+    """Whose embeddings of a picture are the condition: those of the understanding encoder (a ViT, SigLIP, CLIP), as
+    RECA has it, or those of the generation encoder (a VAE, VQ codes), which say how a picture looks and not what it
+    shows. auto takes what the checkpoint was made for. A model refuses what it does not have.
     """

@@ -148,12 +148,12 @@ def check_sampling(config: SamplingConfig) -> None:
         UserError: names the settings and the way out.
     """
     check_ranges(config, "sampling.")
-    first, second = config.guidance_interval
+    first, second = config.guidance_interval or (0.0, 1.0)
     if first > second:
         raise UserError(
             f"sampling.guidance_interval=[{first}, {second}]: the second time must be the later one; swap them."
         )
-    if config.image_guidance > 1 and config.guidance == 1:
+    if (config.image_guidance or 1) > 1 and config.guidance == 1:
         raise UserError(
             f"sampling.image_guidance={config.image_guidance} acts only where sampling.guidance does: set "
             "--sampling.guidance above 1 as well."

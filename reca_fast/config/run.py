@@ -38,7 +38,7 @@ class RunConfig:
     loss: LossWeights = field(default_factory=LossWeights)
     optim: OptimConfig = field(default_factory=OptimConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(guidance=1.0))
     save_every: NonNegativeInt = neutral(250)
     """Steps between checkpoints; the last step is saved in any case, with 0 it alone."""
     keep: PositiveInt = neutral(2)

@@ -1,46 +1,82 @@
 """How pictures are drawn, and the authors' settings by name."""
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal, TypeVar
 
-from reca_fast.schema import Fraction, Range
+from reca_fast.errors import UserError
+from reca_fast.schema import Fraction, NonNegativeFloat, Range
 
 from .declare import Seed, neutral
 
 GuidanceScale = Annotated[float, Range(1, 1000)]
+GuidanceSchedule = Literal["constant", "linear"]
 GuidanceRenorm = Literal["global", "channel", "text_channel"]
+T = TypeVar("T")
 
 
 @dataclass
 class SamplingConfig:
-    """How pictures are drawn: Euler steps from noise to data with classifier-free guidance."""
+    """How pictures are drawn. A setting that is not set (null) has the value that the model's authors use; one that a
+    model does not know is refused when it is set.
+    """
 
-    steps: Annotated[int, Range(1, 10_000)] = neutral(49)
-    """How often the model is evaluated for a picture. The authors count the points of the time grid instead, which are
-    one more: 49 here is their num_timesteps of 50.
+    steps: Annotated[int, Range(1, 10_000)] | None = neutral(None)
+    """How often the model is evaluated for a picture: 49 for BAGEL, whose authors count the points of the time grid
+    instead, which are one more (num_timesteps 50), 20 for OpenUni, 64 for Harmon.
     """
-    timestep_shift: Annotated[float, Range(above=0, at_most=1000)] = neutral(3.0)
-    """How far the steps are moved towards the noisy times; 1 spaces them evenly."""
-    guidance: GuidanceScale = neutral(1.0)
-    """How far each step is led away from what would be drawn without the prompt, the authors' cfg_text_scale. 1 is off
-    and halves the cost; `generate` uses 4 unless told otherwise.
+    timestep_shift: Annotated[float, Range(above=0, at_most=1000)] | None = neutral(None)
+    """BAGEL, OpenUni: how far the steps are moved towards the noisy times, 3 unless set; 1 spaces them evenly."""
+    guidance: GuidanceScale | None = neutral(None)
+    """How far each step is led away from what would be drawn without the prompt, BAGEL's cfg_text_scale. 1 is off and
+    halves the cost; `generate` guides as the authors do (BAGEL 4) unless told otherwise.
     """
-    image_guidance: GuidanceScale = neutral(1.0)
-    """How far each step is led away from what would be drawn without the condition, the authors' cfg_img_scale; 1 is
-    off. It comes after `guidance`, which has to be above 1 as well.
+    guidance_schedule: GuidanceSchedule | None = neutral(None)
+    """Harmon: the same guidance in every step (constant), or one that grows from 1 with the share of the picture that
+    is drawn (linear).
     """
-    guidance_interval: tuple[Fraction, Fraction] = neutral((0.0, 1.0))
-    """Guidance acts at times t with first < t <= second, where 1 is noise and 0 the picture; steps at other times are
-    unguided, and cheaper.
+    image_guidance: GuidanceScale | None = neutral(None)
+    """BAGEL: how far each step is led away from what would be drawn without the condition, the authors' cfg_img_scale;
+    1, which is off, unless set. It comes after `guidance`, which has to be above 1 as well.
     """
-    guidance_renorm: GuidanceRenorm = neutral("global")
-    """Guided steps grow too long and are scaled back to their unguided length: the whole picture's at once (global),
-    every token's (channel), or every token's after `guidance` and before `image_guidance` (text_channel).
+    guidance_interval: tuple[Fraction, Fraction] | None = neutral(None)
+    """BAGEL: guidance acts at times t with first < t <= second, where 1 is noise and 0 the picture; steps at other
+    times are unguided, and cheaper. [0, 1] unless set.
     """
-    guidance_renorm_min: Fraction = neutral(0.0)
-    """The smallest factor of that scaling; 1 switches it off."""
+    guidance_renorm: GuidanceRenorm | None = neutral(None)
+    """BAGEL: guided steps grow too long and are scaled back to their unguided length: the whole picture's at once
+    (global, unless set), every token's (channel), or every token's after `guidance` and before `image_guidance`
+    (text_channel).
+    """
+    guidance_renorm_min: Fraction | None = neutral(None)
+    """BAGEL: the smallest factor of that scaling, 0 unless set; 1 switches it off."""
+    temperature: NonNegativeFloat | None = neutral(None)
+    """Harmon, Show-o: how much chance there is in what is drawn, 1 unless set; smaller values draw what is likelier."""
     seed: Seed = neutral(0)
-    """Seed of the noise that drawing starts from; picture i of a call has seed + i."""
+    """Seed of what drawing starts from and draws; picture i of a call has seed + i."""
+
+    def filled(self, kind: type[T]) -> T:
+        """The settings of one model, those that are not set as its authors have them.
+
+        Args:
+            kind: a dataclass of the settings that the model follows, a part of those here, with the authors' values as
+                defaults (`Model.SAMPLING`).
+
+        Raises:
+            UserError: a setting is set that the model does not follow.
+        """
+        chosen = {name: value for name, value in vars(self).items() if name != "seed" and value is not None}
+        followed = {entry.name for entry in fields(kind)}  # type: ignore[arg-type]
+        for name in chosen.keys() - followed - OFF.keys():
+            raise UserError(f"sampling.{name} is set, and this model draws without it; leave it out.")
+        for name, off in OFF.items():
+            if name not in followed and chosen.pop(name, off) != off:
+                raise UserError(f"sampling.{name} is set, and this model draws without it; set it to {off:g}.")
+        return kind(**chosen)
+
+
+OFF: Mapping[str, float] = {"guidance": 1.0, "image_guidance": 1.0}
+"""Settings with a value that switches them off, which any model takes."""
 
 
 _AUTHORS: dict[str, Any] = {

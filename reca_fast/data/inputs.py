@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol, Self
 
 import torch
 
-from reca_fast.sample import Sample, Text
+from reca_fast.sample import Sample, Text, Turn
 
 Size = tuple[int, int]
 """Width and height of a picture in pixels."""
@@ -51,6 +51,15 @@ class Inputs(Protocol):
 
     def tokenize(self, text: str) -> Sequence[int]:
         """Token ids of a text, without markers."""
+        ...
+
+    def converse(self, turns: Sequence[Turn]) -> Text:
+        """The text of a sample of i2t in the model's own wording, with the answers as what it learns to say. A caption
+        is one turn without a question, for which a model asks what its authors ask.
+
+        Raises:
+            BadRecord: the model cannot put such a conversation into words. The loader skips it and counts it.
+        """
         ...
 
     def plan(self, tasks: Sequence[str], size: Size, text: Text | None) -> Plan:

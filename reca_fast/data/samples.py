@@ -19,7 +19,7 @@ from reca_fast.data.records import BadImage, NoCaption, Record
 from reca_fast.data.templates import choose_template
 from reca_fast.data.windows import before_turning, place_of_crop, resize_window, window_of
 from reca_fast.randomness import stable_uniform
-from reca_fast.sample import I2T, RECA, TASKS, Sample, Text
+from reca_fast.sample import I2T, RECA, TASKS, Sample, Text, Turn
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,10 @@ class SampleBuilder:
         else:
             prompt = choose_caption(caption, seed, epoch, key)
         text = None
-        if task == I2T or stable_uniform("text_dropout", seed, epoch, key) >= dropout:
-            text = Text(tuple(self._inputs.tokenize(prompt)), supervised=task == I2T)
+        if task == I2T:
+            text = self._inputs.converse((Turn("", prompt),))
+        elif stable_uniform("text_dropout", seed, epoch, key) >= dropout:
+            text = Text(tuple(self._inputs.tokenize(prompt)))
         lack = lack if task != drawn else ""
         return SamplePlan(index, key, epoch, (task,), size, text, self._inputs.plan((task,), size, text), lack)
 

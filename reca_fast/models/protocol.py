@@ -62,6 +62,10 @@ class Model(Protocol):
     """The file by which a checkpoint folder of this architecture is told, for messages."""
     PUBLISHED: ClassVar[Sequence[str]]
     """Names under which its authors published models, for `published`."""
+    SAMPLING: ClassVar[type]
+    """A dataclass of the fields of `SamplingConfig` that `sample` follows, with its authors' values as defaults. The
+    one of guidance is what `generate` draws with; other verbs set it to 1 unless told otherwise.
+    """
 
     @property
     def module(self) -> nn.Module:

@@ -71,7 +71,7 @@ def test_settings_that_cannot_work_are_refused_by_name(change, says) -> None:
 
 
 def test_sampling_settings_count_where_something_is_drawn() -> None:
-    config = RunConfig(sampling=SamplingConfig(image_guidance=2.0), sample_every=0)
+    config = RunConfig(sampling=SamplingConfig(guidance=1.0, image_guidance=2.0), sample_every=0)
     check_run(config, processes=1)
     with pytest.raises(UserError, match=r"set --sampling\.guidance above 1 as well"):
         check_sampling(config.sampling)

@@ -37,7 +37,7 @@ def test_other_tasks_have_two_splits_and_use_the_caption() -> None:
     t2i, i2t = plan(T2I, 0.0), plan(I2T, 1.0)
     assert (t2i.text, t2i.picture.condition, t2i.num_tokens) == (Text((1, 3, 3)), None, 36 + 2 + 5)
     assert (i2t.text, i2t.picture.target, i2t.num_tokens) == (
-        Text((1, 3, 3), True),
+        Text((1, 3, 3), ((0, 3),)),
         None,
         16 + 2 + 5,
     )  # i2t never drops its target

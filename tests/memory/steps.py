@@ -48,7 +48,13 @@ def batch_of(model: Model) -> Any:
     pictures = [torch.randint(0, 256, (size, size, 3), generator=draw, dtype=torch.uint8) for size in (56, 64)]
     joint = all(p.requires_grad for p in model.module.parameters())
     samples = [
-        Sample(str(i), (task,), pictures[0], None if task == I2T else pictures[1], Text((5, 6, 7), task == I2T))
+        Sample(
+            str(i),
+            (task,),
+            pictures[0],
+            None if task == I2T else pictures[1],
+            Text((5, 6, 7), ((0, 3),) if task == I2T else ()),
+        )
         for i, task in enumerate((RECA, I2T) if joint else (RECA, RECA))
     ]
     return model.inputs(DataConfig()).collate(samples, draw_of_pack(1, 0, 0))

@@ -27,7 +27,13 @@ def step(folder, *, compiled: bool, **options) -> tuple[Tensor, dict[str, Tensor
     joint = not options["freeze_und"]
     tasks = (RECA, I2T) if joint else (RECA, RECA)
     samples = [
-        Sample(str(i), (task,), pictures[0], None if task == I2T else pictures[1], Text((5, 6, 7), task == I2T))
+        Sample(
+            str(i),
+            (task,),
+            pictures[0],
+            None if task == I2T else pictures[1],
+            Text((5, 6, 7), ((0, 3),) if task == I2T else ()),
+        )
         for i, task in enumerate(tasks)
     ]
     batch = model.inputs(DataConfig()).collate(samples, draw_of_pack(1, 0, 0))
@@ -74,7 +80,7 @@ def test_packs_of_other_sizes_compile_nothing_again(tmp_path, joint) -> None:
                 (task,),
                 torch.zeros(28 * (1 + (number + i) % 3), 56, 3, dtype=torch.uint8),
                 None if task == I2T else torch.zeros(16 * (3 + number % 2), 16 * (3 + i), 3, dtype=torch.uint8),
-                Text(tuple(range(5, 8 + number + i)), task == I2T),
+                Text(tuple(range(5, 8 + number + i)), ((0, 3 + number + i),) if task == I2T else ()),
             )
             for i, task in enumerate((RECA, I2T if joint else RECA, RECA, RECA)[: 2 + number % 3])
         ]

@@ -22,7 +22,7 @@ from reca_fast.models.bagel.tiny import write_tiny_checkpoint
 from reca_fast.models.files import stored_shapes, uniform
 from reca_fast.models.parts.host_table import host_tables
 from reca_fast.randomness import draw_of_pack
-from reca_fast.sample import I2T, RECA, T2I, TASKS, Encoded, Sample, Text
+from reca_fast.sample import I2T, RECA, T2I, TASKS, Encoded, Sample, Text, Turn
 from reca_fast.verify.unchanged import changed_besides, compare_frozen, same_bits
 from tests.models.toy import ToyModel, write_toy_checkpoint
 
@@ -97,8 +97,11 @@ def samples_of(model: Model, subject: Subject, *tasks: Sequence[str]) -> list[Sa
     """One sample per entry, planned by the model's inputs; every other one has no text."""
     inputs, made = model.inputs(subject.data), []
     for number, served in enumerate(tasks):
-        supervised = I2T in served
-        text = Text(tuple(inputs.tokenize(f"no. {number}")), supervised) if supervised or number % 2 == 0 else None
+        text = None
+        if I2T in served:
+            text = inputs.converse((Turn("", f"no. {number}"),))
+        elif number % 2 == 0:
+            text = Text(tuple(inputs.tokenize(f"no. {number}")))
         plan = inputs.plan(served, (48, 40), text)
         sizes = (plan.condition, plan.target)
         condition, target = (None if size is None else picture(*size, seed=number) for size in sizes)
@@ -323,7 +326,7 @@ def run(folder, pictures, reca_fast) -> Callable[..., list[dict[str, Any]]]:
     def start(out: Path, *options: str) -> list[dict[str, Any]]:
         text = f"--config demo --model.path {folder} --data.source {pictures} --out {out} --device cpu --steps 4"
         text += " --save_every 2 --sample_every 0 --data.tokens_per_pack 300 --optim.lr 1e-4"
-        text += " --optim.warmup_steps 1 --optim.schedule constant"
+        text += " --optim.warmup_steps 1 --optim.schedule constant --sampling.timestep_shift null"
         text += " --data.target_resize.max_size 32 --data.target_resize.min_size 16"
         text += " --data.condition_resize.max_size 56 --data.condition_resize.min_size 56"
         said = reca_fast("train", *text.split(), *options)

@@ -26,6 +26,7 @@ JOINT = {"loss.t2i", "loss.i2t", "data.tasks.t2i", "data.tasks.i2t"}
 ELSEWHERE = {
     "data.cache": "test_a_run_goes_on_with_a_cache_and_without_one in test_train_from_cache.py: it takes a cache",
     "resume": "test_what_cannot_be_resumed_is_refused in test_resume.py: false refuses whatever else was saved",
+    **dict.fromkeys(("sampling.guidance_schedule", "sampling.temperature"), "nowhere: BAGEL refuses them"),
     "memory.trained": "test_the_dtype_of_trained_weights_is_kept below: bf16 takes a run in bf16",
     "model.weights": "test_the_file_of_weights_is_part_of_the_base below: its content counts as the base's",
     "parallel.replicate": "test_the_number_of_replicas_may_change below: it takes two processes",
@@ -49,7 +50,12 @@ OTHERS: dict[str, Any] = {
     "optim.max_grad_norm": 0.01,
     "optim.schedule": "constant",
     "optim.ema_decay": 0.5,
+    "model.condition": "understanding",
+    "sampling.steps": 4,
+    "sampling.timestep_shift": 1.0,
     "sampling.guidance": 2.0,
+    "sampling.guidance_renorm": "channel",
+    "sampling.guidance_renorm_min": 0.5,
     "sampling.image_guidance": 1.5,
     "sampling.guidance_interval": (0.4, 1.0),
 }

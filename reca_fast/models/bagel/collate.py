@@ -76,14 +76,15 @@ class _Writer:
         self.vit_positions.append(grid_positions(rows, columns, side))
         return position + 1
 
-    def text(self, ids: Sequence[int], position: int, *, supervised: bool) -> int:
+    def text(self, ids: Sequence[int], position: int, said: Sequence[tuple[int, int]] = ()) -> int:
         start = self.length
         marked = [self.tokenizer.bos, *ids, self.tokenizer.eos]
         self.text_ids += marked
         self.text_rows += range(start, start + len(marked))
-        if supervised:  # from the marker in front on, each row predicts the next one, the last token its end marker
-            self.label_rows += range(start, start + len(marked) - 1)
-            self.labels += marked[1:]
+        for first, stop in said:  # each token is predicted by the row before it, the first one by the marker in front
+            stop += stop == len(ids)  # and the end marker by the last token
+            self.label_rows += range(start + first, start + stop)
+            self.labels += marked[first + 1 : stop + 1]
         self._split(CAUSAL, torch.arange(position, position + len(marked)))
         return position + len(marked)
 
@@ -148,7 +149,7 @@ def collate(
         if sample.condition_size is not None:
             position = writer.condition(sample.condition_size, position)
         if sample.text is not None:
-            position = writer.text(sample.text.ids, position, supervised=sample.text.supervised)
+            position = writer.text(sample.text.ids, position, sample.text.said)
         if sample.target_size is not None:
             width, height = sample.target_size
             writer.target(height // stride, width // stride, position)
@@ -203,7 +204,7 @@ def collate_prefixes(
         if image is not None:
             position = writer.condition((image.shape[1], image.shape[0]), position)
         if ids is not None:
-            position = writer.text(ids, position, supervised=False)
+            position = writer.text(ids, position)
         following.append(position)
         writer.end_sample()
     conditions = [image for image, _ in prefixes if image is not None]

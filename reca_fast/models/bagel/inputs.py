@@ -8,8 +8,9 @@ import torch
 from reca_fast.config import DataConfig, ResizeConfig
 from reca_fast.data.images import fitted_size
 from reca_fast.data.inputs import Plan, Size
+from reca_fast.data.records import BadRecord
 from reca_fast.errors import UserError
-from reca_fast.sample import I2T, T2I, Sample, Text
+from reca_fast.sample import I2T, T2I, Sample, Text, Turn
 
 from .batch import BagelBatch
 from .collate import collate
@@ -36,6 +37,17 @@ class BagelInputs:
 
     def tokenize(self, text: str) -> list[int]:
         return self._tokenizer.encode(text)
+
+    def converse(self, turns: Sequence[Turn]) -> Text:
+        """The caption of a picture, said from the first token to the end marker.
+
+        Raises:
+            BadRecord: there is a question, or more than one turn.
+        """
+        if len(turns) != 1 or turns[0].question:
+            raise BadRecord("a conversation, where this model learns captions")
+        ids = tuple(self.tokenize(turns[0].answer))
+        return Text(ids, said=((0, len(ids)),))
 
     def plan(self, tasks: Sequence[str], size: Size, text: Text | None) -> Plan:
         """The sizes and tokens of a picture: t2i alone needs no condition, i2t alone no target; each split has two

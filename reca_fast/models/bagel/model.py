@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reca_fast.config import DataConfig, ModelConfig, SamplingConfig
+from reca_fast.config.rules import check_sampling
 from reca_fast.data.inputs import Size
 from reca_fast.errors import UserError
 from reca_fast.kernels import flow_interpolate
@@ -29,7 +30,7 @@ from .flops import step_flops
 from .inputs import BagelInputs
 from .latent_tokens import unpatchify_latents
 from .network import Bagel
-from .sampling import Prefix, sample_latents
+from .sampling import BagelSampling, Prefix, sample_latents
 from .tokenizer import PUBLISHED_MARKERS, TOKENIZER_FILES, BagelTokenizer, open_tokenizer
 from .understanding import frozen_parts, understanding_logits
 from .weights import check_weights, fill_bagel, missing_tables, weights_file
@@ -49,6 +50,7 @@ class BagelModel:
 
     MARK: ClassVar[str] = "llm_config.json"
     PUBLISHED: ClassVar[Sequence[str]] = ("BAGEL-7B-MoT",)
+    SAMPLING: ClassVar[type] = BagelSampling
 
     def __init__(self, config: BagelConfig, options: ModelConfig, tokenizer: BagelTokenizer | None = None) -> None:
         self.config, self.options, self.folder = config, options, Path(options.path)
@@ -208,6 +210,8 @@ class BagelModel:
     def sample(
         self, conditions: Sequence[Sample], sizes: Sequence[Size], sampling: SamplingConfig, seeds: Sequence[int]
     ) -> list[Tensor]:
+        check_sampling(sampling)
+        drawing = sampling.filled(BagelSampling)
         stride, side = self.config.latent_stride, self.config.glue.max_latent_size
         for width, height in sizes:
             if width % stride or height % stride or not 0 < min(width, height) <= max(width, height) <= side * stride:
@@ -221,7 +225,7 @@ class BagelModel:
         if vae is None:
             raise ValueError("the VAE has no weights; fill_encoders() comes first")
         with self.autocast(keep_casts=True):
-            tokens = sample_latents(self.module, self.tokenizer, self.encode, pairs, shapes, sampling, seeds)
+            tokens = sample_latents(self.module, self.tokenizer, self.encode, pairs, shapes, drawing, seeds)
         with self.encoders.autocast(self.dtype, self.device):
             pictures = [
                 vae.decode(unpatchify_latents(x, rows, columns, patch, channels)[None])[0]

@@ -10,13 +10,13 @@ would depend on each other.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from reca_fast.config import SamplingConfig
-from reca_fast.config.rules import check_sampling
+from reca_fast.config.sampling import GuidanceRenorm
 
 from .batch import BagelBatch
 from .collate import collate_prefixes, collate_targets
@@ -28,6 +28,19 @@ Encode = Callable[[BagelBatch], BagelBatch]
 """Puts the ViT's features in the place of a batch's pictures."""
 Prefix = tuple[Tensor | None, Sequence[int] | None]
 """What a picture is drawn from: a condition uint8 [H, W, 3] and the token ids of a prompt; either may be None."""
+
+
+@dataclass(frozen=True)
+class BagelSampling:
+    """The fields of `SamplingConfig` that BAGEL follows, as its authors' text-to-image scripts set them."""
+
+    steps: int = 49  # the authors' num_timesteps of 50
+    timestep_shift: float = 3.0
+    guidance: float = 4.0
+    image_guidance: float = 1.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_renorm: GuidanceRenorm = "global"
+    guidance_renorm_min: float = 0.0
 
 
 class EncodedPrefixes(NamedTuple):
@@ -62,7 +75,7 @@ def sample_latents(
     encode: Encode,
     prefixes: Sequence[Prefix],
     shapes: Sequence[tuple[int, int]],
-    sampling: SamplingConfig,
+    sampling: BagelSampling,
     seeds: Sequence[int],
 ) -> list[Tensor]:
     """Draw one latent picture for each prefix. It depends on its own prefix, shape and seed alone, bit for bit.
@@ -72,16 +85,12 @@ def sample_latents(
         encode: computes the ViT's features of the conditions.
         prefixes: what each picture is drawn from.
         shapes: (rows, columns) of each picture in latent tokens.
-        sampling: steps, shift and guidance; its seed is not read.
+        sampling: steps, shift and guidance.
         seeds: of the noise that each picture starts from.
 
     Returns:
         Latent tokens fp32 [rows * columns, C] of each picture.
-
-    Raises:
-        UserError: settings that draw nothing (`config.rules.check_sampling`).
     """
-    check_sampling(sampling)
     return [
         _draw(model, tokenizer, encode, prefix, shape, sampling, seed)
         for prefix, shape, seed in zip(prefixes, shapes, seeds, strict=True)
@@ -94,7 +103,7 @@ def _draw(
     encode: Encode,
     prefix: Prefix,
     shape: tuple[int, int],
-    sampling: SamplingConfig,
+    sampling: BagelSampling,
     seed: int,
 ) -> Tensor:
     """One latent picture, fp32 [rows * columns, C]."""
@@ -120,7 +129,7 @@ def _draw(
     return x
 
 
-def _branches(prefix: Prefix, sampling: SamplingConfig) -> list[Prefix]:
+def _branches(prefix: Prefix, sampling: BagelSampling) -> list[Prefix]:
     """The prefixes that a guided step is predicted from.
 
     First the given one, then the one without its prompt and, when `image_guidance` acts, the one without its condition.
@@ -175,7 +184,7 @@ def _velocity(model: Bagel, target: Target, x: Tensor, t: float) -> Tensor:
     return velocity
 
 
-def _guide(velocities: Sequence[Tensor], sampling: SamplingConfig) -> Tensor:
+def _guide(velocities: Sequence[Tensor], sampling: BagelSampling) -> Tensor:
     """One velocity [rows * columns, C] out of those of the branches, in the order of `_branches`.
 
     It leads away from the branch without prompt, then from the one without condition, and is scaled back towards the

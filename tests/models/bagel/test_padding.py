@@ -19,7 +19,7 @@ def batch_of(model: BagelModel, number: int, round_rows: int, joint: bool):
     for i in range(1 + number % 3):
         task = I2T if joint and i == 1 else RECA
         target = None if task == I2T else torch.full((16 * (3 + number % 2), 48, 3), 200, dtype=torch.uint8)
-        text = Text(tuple(range(5, 8 + number + i)), task == I2T)
+        text = Text(tuple(range(5, 8 + number + i)), ((0, 3 + number + i),) if task == I2T else ())
         samples.append(Sample(f"{i}", (task,), torch.full((28, 56, 3), 90, dtype=torch.uint8), target, text))
     inputs = model.inputs(DataConfig(round_rows=round_rows))
     return model.encode(inputs.collate(samples, draw_of_pack(1, 0, number)))
@@ -78,6 +78,6 @@ def test_counts_and_tokens_do_not_know_of_it(model) -> None:
 
 
 def test_captions_alone_stay_as_they_are(model) -> None:
-    samples = [Sample("0", (I2T,), torch.zeros(28, 56, 3, dtype=torch.uint8), None, Text((5, 6, 7), True))]
+    samples = [Sample("0", (I2T,), torch.zeros(28, 56, 3, dtype=torch.uint8), None, Text((5, 6, 7), ((0, 3),)))]
     plan = model.inputs(DataConfig(round_rows=64)).collate(samples, draw_of_pack(1, 0, 0)).plan
     assert (plan.und_padding, plan.gen_padding) == (0, 0)

@@ -20,7 +20,7 @@ from reca_fast.memory import fill_model
 from reca_fast.models.bagel import BagelModel
 from reca_fast.models.bagel import sampling as rule
 from reca_fast.models.bagel.names import NETWORK_NAMES
-from reca_fast.models.bagel.sampling import Prefix, sample_latents, time_grid
+from reca_fast.models.bagel.sampling import BagelSampling, Prefix, sample_latents, time_grid
 from reca_fast.randomness import draw_of_pack
 from reca_fast.sample import RECA, Sample, Text
 
@@ -46,7 +46,7 @@ def draw(bagel) -> Callable[..., list[Tensor]]:
     """draw(conditions, shapes, guidance=1.0, steps=2, ...): latents [rows * columns, C] of each picture."""
 
     def sample(conditions, shapes, guidance: float = 1.0, steps: int = 2, seeds=None, **options) -> list[Tensor]:
-        sampling = SamplingConfig(steps=steps, guidance=guidance, **options)
+        sampling = BagelSampling(steps=steps, guidance=guidance, **options)
         seeds = range(len(shapes)) if seeds is None else seeds
         return sample_latents(bagel.module, bagel.tokenizer, bagel.encode, conditions, shapes, sampling, seeds)
 
@@ -246,17 +246,23 @@ IMPOSSIBLE = {
 
 
 @pytest.mark.parametrize("option", IMPOSSIBLE)
-def test_impossible_settings_are_refused_by_name(option, draw) -> None:
+def test_impossible_settings_are_refused_by_name(option, bagel) -> None:
     value, range_ = IMPOSSIBLE[option]
     with pytest.raises(UserError, match=rf"sampling\.{option}=.*: it must be {range_}"):
-        draw([CONDITIONS["prompt"]], [(1, 1)], **{option: value})
+        bagel.sample([], [], SamplingConfig(**{option: value}), [])
 
 
-def test_settings_that_contradict_each_other(draw) -> None:
-    with pytest.raises(UserError, match="the second time must be the later one"):
-        draw([CONDITIONS["prompt"]], [(1, 1)], guidance=2.0, guidance_interval=(0.9, 0.4))
-    with pytest.raises(UserError, match=r"set --sampling\.guidance above 1 as well"):
-        draw([CONDITIONS["picture"]], [(1, 1)], image_guidance=2.0)
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ({"guidance": 2.0, "guidance_interval": (0.9, 0.4)}, "the second time must be the later one"),
+        ({"guidance": 1.0, "image_guidance": 2.0}, r"set --sampling\.guidance above 1 as well"),
+        ({"temperature": 0.5}, r"sampling\.temperature is set, and this model draws without it; leave it out"),
+    ],
+)
+def test_settings_that_exclude_each_other_or_the_model(options, advice, bagel) -> None:
+    with pytest.raises(UserError, match=advice):
+        bagel.sample([], [], SamplingConfig(**options), [])
 
 
 # The time grid

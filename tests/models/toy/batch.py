@@ -12,7 +12,7 @@ from reca_fast.data.inputs import Plan, Size
 from reca_fast.data.records import BadRecord
 from reca_fast.errors import UserError
 from reca_fast.kernels import to_device
-from reca_fast.sample import I2T, RECA, T2I, TASKS, Sample, Text
+from reca_fast.sample import I2T, RECA, T2I, TASKS, Sample, Text, Turn
 
 PATCH, LEVELS, TEXT_IDS, MAX_TOKENS = 8, 16, 64, 256
 """Pixels on a side of a token, sizes of the codebook and of the vocabulary, most tokens of one picture."""
@@ -63,6 +63,9 @@ class ToyInputs:
 
     def tokenize(self, text: str) -> list[int]:
         return [ord(letter) % TEXT_IDS for letter in text]
+
+    def converse(self, turns: Sequence[Turn]) -> Text:
+        raise BadRecord("the toy does not learn captions")
 
     def plan(self, tasks: Sequence[str], size: Size, text: Text | None) -> Plan:
         if I2T in tasks:

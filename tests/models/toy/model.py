@@ -43,6 +43,11 @@ EYE_NAMES = SAME_NAMES.within(file="eye.")
 
 
 @dataclass(frozen=True)
+class ToySampling:
+    steps: int = 4
+
+
+@dataclass(frozen=True)
 class ToyConfig:
     """Sizes of the toy."""
 
@@ -92,6 +97,7 @@ class ToyModel:
 
     MARK: ClassVar[str] = CONFIG
     PUBLISHED: ClassVar[Sequence[str]] = ("toy-1m",)
+    SAMPLING: ClassVar[type] = ToySampling
     module: Network
 
     def __init__(self, config: ToyConfig, options: ModelConfig) -> None:
@@ -202,8 +208,7 @@ class ToyModel:
         self, conditions: Sequence[Sample], sizes: Sequence[Size], sampling: SamplingConfig, seeds: Sequence[int]
     ) -> list[Tensor]:
         """In each step the surest of the masked tokens are kept, so many that none is left after the last step."""
-        if sampling.guidance > 1:
-            raise UserError("sampling.guidance is above 1; the toy is trained without it, set it to 1.")
+        steps = sampling.filled(ToySampling).steps
         pictures = []
         for sample, (width, height), seed in zip(conditions, sizes, seeds, strict=True):
             if width % PATCH or height % PATCH:
@@ -214,13 +219,13 @@ class ToyModel:
             batch = self.encode(pack([replace(sample, target=canvas)]).to(device))
             assert batch.features is not None and batch.codes is not None
             codes = torch.full_like(batch.codes, LEVELS)
-            for step in range(sampling.steps):
+            for step in range(steps):
                 with self.autocast():
                     chances = self.module.head(self.module(batch, batch.features, codes)).float().softmax(-1)
                 noise = torch.rand(chances.shape, generator=draw).to(device)
                 said = (chances.log() - (-noise.log()).log()).argmax(-1)  # Gumbel's trick
                 surest = torch.where(codes == LEVELS, chances.gather(1, said[:, None])[:, 0], -1.0)
-                left = (codes == LEVELS).sum() - math.floor(len(codes) * (1 - (step + 1) / sampling.steps))
+                left = (codes == LEVELS).sum() - math.floor(len(codes) * (1 - (step + 1) / steps))
                 keep = surest.topk(int(left)).indices
                 codes[keep] = said[keep]
             grey = (codes.view(height // PATCH, width // PATCH) * 255 // (LEVELS - 1)).to(torch.uint8)

@@ -5,7 +5,6 @@ weights.safetensors the weights. What the authors' code computed stands in expec
 in files with a name behind `expected_` where the same pack went through it with other parts trained.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,14 @@ from torch import Tensor
 
 from reca_fast.errors import UserError
 from reca_fast.models.files.folder import read_object
+from reca_fast.models.recorded import expected_tensors
 from reca_fast.objectives import shifted_logit_normal
 from reca_fast.sample import RECA
 
 from ..batch import BagelBatch, Draws, PackedSequence, make_batch
 from ..config import BagelConfig
 from ..latent_tokens import patchify_latents
-from .recorded import read_inputs, read_tensors
+from .recorded import read_inputs
 
 JOINT = "joint"
 """Name of the variant in which nothing but the ViT and the VAE is frozen, with cross-entropy on the texts."""
@@ -115,12 +115,7 @@ class RecordedCase:
         if "vae_posterior_noise" in self.inputs and (self.folder / "ae.safetensors").exists():
             out["padded_latent"] = self.inputs["padded_latent"]
         for variant in self.variants:
-            stem, prefix = (f"expected_{variant}", f"{variant}/") if variant else ("expected", "")
-            tensors, scalars = self.folder / f"{stem}.safetensors", self.folder / f"{stem}.json"
-            if tensors.exists():
-                out |= {prefix + key: tensor for key, tensor in read_tensors(tensors).items()}
-            if scalars.exists():
-                out |= {f"{prefix}scalar/{path}": value for path, value in _scalars(read_object(scalars))}
+            out |= expected_tensors(self.folder, variant)
         return out
 
     def tolerance(self, name: str, dtype: torch.dtype) -> float:
@@ -133,17 +128,3 @@ class RecordedCase:
         if name.endswith(("vae_tensor", "vit_tensor", "packed_vit_tokens")):
             return 0.0  # the resize is Pillow's to the last bit
         return 1e-6 if "scalar/" in name and "grad" not in name else 1e-5
-
-
-def _scalars(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """(dotted path, 0-d fp64 tensor) of every loss and gradient norm in nested objects."""
-    for key, value in values.items():
-        here = f"{path}.{key}" if path else key
-        if isinstance(value, dict):
-            yield from _scalars(value, here)
-        elif isinstance(value, (int, float)) and not isinstance(value, bool) and _is_scalar(here.split(".")):
-            yield here, torch.tensor(value, dtype=torch.float64)
-
-
-def _is_scalar(path: list[str]) -> bool:
-    return path[-1] in ("loss", "mse", "ce", "grad_norm", "grad_norm_all") or "losses" in path[:-1]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from reca_fast.errors import UserError
-from reca_fast.models.files.read import open_safetensors
+from reca_fast.models.recorded import read_tensors
 
 NEEDED = {
     **dict.fromkeys(("sample_lens", "split_lens", "attn_modes", "packed_text_ids", "packed_text_indexes"), 1),
@@ -55,12 +55,6 @@ def read_inputs(path: Path) -> dict[str, Tensor]:
         if name in inputs and inputs[name].numel() and int(inputs[name].max()) >= rows:
             raise UserError(f"{path}: {name} names row {int(inputs[name].max())} of {rows}.")
     return inputs
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file, by name. Raises UserError when the file is missing or damaged."""
-    with open_safetensors(path) as file:
-        return {key: file.tensor(key).clone() for key in file.shapes}  # replaying may write to them
 
 
 def _kind(tensor: Tensor) -> str:
