@@ -18,7 +18,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from reca_fast.errors import UserError
 
 from .names import SAME_NAMES, NameTable
-from .weights import Weights
+from .weights import Weights, refuse_dtype
 from .wrapped import Held, PackedWeight, plain_tensors
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -112,6 +112,9 @@ def check_fit(weights: Weights, *parts: tuple[nn.Module, NameTable], origin: str
         if key in expected or (key not in spare and any(names.has(key) for _, names in parts))
     }
     _compare(weights.path, expected, found, origin)
+    for key in read:
+        if not weights.dtype(key).is_floating_point:
+            raise refuse_dtype(weights.path, key, str(weights.dtype(key)).removeprefix("torch."))
     return read
 
 

@@ -1,4 +1,4 @@
-"""Files that torch.save wrote (.pth, .pt, .ckpt), as some authors publish their weights.
+"""Files that torch.save wrote (.pth, .pt, .ckpt, .bin), as some authors publish their weights.
 
 Such a file is a pickle, and reading an arbitrary pickle runs whatever code its writer put there. Only tensors and plain
 containers are read here (torch's `weights_only`); a file that asks for anything else is refused and nothing of it runs.
@@ -15,9 +15,9 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from reca_fast.errors import UserError
 
-from .weights import DTYPES, Weights, check_readable, refuse_dtype
+from .weights import DTYPES, TABLES, Weights, check_readable, refuse_dtype
 
-TORCH_SUFFIXES = (".pth", ".pt", ".ckpt")
+TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
 WRAPPERS = ("state_dict", "model")
 """Entries under which trainers keep the weights when they save other things beside them."""
 
@@ -81,7 +81,7 @@ def _unwrapped(path: Path, saved: Any) -> Mapping[str, Any]:
 
 def _tensors(path: Path, saved: Mapping[Any, Any]) -> dict[str, Tensor]:
     """The weights, each of them checked to be a plain tensor of fractions."""
-    names = {dtype: name for name, dtype in DTYPES.items()}
+    names = {dtype: name for name, dtype in (DTYPES | TABLES).items()}
     for key, value in saved.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise UserError(

@@ -10,14 +10,14 @@ from reca_fast.errors import UserError
 from reca_fast.mapped import MappedFile
 
 from .pth import TORCH_SUFFIXES, TorchWeights
-from .weights import DTYPES, Weights, check_readable, refuse_dtype
+from .weights import DTYPES, TABLES, Weights, check_readable, refuse_dtype
 
 CHECKED_AT_ONCE = 2**24
 """How many numbers of a tensor are checked at once: 64 MB of fp32."""
 
 
 def open_weights(path: Path) -> Weights:
-    """Open a file of weights: one that torch.save wrote if its name ends in .pth, .pt or .ckpt, else safetensors.
+    """Open a file of weights: one that torch.save wrote if its name ends in .pth, .pt, .ckpt or .bin, else safetensors.
 
     Raises:
         UserError: the file is missing, damaged or of another format, or holds something that is no weight.
@@ -33,11 +33,11 @@ class SafetensorsWeights(Weights):
         self._file = open_safetensors(path)
         self.shapes = self._file.shapes
         for key, code in self._file.codes.items():
-            if code not in DTYPES:
+            if code not in DTYPES | TABLES:
                 raise refuse_dtype(path, key, code)
 
     def dtype(self, key: str) -> torch.dtype:
-        return DTYPES[self._file.codes[key]]
+        return (DTYPES | TABLES)[self._file.codes[key]]
 
     def tensor(self, key: str, region: tuple[slice, ...] = ()) -> Tensor:
         return self._file.tensor(key, region)
@@ -74,6 +74,8 @@ def check_finite(path: Path) -> None:
     broken = []
     with open_weights(path) as weights:
         for key in sorted(weights.shapes):
+            if not weights.dtype(key).is_floating_point:
+                continue
             parts = weights.tensor(key).reshape(-1).split(CHECKED_AT_ONCE)
             # Both ends of a part are NaN where one of its numbers is: ten times as fast as asking each number.
             if not all(bool(torch.stack(part.aminmax()).isfinite().all()) for part in parts if part.numel()):

@@ -13,6 +13,10 @@ from reca_fast.errors import UserError, reading
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The dtypes that weights may have, by the names that safetensors gives them."""
+TABLES = {"I64": torch.int64}
+"""The dtypes of what some files hold beside the weights: numbers of positions, powers of two. No module is filled from
+them.
+"""
 
 
 class Weights(ABC):
@@ -27,7 +31,7 @@ class Weights(ABC):
 
     @abstractmethod
     def dtype(self, key: str) -> torch.dtype:
-        """The dtype in which the file holds a tensor, one of DTYPES."""
+        """The dtype in which the file holds a tensor, one of DTYPES or TABLES."""
 
     @abstractmethod
     def tensor(self, key: str, region: tuple[slice, ...] = ()) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .weights import DTYPES, Weights
+from .weights import DTYPES, TABLES, Weights
 
 AT_ONCE = 2**22
 """How many numbers of a tensor are cast, copied from the device and written at once: 16 MB of fp32."""
@@ -40,7 +40,7 @@ def write_safetensors(path: Path, layout: Mapping[str, Stored], tensor: Callable
 
     Args:
         path: the file, which is replaced if it exists.
-        layout: key -> dtype (one of DTYPES) and shape, of every tensor.
+        layout: key -> dtype (one of DTYPES or TABLES) and shape, of every tensor.
         tensor: gives the tensor of a key when its turn has come, in any dtype, on any device.
 
     Raises:
@@ -62,9 +62,9 @@ def header_of(layout: Mapping[str, Stored]) -> bytes:
     """The beginning of a safetensors file, whose tensors follow it in the order that it states.
 
     Args:
-        layout: key -> dtype (one of DTYPES) and shape, of every tensor.
+        layout: key -> dtype (one of DTYPES or TABLES) and shape, of every tensor.
     """
-    codes = {dtype: code for code, dtype in DTYPES.items()}
+    codes = {dtype: code for code, dtype in (DTYPES | TABLES).items()}
     header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
     end = 0
     for key in _in_order(layout):
@@ -96,13 +96,17 @@ def rewrite_weights(
         path: the new file; never the one that `base` reads.
         changed: key in `base` -> what makes of the tensor there the one that replaces it, in the same shape.
         added: key -> tensor that `base` lacks.
-        dtype: of all tensors in the new file; None keeps that of `base`, tensor by tensor, and that of the added ones.
+        dtype: of all weights in the new file; None keeps that of `base`, tensor by tensor, and that of the added ones.
 
     Raises:
         ValueError: a changed tensor has another shape than in `base`.
         OSError: the file cannot be written; what there is of it stays.
     """
-    layout = {key: Stored(dtype or base.dtype(key), shape) for key, shape in base.shapes.items()}
+    kept = {key: base.dtype(key) for key in base.shapes}
+    layout = {
+        key: Stored(dtype if dtype and kept[key].is_floating_point else kept[key], shape)
+        for key, shape in base.shapes.items()
+    }
     layout |= {key: Stored(dtype or tensor.dtype, tuple(tensor.shape)) for key, tensor in added.items()}
 
     def tensor(key: str) -> Tensor:

@@ -119,6 +119,7 @@ def test_an_update_never_writes_to_the_file(write) -> None:
         ({"lm.layer.scale": torch.ones(1)}, r"1 unexpected \(lm\.layer\.scale\)"),
         ({"lm.layer.bias": torch.ones(4)}, r"1 misshapen \(lm\.layer\.bias \[4\] instead of \[3\]\)"),
         ({"lm.layer.bias": torch.ones(3).int()}, "holds lm.layer.bias as (I32|int32); weights must be F64, F32"),
+        ({"lm.layer.bias": torch.ones(3).long()}, "holds lm.layer.bias as int64; weights must be F64, F32"),
     ],
 )
 def test_a_file_that_does_not_fit(changes, message, write) -> None:

@@ -36,7 +36,7 @@ def test_tensors_are_mapped_not_read(path) -> None:
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model"])
-@pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt"])
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt", ".bin"])
 def test_weights_beside_other_things(wrapper, suffix, tmp_path) -> None:
     path = tmp_path / f"saved{suffix}"
     torch.save({wrapper: WEIGHTS, "epoch": 3}, path)
