@@ -74,7 +74,8 @@ class ClipLayer(nn.Module):
         )
         x = x + self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         inner = self.fc1(self.norm2(x))
-        return x + self.fc2(inner * torch.sigmoid(1.702 * inner))
+        out: Tensor = self.fc2(inner * torch.sigmoid(1.702 * inner))
+        return x + out
 
 
 class ClipVision(nn.Module):
@@ -102,7 +103,7 @@ class ClipVision(nn.Module):
         """
         patches = self.patch_embedding(pixels.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
         first = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
-        x = self.pre_norm(torch.cat((first, patches), dim=1) + self.position_embedding.weight)
+        x: Tensor = self.pre_norm(torch.cat((first, patches), dim=1) + self.position_embedding.weight)
         for layer in self.layers:
             x = layer(x)
         return x[:, 1:]

@@ -127,9 +127,10 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, h, w] -> [B, out_channels, h, w]."""
-        inner = self.conv1(F.silu(self.norm1(x)))
+        inner: Tensor = self.conv1(F.silu(self.norm1(x)))
         inner = self.conv2(F.silu(self.norm2(inner)))
-        return inner + (x if self.nin_shortcut is None else self.nin_shortcut(x))
+        shortcut: Tensor = x if self.nin_shortcut is None else self.nin_shortcut(x)
+        return shortcut + inner
 
 
 class Attention(nn.Module):
@@ -145,7 +146,8 @@ class Attention(nn.Module):
         normed = self.norm(x)
         q, k, v = (layer(normed).flatten(2).transpose(1, 2)[:, None] for layer in (self.q, self.k, self.v))
         seen = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape)
-        return x + self.proj_out(seen)
+        out: Tensor = self.proj_out(seen)
+        return x + out
 
 
 class Middle(nn.Module):
@@ -159,7 +161,8 @@ class Middle(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, h, w] -> the same shape."""
-        return self.block_2(self.attn_1(self.block_1(x)))
+        out: Tensor = self.block_2(self.attn_1(self.block_1(x)))
+        return out
 
 
 class Resample(nn.Module):
@@ -173,7 +176,10 @@ class Resample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, channels, h, w] -> [B, channels, h / 2 or 2 h, ...]."""
         # Down: a column of zeros on the right and a row below, none on the other sides.
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest") if self.up else F.pad(x, (0, 1, 0, 1)))
+        out: Tensor = self.conv(
+            F.interpolate(x, scale_factor=2.0, mode="nearest") if self.up else F.pad(x, (0, 1, 0, 1))
+        )
+        return out
 
 
 class Level(nn.Module):

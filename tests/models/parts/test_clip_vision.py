@@ -121,7 +121,9 @@ def test_processed_pixels_are_those_of_clip_s_processor(size) -> None:
     scaled = Image.fromarray(noise).resize((side * size[1] // short, side * size[0] // short), Image.Resampling.BICUBIC)
     left, top = (scaled.width - side) // 2, (scaled.height - side) // 2
     cut = np.asarray(scaled.crop((left, top, left + side, top + side)), dtype=np.float32) / 255
-    expected = torch.from_numpy((cut - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)).permute(2, 0, 1)[None]
+    expected = torch.from_numpy((cut - np.array(CLIP_MEAN, np.float32)) / np.array(CLIP_STD, np.float32)).permute(
+        2, 0, 1
+    )[None]
     pixels = processed_pixels(torch.from_numpy(noise), side)
     assert (pixels - expected).abs().max() < 2.5 / 255 / min(CLIP_STD)  # a grey level or two: uint8 is rounded between
     assert (pixels - expected).abs().mean() < 1e-3 / min(CLIP_STD)

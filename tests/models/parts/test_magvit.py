@@ -97,7 +97,8 @@ def test_codes_of_a_picture_and_the_picture_of_codes(magvit) -> None:
     """Any size in whole cells, and the same codes under autocast."""
     picture = torch.randint(256, (6, 10, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     codes = picture_codes(magvit, picture)
-    assert codes.shape == (3, 5) and codes.dtype is torch.int64 and 0 <= codes.min() <= codes.max() < 16
+    assert codes.shape == (3, 5) and codes.dtype is torch.int64
+    assert set(codes.flatten().tolist()) <= set(range(16))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(picture_codes(magvit, picture), codes)
         pixels = magvit.decode(codes[None])
@@ -109,6 +110,7 @@ def test_the_public_file_has_these_sizes() -> None:
     """Parameters and tensors of the public file; sizes are read from the shapes alone."""
     with torch.device("meta"):
         magvit = Magvit(MAGVIT_V2)
+    assert magvit.decoder is not None
     shapes = {key: tuple(x.shape) for key, x in magvit.state_dict().items()}
     assert sum(p.numel() for p in magvit.encoder.parameters()) == 55_439_171
     assert sum(p.numel() for p in magvit.decoder.parameters()) == 39_947_833
