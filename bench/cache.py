@@ -27,12 +27,12 @@ from reca_fast.config import RunConfig
 from reca_fast.data.loader import PackLoader
 from reca_fast.data.samples import SampleBuilder
 from reca_fast.data.sources import open_source
-from reca_fast.demo.__main__ import TRAINING_PICTURES, VAE_FILE
+from reca_fast.demo.__main__ import TRAINING_PICTURES
 from reca_fast.demo.photos import write_crops
 from reca_fast.models import open_model
 from reca_fast.models.bagel.config import BAGEL_7B_MOT
 from reca_fast.models.bagel.encoders import BagelEncoders
-from reca_fast.models.bagel.tiny import write_tiny_checkpoint
+from reca_fast.models.bagel.tiny import VAE_FILE, write_tiny_checkpoint
 from reca_fast.models.parts.kl_vae import KLVAE
 from reca_fast.precompute import make_cache
 from reca_fast.train.assemble import assemble

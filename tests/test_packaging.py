@@ -147,7 +147,7 @@ def test_wheel_holds_everything(installed: Path) -> None:
     wanted = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("reca_fast/**/*") if path.is_file()}
     kernels = ROOT / "kernels" / "ops"
     wanted |= {f"reca_fast/kernels/{path.relative_to(kernels).as_posix()}" for path in kernels.rglob("*.py")}
-    assert {"reca_fast/recipes/bagel.yaml", "reca_fast/demo/vae.safetensors"} <= wanted
+    assert {"reca_fast/recipes/bagel.yaml", "reca_fast/models/bagel/tiny/vae.safetensors"} <= wanted
     assert {name for name in wanted if "__pycache__" not in name} - found == set()
     assert not [name for name in found if name.split("/")[0] in ("kernels", "bench", "tests", "docs")]
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from reca_fast.cli import main as reca_fast
-from reca_fast.demo.__main__ import VAE_FILE
-from reca_fast.models.bagel.tiny import write_tiny_checkpoint
+from reca_fast.models.bagel.tiny import VAE_FILE, write_tiny_checkpoint
 
 from .photographs import source, write
 from .report import Report

@@ -18,7 +18,7 @@ from reca_fast.schema import NonNegativeFloat, Range
 class PlanOptions(RunConfig):
     """A run, and what it is planned for."""
 
-    gpu: str = ""
+    gpu: str = "H100"
     """Name of the GPU, such as "RTX 4090", h100 or L40S: case, spaces, hyphens and underscores do not matter."""
     gpus: Annotated[int, Range(1, 8)] = 1
     """How many of them, all in one host, train together."""
@@ -41,8 +41,6 @@ class PlanOptions(RunConfig):
 def main(args: Sequence[str]) -> int:
     """Exit code 0 when the recipe fits, 1 when it does not."""
     options = parse(PlanOptions, "plan", args)
-    if not options.gpu:
-        raise UserError("Which GPU? Name it with --gpu, such as --gpu 4090 or --gpu 'H100 PCIe'.")
     from rich.console import Console
 
     from reca_fast.hardware import find_gpu
@@ -94,8 +92,9 @@ def _run_of(options: PlanOptions) -> RunConfig:
 def _model(config: RunConfig) -> Any:
     """The model that a plan is for: that of the checkpoint folder, or a published one at its true sizes."""
     from reca_fast.models import open_model, published_model
+    from reca_fast.models.tiny import is_tiny
 
-    if config.model.path:
+    if config.model.path or is_tiny(config.model):
         return open_model(config.model)
     if not config.model.name:
         raise UserError("Which model? Name its folder with --model.path, or a published one with --model.name.")

@@ -21,7 +21,8 @@ class ModelConfig:
     """
     name: str = neutral("")
     """The published model that a recipe is made for, such as BAGEL-7B-MoT: `reca-fast plan` takes its sizes where path
-    is empty. Training does not read it.
+    is empty, and nothing else reads it. Where path is empty, the name of a tiny model, such as tiny-bagel, stands for
+    its checkpoint, whose random weights are made at once.
     """
     weights: Place = fixed("auto", by="content")
     """Which file of the folder holds the weights: its name, a path of its own, or auto: ema.safetensors,

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from reca_fast.config import RunConfig
     from reca_fast.evaluation.reconstruction import Reconstruction
 
-VAE_FILE = Path(__file__).parent / "vae.safetensors"
 HELD_OUT, TRAINING_PICTURES = 12, 120
 
 
@@ -53,7 +52,7 @@ def demonstrate(folder: Path, steps: int | None) -> int:
     from reca_fast.demo.photos import write_crops
     from reca_fast.evaluation.grids import draw_grid
     from reca_fast.evaluation.reconstruction import blank_psnr, psnr
-    from reca_fast.models.bagel.tiny import write_tiny_checkpoint
+    from reca_fast.models.bagel.tiny import VAE_FILE, write_tiny_checkpoint
 
     started = time.perf_counter()
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Train the demo's VAE, reca_fast/demo/vae.safetensors: `python -m reca_fast.demo.train_vae OUT`.
+"""Train the demo's VAE, reca_fast/models/bagel/tiny/vae.safetensors: `python -m reca_fast.demo.train_vae OUT`.
 
 About eight minutes on one CPU core. It sees crops of the training photographs only, and ends with its score on the
 held-out ones and the two numbers (scale and shift of the latents) that TinyConfig must state.

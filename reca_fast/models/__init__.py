@@ -9,9 +9,11 @@ from reca_fast.config import ModelConfig
 from reca_fast.errors import UserError
 
 from .protocol import Batch, Case, FrozenPart, Model
+from .tiny import TINY, is_tiny, with_path
 
 __all__ = [
     "MODELS",
+    "TINY",
     "Batch",
     "Case",
     "FrozenPart",
@@ -45,11 +47,14 @@ def marks() -> str:
 
 
 def open_model(options: ModelConfig) -> Model:
-    """The model of the checkpoint folder `options.path`, its module still on the meta device.
+    """The model of the checkpoint folder `options.path`, its module still on the meta device; or the tiny model
+    `options.name`, where there is no path.
 
     Raises:
         UserError: no such folder, or a folder of no known model.
     """
+    if is_tiny(options):
+        options = with_path(options)
     if not options.path:
         raise UserError("No checkpoint given; set --model.path to the folder of one.")
     folder = Path(options.path)

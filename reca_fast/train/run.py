@@ -22,6 +22,7 @@ from reca_fast.evaluation.grids import GridWriter
 from reca_fast.evaluation.reconstruction import pick_samples
 from reca_fast.models import open_model
 from reca_fast.models.files.identity import identity_of_files
+from reca_fast.models.tiny import is_tiny, make_tiny
 
 from .assemble import assemble
 from .determinism import make_deterministic
@@ -53,6 +54,7 @@ def train(config: RunConfig) -> None:
             make_deterministic()
         check_run(config, processes.world)
         processes.join(config.device, config.parallel.replicate)
+        config = with_weights(config, processes)
         model = open_model(config.model)
         source = open_source(config.data)
         inputs = model.inputs(config.data)
@@ -91,6 +93,19 @@ def train(config: RunConfig) -> None:
                 encoders_on=processes.device if config.data.cache else None,
             )
             loop(run, loader, store, telemetry, grids, handover)
+
+
+def with_weights(config: RunConfig, processes: Processes) -> RunConfig:
+    """The configuration with the path of a tiny model's weights, which are made in the run folder where a recipe names
+    one. A run that goes on finds them there again.
+    """
+    if not is_tiny(config.model):
+        return config
+    folder = Path(config.out) / config.model.name
+    if processes.is_main:
+        make_tiny(config.model.name, folder)
+    processes.agree("")  # the others wait until they are there
+    return replace(config, model=replace(config.model, path=str(folder)))
 
 
 @contextmanager

@@ -52,7 +52,6 @@ def _like(gpu: Gpu, usable: int) -> Any:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ("--config bagel", "Which GPU? Name it with --gpu"),
         ("--config demo --gpu h100", "Which model? Name its folder with --model.path"),
         ("--config bagel --gpu rtx4091", "RTX 4090"),
         ("--config bagel --gpu h100 --gpus 3 --data.packs_per_step 2", "cannot be shared by 3 processes"),

@@ -10,6 +10,7 @@ from reca_fast.config import DataConfig
 from reca_fast.data.formats import PICTURES
 from reca_fast.data.reasons import Reasons
 from reca_fast.data.records import Record
+from reca_fast.data.shipped import located
 from reca_fast.data.sources.base import Source, ending_of, why_no_picture
 from reca_fast.data.sources.files import find_files, is_pattern
 from reca_fast.data.sources.metadata import is_metadata, read_metadata
@@ -28,7 +29,8 @@ def open_source(config: DataConfig) -> Source:
 
     It may be pictures, tar shards or parquet files (one file, a folder, a glob, or a pattern like
     `shard-{000..012}.tar`), a folder written by save_to_disk of `datasets`, or the id of a dataset on the Hugging Face
-    hub. Beside pictures there may be a metadata file with their captions, beside tar shards the tables of img2dataset.
+    hub, or what ships with the package (shipped:shapes). Beside pictures there may be a metadata file with their
+    captions, beside tar shards the tables of img2dataset.
 
     Where `config.cache` is set, it is that cache, whatever `config.source` names.
 
@@ -39,7 +41,7 @@ def open_source(config: DataConfig) -> Source:
         from reca_fast.data.cache.source import CacheSource
 
         return CacheSource(Path(config.cache))
-    name = os.path.expanduser(config.source)
+    name = os.path.expanduser(located(config.source))
     if not name:
         raise UserError("data.source is empty; give a folder, tar shards, parquet files or a Hugging Face dataset.")
     if any((Path(name) / mark).is_file() for mark in SAVED_BY_DATASETS):

@@ -14,11 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from reca_fast.data.images import to_model_range
-from reca_fast.demo import photos
 from reca_fast.demo.photos import PHOTOS, write_crops
 from reca_fast.errors import UserError
 from reca_fast.models.bagel.latent_tokens import patchify_latents, unpatchify_latents
-from reca_fast.models.bagel.tiny.config import TinyConfig
+from reca_fast.models.bagel.tiny import VAE_FILE, TinyConfig
 from reca_fast.models.files import open_weights
 from reca_fast.models.parts.channels_last import group_norm, to_channels_last
 from reca_fast.models.parts.kl_vae import KLVAE, encode_pictures, fill_kl_vae, read_kl_vae, save_kl_vae
@@ -208,7 +207,7 @@ def test_demo_photos_and_the_vae_that_was_trained_on_them(tmp_path: Path) -> Non
 
     pictures = [torch.from_numpy(np.array(Image.open(path))) for path in paths]
     assert {tuple(picture.shape) for picture in pictures} == {(64, 64, 3)}
-    vae = read_kl_vae(Path(photos.__file__).with_name("vae.safetensors"), TinyConfig().vae)
+    vae = read_kl_vae(VAE_FILE, TinyConfig().vae)
     latents = torch.stack(encode_pictures(vae, pictures, noise_of(vae, pictures)))
     assert 0.7 < latents.std() < 1.3 and abs(latents.mean()) < 0.3
     seen = (vae.decode(latents).clamp(-1, 1) + 1) / 2

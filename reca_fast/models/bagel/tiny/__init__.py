@@ -1,6 +1,6 @@
 """A complete BAGEL checkpoint folder of a few megabytes, for tests and the demo."""
 
-from .checkpoint import write_tiny_checkpoint
+from .checkpoint import VAE_FILE, write_tiny_bagel, write_tiny_checkpoint
 from .config import TinyConfig
 
-__all__ = ["TinyConfig", "write_tiny_checkpoint"]
+__all__ = ["VAE_FILE", "TinyConfig", "write_tiny_bagel", "write_tiny_checkpoint"]

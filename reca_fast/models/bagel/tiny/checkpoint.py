@@ -14,6 +14,14 @@ from .config import TinyConfig
 from .tokenizer import write_tokenizer
 from .weights import tiny_weights
 
+VAE_FILE = Path(__file__).with_name("vae.safetensors")
+"""A small VAE that was trained on photographs, by `python -m reca_fast.demo.train_vae`."""
+
+
+def write_tiny_bagel(folder: Path) -> None:
+    """Write the checkpoint folder that the recipe tiny-bagel trains: the demo's, with half of its layers."""
+    write_tiny_checkpoint(folder, vae_file=VAE_FILE, layers=2)
+
 
 def write_tiny_checkpoint(
     folder: str | Path, *, seed: int = 0, vae_file: str | Path | None = None, **sizes: Any
@@ -23,8 +31,8 @@ def write_tiny_checkpoint(
     Args:
         folder: made if it is not there; files of the same names are replaced.
         seed: of the random weights.
-        vae_file: a VAE to copy, reca_fast/demo/vae.safetensors for the demo. Without one the VAE has random weights:
-            enough for tests, but no picture can be recognised in its latents.
+        vae_file: a VAE to copy, VAE_FILE for one that was trained on photographs. Without one the VAE has random
+            weights: enough for tests, but no picture can be recognised in its latents.
         sizes: fields of `TinyConfig` that differ from its defaults.
 
     Returns:

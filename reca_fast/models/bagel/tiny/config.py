@@ -16,7 +16,7 @@ DEMO_VAE = KLVAEConfig(
     scale_factor=0.7603,
     shift_factor=0.0138,
 )
-"""Sizes of reca_fast/demo/vae.safetensors; scale and shift are printed by reca_fast.demo.train_vae."""
+"""Sizes of vae.safetensors beside this file; scale and shift are printed by reca_fast.demo.train_vae."""
 
 
 @dataclass(frozen=True)
