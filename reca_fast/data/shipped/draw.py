@@ -99,7 +99,8 @@ def drawn(scene: Scene) -> NDArray[np.uint8]:
         u, v = (x - SIDE / 2 - away * across) / radius, (y - SIDE / 2 - away * down) / radius
         cover = np.clip(SHAPES[shape](u, v) * radius + 0.5, 0, 1)[..., None]  # edges are one pixel soft
         picture = picture * (1 - cover) + np.array(COLOURS[colour]) * cover
-    return np.round(picture).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.round(picture).astype(np.uint8)
+    return pixels
 
 
 def write(folder: Path) -> None:
