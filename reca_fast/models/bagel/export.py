@@ -12,11 +12,11 @@ from torch import Tensor
 from reca_fast.errors import UserError
 from reca_fast.models.files import Change, after, open_weights, rewrite_weights
 from reca_fast.models.files.folder import copy_files, files_inside
+from reca_fast.models.parts.qwen_tokenizer import TOKENIZER_FILES
 
 from .config import CONFIG_FILES, BagelConfig
 from .names import TABLES
 from .network import Bagel
-from .tokenizer import TOKENIZER_FILES
 from .weights import WEIGHTS_FILE, check_weights, weights_file
 
 COPIED = (

@@ -17,6 +17,7 @@ from reca_fast.kernels import flow_interpolate
 from reca_fast.models.choices import choose_operations
 from reca_fast.models.files import Change, EmptyWeights, Place, check_finite, fill, open_weights
 from reca_fast.models.parts.host_table import tables_on_host
+from reca_fast.models.parts.qwen_tokenizer import TOKENIZER_FILES
 from reca_fast.models.protocol import Case, FrozenPart
 from reca_fast.objectives import flow_loss_by_task, next_token_loss
 from reca_fast.sample import I2T, Sample
@@ -31,7 +32,7 @@ from .inputs import BagelInputs
 from .latent_tokens import unpatchify_latents
 from .network import Bagel
 from .sampling import BagelSampling, Prefix, sample_latents
-from .tokenizer import PUBLISHED_MARKERS, TOKENIZER_FILES, BagelTokenizer, open_tokenizer
+from .tokenizer import PUBLISHED_MARKERS, BagelTokenizer, open_tokenizer
 from .understanding import frozen_parts, understanding_logits
 from .weights import check_weights, fill_bagel, missing_tables, weights_file
 
