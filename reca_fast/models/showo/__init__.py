@@ -1,0 +1,1 @@
+"""Show-o: one Phi-1.5 that reads text and pictures, and draws by saying masked codes of a MAGVIT-v2 tokenizer."""
