@@ -1,0 +1,92 @@
+"""Masked decoding against a plain loop, what stays as it is, and draws that follow their probabilities."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from reca_fast.models.showo.sampling import (
+    MASKED,
+    RecordedDraws,
+    SeededDraws,
+    ShowoSampling,
+    decoding_steps,
+    draw_codes,
+    guided,
+)
+
+PLACES, CODES = 24, 16
+
+
+def model(codes: Tensor) -> Tensor:
+    """Logits [N, K] that depend on what has been drawn."""
+    base = torch.randn(PLACES, CODES, generator=torch.Generator().manual_seed(5))
+    return 2 * base + 0.1 * torch.where(codes == MASKED, 0, codes).sum() * torch.linspace(-1, 1, CODES)
+
+
+def plain(start: list[int], raw: Tensor, uniform: Tensor, steps: int) -> list[list[int]]:
+    """The same by lists and sorting; the codes after every step."""
+    codes, temperature, out = list(start), 1.0, []
+    for k in range(1, steps + 1):
+        temperature *= 1 - k / steps
+        chances = torch.softmax(model(torch.tensor(codes)), -1)
+        filled = [int(raw[k - 1, j]) if code == MASKED else code for j, code in enumerate(codes)]
+        noise = [-math.log(-math.log(float(u))) for u in uniform[k - 1]]
+        confidence = [
+            (math.log(float(chances[j, filled[j]])) if code == MASKED else math.log(3.4028235e38))
+            + temperature * noise[j]
+            for j, code in enumerate(codes)
+        ]
+        unknown = codes.count(MASKED)
+        count = max(1, min(unknown - 1, math.floor(len(codes) * math.cos(math.pi / 2 * k / steps))))
+        least = sorted(range(len(codes)), key=confidence.__getitem__)[:count]
+        out.append(filled)
+        codes = [MASKED if j in least else code for j, code in enumerate(filled)]
+    return out
+
+
+@pytest.mark.parametrize("known", [0, 9, PLACES - 1])
+@pytest.mark.parametrize("steps", [1, 5, 12])
+def test_it_decodes_as_a_plain_loop_does(steps, known) -> None:
+    draw = torch.Generator().manual_seed(1)
+    raw = torch.randint(CODES, (steps, PLACES), generator=draw)
+    uniform = torch.rand(steps, PLACES, generator=draw)
+    start = torch.full((PLACES,), MASKED)
+    start[torch.randperm(PLACES, generator=draw)[:known]] = 3
+    found = list(decoding_steps(model, start, steps, 1.0, RecordedDraws(raw, uniform)))
+    assert [step.codes.tolist() for step in found] == plain(start.tolist(), raw, uniform, steps)
+    assert all(torch.equal(step.codes[start == 3], start[start == 3]) for step in found)  # known places stay
+
+
+def test_ever_fewer_places_are_masked_again() -> None:
+    steps = list(decoding_steps(model, torch.full((PLACES,), MASKED), 8, 1.0, SeededDraws(0)))
+    counts = [int(step.masked.sum()) for step in steps]
+    assert counts == [int(step.to_mask) for step in steps] == sorted(counts, reverse=True)
+    assert counts[0] == math.floor(PLACES * math.cos(math.pi / 16)) and counts[-1] == 1
+
+
+def test_a_single_place_is_drawn() -> None:
+    (step,) = decoding_steps(lambda codes: torch.zeros(1, CODES), torch.full((1,), MASKED), 1, 1.0, SeededDraws(0))
+    assert 0 <= int(step.codes) < CODES
+
+
+def test_the_seed_alone_decides() -> None:
+    start, sampling = torch.full((PLACES,), MASKED), ShowoSampling(steps=6)
+    first, again, other = (draw_codes(model, start, sampling, seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_codes_are_drawn_with_their_probabilities() -> None:
+    chances = torch.tensor([0.5, 0.0, 0.3, 0.2, 0.0])
+    drawn = SeededDraws(0).codes(chances.expand(20_000, -1))
+    shares = drawn.bincount(minlength=5) / len(drawn)
+    assert torch.equal(shares == 0, chances == 0)
+    torch.testing.assert_close(shares, chances, atol=0.01, rtol=0)
+
+
+def test_guidance_of_one_is_off() -> None:
+    conditional, unconditional = torch.randn(3, 4), torch.randn(3, 4)
+    assert torch.equal(guided(conditional, unconditional, 1.0), conditional)
+    expected = 2.5 * conditional - 1.5 * unconditional  # the authors' scale of 1.5
+    torch.testing.assert_close(guided(conditional, unconditional, 2.5), expected)
