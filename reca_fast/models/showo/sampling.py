@@ -67,7 +67,7 @@ class RecordedDraws:
     """
 
     def __init__(self, codes: Tensor, uniform: Tensor) -> None:
-        self._codes, self._uniform = iter(codes), iter(uniform)
+        self._codes, self._uniform = iter(codes.unbind()), iter(uniform.unbind())
 
     def codes(self, probabilities: Tensor) -> Tensor:
         return next(self._codes).to(probabilities.device)
