@@ -33,7 +33,16 @@ class ExportOptions:
 
 
 def main(args: Sequence[str]) -> int:
-    options = parse(ExportOptions, "export", args, positional=POSITIONAL)
+    export(parse(ExportOptions, "export", args, positional=POSITIONAL))
+    return 0
+
+
+def export(options: ExportOptions) -> None:
+    """Write the checkpoint folder, and say what is in it.
+
+    Raises:
+        UserError: the run holds no whole checkpoint, or its base is another one now.
+    """
     import torch
 
     from reca_fast.checkpoints import CheckpointStore, SavedWeights, fault
@@ -82,4 +91,3 @@ def main(args: Sequence[str]) -> int:
     print(in_one_line(verdicts, Path(base)))
     if left:
         print(f"not copied: {', '.join(left[:10])}{f' and {len(left) - 10} more' if len(left) > 10 else ''}")
-    return 0

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_setti
 
 from reca_fast.cli import VERBS
 from reca_fast.cli.habits import suggestion
-from reca_fast.cli.recipe_reader import as_argument, check_names, parse_yaml, read_recipe
+from reca_fast.cli.recipe_reader import Layer, as_argument, check_names, parse_yaml, read_recipe
 from reca_fast.config import HOME, PRESETS, RunConfig
 from reca_fast.config.recipes import shipped
 from reca_fast.errors import UserError
@@ -102,19 +102,22 @@ def option_names(kind: Any, prefix: str = "") -> Iterator[tuple[str, bool]]:
             yield prefix + name, NoneType in get_args(hint)
 
 
-def _expand(parser: OptionParser, args: Sequence[str], options: Mapping[str, bool], switches: set[str]) -> list[str]:
+def _expand(
+    parser: OptionParser, args: Sequence[str], options: Mapping[str, bool], switches: set[str], stage: Layer | None
+) -> list[str]:
     """The command line with everything in it that jsonargparse does not know written out.
 
     A recipe, a preset and a group of options given as one value (`--optim '{lr: 1e-4}'`) become the settings that they
     stand for; a switch without a value (`--profile`) becomes true. Where settings meet, the later one wins, so recipes
-    are put first, in their order, then the preset, then all other options. A training recipe serves every verb: the
-    sections that only `train` knows are left out for the others.
+    are put first, in their order, then the stage, then the preset, then all other options. A training recipe serves
+    every verb: the sections that only `train` knows are left out for the others.
 
     Args:
         parser: of the verb.
         args: the command line after the verb.
         options: option by dotted name -> whether it may be null.
         switches: options that are true or false, as they are typed (`--profile`).
+        stage: what a stage of a recipe overrides.
 
     Raises:
         UserError: a recipe that is missing, no YAML, or sets what is no option.
@@ -142,8 +145,7 @@ def _expand(parser: OptionParser, args: Sequence[str], options: Mapping[str, boo
             continue
         value = value if equals else rest.pop(0)
         if name == "config":
-            content, where = read_recipe(value)
-            recipes += as_config({} if content is None else content, where)
+            recipes += [part for layer in read_recipe(value).layers for part in as_config(*layer)]
         elif name == PRESET:
             presets = as_config({"sampling": {"preset": value}}, arg)
         else:
@@ -151,7 +153,7 @@ def _expand(parser: OptionParser, args: Sequence[str], options: Mapping[str, boo
             for part in reversed(name.split(".")):
                 content = {part: content}
             out += as_config(content, f"--{name}")
-    return recipes + presets + out
+    return recipes + (as_config(*stage) if stage else []) + presets + out
 
 
 def _preset(name: Any) -> dict[str, Any]:
@@ -184,13 +186,39 @@ def _expand_home(config: Any, prefix: str = "") -> None:
             setattr(config, name, path)
 
 
-def parse(kind: type[T], verb: str, args: Sequence[str], *, positional: Mapping[str, str] = MappingProxyType({})) -> T:
+def parse_stages(kind: type[T], verb: str, args: Sequence[str]) -> list[tuple[str, T]]:
+    """(name of the stage, options) for every stage of the recipe that is given; one without a name for a recipe that
+    has none. What the command line says holds for every stage.
+
+    Raises:
+        UserError: like `parse`.
+    """
+    stages: list[tuple[str, Layer]] = []
+    for i, arg in enumerate(args):
+        name, equals, value = arg.partition("=")
+        if name == "--config" and (equals or i + 1 < len(args)):
+            stages = read_recipe(value if equals else args[i + 1]).stages or stages
+    if not stages:
+        return [("", parse(kind, verb, args))]
+    names = [f"{number}-{name}" for number, (name, _) in enumerate(stages, start=1)]
+    return [(name, parse(kind, verb, args, stage=layer)) for name, (_, layer) in zip(names, stages, strict=True)]
+
+
+def parse(
+    kind: type[T],
+    verb: str,
+    args: Sequence[str],
+    *,
+    positional: Mapping[str, str] = MappingProxyType({}),
+    stage: Layer | None = None,
+) -> T:
     """Options of `verb` as an instance of the dataclass `kind`.
 
     Args:
         kind: dataclass whose fields (nested dataclasses too) are the options.
         positional: fields that are given by position, in this order, with their help; the rest are --options. Fields
             with a default may be left out.
+        stage: what one stage of the recipe overrides; None for the settings that its stages have in common.
 
     Raises:
         UserError: unknown option (the nearest valid one is named), missing recipe, value of another type or range.
@@ -213,7 +241,7 @@ def parse(kind: type[T], verb: str, args: Sequence[str], *, positional: Mapping[
         parser.add_argument(f"--{PRESET}", type=Literal[tuple(PRESETS)], help=PRESET_HELP)
     actions = parser._option_string_actions.items()
     switches = {option for option, action in actions if getattr(action, "_typehint", None) is bool}
-    given = parser.parse_args(_expand(parser, args, options, switches))
+    given = parser.parse_args(_expand(parser, args, options, switches, stage))
     given.pop(PRESET, None)  # its settings have taken effect
     values = vars(parser.instantiate(given))
     values.pop("config", None)

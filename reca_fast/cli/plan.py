@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from reca_fast.cli.options import parse
+from reca_fast.cli.options import parse_stages
 from reca_fast.config import Place, RunConfig
 from reca_fast.config.rules import check_run
 from reca_fast.errors import UserError, writing
@@ -39,8 +39,17 @@ class PlanOptions(RunConfig):
 
 
 def main(args: Sequence[str]) -> int:
-    """Exit code 0 when the recipe fits, 1 when it does not."""
-    options = parse(PlanOptions, "plan", args)
+    """Exit code 0 when the recipe fits, in every stage, 1 when it does not."""
+    codes = []
+    for stage, options in parse_stages(PlanOptions, "plan", args):
+        if stage:
+            print(f"Stage {stage}:")
+        codes.append(plan_one(options, stage))
+    return max(codes)
+
+
+def plan_one(options: PlanOptions, stage: str) -> int:
+    """Plan one stage, tell what it takes and write the files that are asked for; the exit code."""
     from rich.console import Console
 
     from reca_fast.hardware import find_gpu
@@ -75,14 +84,22 @@ def main(args: Sequence[str]) -> int:
         run = pulled(run, levers)
         console.print(f"{name}: {as_options(levers) or 'no lever'}")
     print_plan(result, console, options.price)
-    if options.json:
-        with writing(Path(options.json)):
-            Path(options.json).write_text(json.dumps(result.as_json(), indent=1) + "\n")
-    if options.png:
-        draw_plan(result, Path(options.png))
-    if options.write:
-        _write_recipe(Path(options.write), run, f"{gpu.name} x {options.gpus}: {result.peak_gpu_gib:.1f} GiB planned")
+    figures, picture, recipe = (
+        name and _of_stage(Path(name), stage) for name in (options.json, options.png, options.write)
+    )
+    if figures:
+        with writing(figures):
+            figures.write_text(json.dumps(result.as_json(), indent=1) + "\n")
+    if picture:
+        draw_plan(result, picture)
+    if recipe:
+        _write_recipe(recipe, run, f"{gpu.name} x {options.gpus}: {result.peak_gpu_gib:.1f} GiB planned")
     return 0 if result.fits else 1
+
+
+def _of_stage(path: Path, stage: str) -> Path:
+    """The file for one stage, which has the stage's name behind its own; the file itself for a run without stages."""
+    return path.with_stem(f"{path.stem}-{stage}") if stage else path
 
 
 def _run_of(options: PlanOptions) -> RunConfig:

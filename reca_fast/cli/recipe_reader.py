@@ -1,7 +1,8 @@
 """Recipes: YAML of options, checked against the verb's own before anything else sees it.
 
-Nothing in a recipe can name code, another file or more than it spells out: only plain values are read, no aliases, and
-every name must be one of an option.
+Nothing in a recipe can name code, a file to read settings from or more than it spells out: only plain values are read,
+no aliases, and every name must be one of an option. Two names are none: `base`, a shipped recipe that this one changes,
+and `stages`, a list of changes to be trained one after another.
 """
 
 import json
@@ -10,12 +11,12 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from reca_fast.config.recipes import shipped
-from reca_fast.errors import UserError, reading
+from reca_fast.errors import UserError, did_you_mean, reading
 from reca_fast.schema import MAX_DEPTH, shown
 
 MAX_BYTES = 2**16
@@ -54,13 +55,71 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _number(int))
 _Loader.add_constructor("tag:yaml.org,2002:float", _number(float))
 
 
-def read_recipe(value: str) -> tuple[Any, str]:
-    """(content, how messages call it) of a recipe that is given by path or by the name of a shipped one."""
+class Layer(NamedTuple):
+    """Options of one recipe, or of one stage of it."""
+
+    content: Any
+    where: str  # how messages call it
+
+
+class Recipe(NamedTuple):
+    """A recipe with what it is built on."""
+
+    layers: list[Layer]  # each overrides those before it
+    stages: list[tuple[str, Layer]]  # (name, what the stage overrides); [] for a run of one stage
+
+
+STAGE = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+
+
+def read_recipe(value: str) -> Recipe:
+    """The recipe that is given by path or by the name of a shipped one.
+
+    Raises:
+        UserError: there is none, it is no YAML, its base is no shipped recipe, or its stages have no names.
+    """
     path = Path(os.path.expanduser(value))
     if not path.exists():
         if value not in shipped():
-            raise UserError(f"There is no recipe {value!r}: neither a file nor one of {', '.join(sorted(shipped()))}.")
+            raise UserError(f"There is no recipe {value!r}: neither a file nor {choice_of(value)}")
         path = shipped()[value]
+    content, where = _read(path)
+    if not isinstance(content, dict):
+        return Recipe([Layer({} if content is None else content, where)], [])
+    own = {name: setting for name, setting in content.items() if name not in ("base", "stages")}
+    base = content.get("base")
+    if base is None:
+        under = Recipe([], [])
+    elif isinstance(base, str) and base in shipped():
+        under = read_recipe(str(shipped()[base]))
+    else:
+        raise UserError(f"{where} builds on base {shown(base)}, which is not {choice_of(str(base))}")
+    stages = _stages(content["stages"], where) if "stages" in content else under.stages
+    return Recipe([*under.layers, Layer(own, where)], stages)
+
+
+def choice_of(name: str) -> str:
+    """The end of a sentence on a recipe that there is not: which there are, and which might be meant."""
+    near = sorted(each for each in shipped() if "/" not in each)
+    return f"one of {', '.join(near)} and those of `reca-fast recipes`.{did_you_mean(name, shipped())}"
+
+
+def _stages(content: Any, where: str) -> list[tuple[str, Layer]]:
+    if not isinstance(content, list) or not content or not all(isinstance(stage, dict) for stage in content):
+        raise UserError(f"{where}: stages is a list of options, each with a name (- name: sft), not {shown(content)}.")
+    for stage in content:
+        if not isinstance(stage.get("name"), str) or not STAGE.fullmatch(stage["name"]):
+            name = shown(stage.get("name"))
+            raise UserError(f"{where}: a stage's name is made of small letters, digits and hyphens, not {name}.")
+    names = [stage["name"] for stage in content]
+    return [
+        (name, Layer({key: setting for key, setting in stage.items() if key != "name"}, f"{where}, stage {name}"))
+        for name, stage in zip(names, content, strict=True)
+    ]
+
+
+def _read(path: Path) -> tuple[Any, str]:
+    """(content, how messages call it) of a recipe's file."""
     with reading(path), path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:

@@ -1,11 +1,12 @@
 """`reca-fast recipes`: which recipes ship with the package, what is in them, and copies to start an own one from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from reca_fast.cli.options import parse
+from reca_fast.cli.recipe_reader import choice_of
 from reca_fast.config import Place
 from reca_fast.config.recipes import shipped
 from reca_fast.errors import UserError, did_you_mean, writing
@@ -35,22 +36,33 @@ def main(args: Sequence[str]) -> int:
         if options.name:
             raise UserError(f"recipes list takes no name; `reca-fast recipes show {options.name}` prints one recipe.")
         width = max(map(len, recipes))
-        for name in sorted(recipes):
-            print(f"{name:<{width}}  {purpose(recipes[name])}")
+        for number, (title, names) in enumerate(grouped(recipes)):
+            print(f"{chr(10) * (number > 0)}{title}:")
+            for name in names:
+                print(f"  {name:<{width}}  {purpose(recipes[name])}")
         return 0
     if not options.name:
-        raise UserError(f"recipes {options.action} takes a name: one of {', '.join(sorted(recipes))}.")
+        raise UserError(f"recipes {options.action} takes a name: {choice_of('')}")
     if options.name not in recipes:
-        hint = did_you_mean(options.name, recipes)
-        raise UserError(f"There is no recipe {options.name!r}, only {', '.join(sorted(recipes))}.{hint}")
+        raise UserError(f"There is no recipe {options.name!r}, only {choice_of(options.name)}")
     if options.action == "show":
         if options.file:
             raise UserError(f"recipes show takes no file; `reca-fast recipes copy {options.name} FILE` writes one.")
         print(recipes[options.name].read_text(), end="")
         return 0
-    target = copy(recipes[options.name], Path(options.file or f"{options.name}.yaml"))
+    target = copy(recipes[options.name], Path(options.file or recipes[options.name].name))
     print(f"{target}: a copy of the recipe {options.name}. Change it, then `reca-fast train --config {target}`.")
     return 0
+
+
+def grouped(recipes: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """(title, names) of the groups in which recipes are listed."""
+    groups: dict[str, list[str]] = {"for a published model": [], "tiny, for a first try": [], "ablations": []}
+    for name in sorted(recipes):
+        tiny = name == "demo" or name.startswith("tiny-")
+        title = name.partition("/")[0] if "/" in name else "tiny, for a first try" if tiny else "for a published model"
+        groups.setdefault(title, []).append(name)
+    return [(title, names) for title, names in groups.items() if names]
 
 
 def purpose(recipe: Path) -> str:

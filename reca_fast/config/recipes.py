@@ -9,8 +9,8 @@ SHIPPED = Path(__file__).parent.parent / "recipes"
 
 
 def shipped() -> dict[str, Path]:
-    """The recipes of this package by name."""
-    return {path.stem: path for path in SHIPPED.glob("*.yaml")}
+    """The recipes of this package by name; one in a folder is called by both, such as ablations/blur."""
+    return {path.relative_to(SHIPPED).with_suffix("").as_posix(): path for path in SHIPPED.rglob("*.yaml")}
 
 
 def recipe_for_card(published: str, gigabytes: float) -> str | None:
@@ -24,7 +24,7 @@ def recipe_for_card(published: str, gigabytes: float) -> str | None:
     sizes = {}
     for name, path in shipped().items():
         size = re.search(r"-(\d+)gb$", name)
-        if size and yaml.safe_load(path.read_text())["model"].get("name") == published:
+        if size and yaml.safe_load(path.read_text()).get("model", {}).get("name") == published:
             sizes[int(size[1])] = name
     fitting = [size for size in sizes if size <= gigabytes]
     return sizes[max(fitting)] if fitting else None

@@ -78,7 +78,7 @@ class Processes:
             raise UserError(f"WORLD_SIZE is {self.world}, but {reason}; start processes with torchrun.") from None
 
     def join(self, device: str, replicate: int = 1) -> None:
-        """Pick the device and meet the other processes.
+        """Pick the device and meet the other processes, unless they have met before.
 
         Args:
             device: auto, cpu or cuda.
@@ -88,6 +88,8 @@ class Processes:
         Raises:
             UserError: there is no such device.
         """
+        if hasattr(self, "device"):
+            return
         watch_parent()
         self.device = pick_device(device, self.local_rank)
         if self.world == 1:

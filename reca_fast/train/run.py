@@ -49,7 +49,13 @@ def train(config: RunConfig) -> None:
         UserError: what the user can mend. Of several processes that meet it, one raises it and the others exit.
         KeyboardInterrupt: Ctrl-C asked to stop; the state is saved.
     """
-    with Processes() as processes, unwritable_folder_is_a_user_error(Path(config.out)):
+    with Processes() as processes:
+        train_together(config, processes)
+
+
+def train_together(config: RunConfig, processes: Processes) -> None:
+    """Train as configured, with processes that several runs may share, one after another. All of them call it."""
+    with unwritable_folder_is_a_user_error(Path(config.out)):
         if config.deterministic:
             make_deterministic()
         check_run(config, processes.world)
@@ -59,9 +65,7 @@ def train(config: RunConfig) -> None:
         source = open_source(config.data)
         inputs = model.inputs(config.data)
         builder = SampleBuilder(config.data, inputs)
-        store = CheckpointStore(
-            Path(config.out) / "checkpoints", keep=config.keep, rank=processes.rank, gather=processes.gather
-        )
+        store = store_of(config, processes)
         handover = Handover(processes.device)
         lanes = range(processes.rank, config.data.packs_per_step, processes.world)
         with (
@@ -93,6 +97,12 @@ def train(config: RunConfig) -> None:
                 encoders_on=processes.device if config.data.cache else None,
             )
             loop(run, loader, store, telemetry, grids, handover)
+
+
+def store_of(config: RunConfig, processes: Processes) -> CheckpointStore:
+    """The checkpoints in a run's folder."""
+    folder = Path(config.out) / "checkpoints"
+    return CheckpointStore(folder, keep=config.keep, rank=processes.rank, gather=processes.gather)
 
 
 def with_weights(config: RunConfig, processes: Processes) -> RunConfig:

@@ -98,23 +98,32 @@ def find_saved(config: RunConfig, store: CheckpointStore, tell: Callable[[str], 
     if not config.resume:
         raise UserError(f"{store.folder} holds checkpoints and --resume is false; name another --out, or remove them.")
     saved = Saved(path, read_saved(path))
+    check_fixed(saved.state, config)
+    return saved
+
+
+def check_fixed(state: SavedState, config: RunConfig) -> None:
+    """Refuse a run whose settings differ from those of a saved one where a run keeps them for its life.
+
+    Raises:
+        UserError: names the first such setting, with both values.
+    """
     now = as_json(config)
     for setting in settings(config):
         if setting.resume == "fixed" and setting.by == "value":
             keys = setting.name.split(".")
             try:
-                before = reduce(getitem, keys, saved.state.config)
+                before = reduce(getitem, keys, state.config)
             except (LookupError, TypeError):
                 raise UserError(
                     f"The saved run knew no {setting.name}, as runs of another version of reca-fast "
-                    f"({saved.state.version}); go on with that version, or name another --out."
+                    f"({state.version}); go on with that version, or name another --out."
                 ) from None
             if before != (value := reduce(getitem, keys, now)):
                 raise UserError(
                     f"The saved run had {setting.name}={shown(before)}, now it is {shown(value)}; set it back, or name "
                     "another --out."
                 )
-    return saved
 
 
 def check_content(saved: Content, now: Content, config: RunConfig) -> None:

@@ -1,13 +1,18 @@
 """Recipes: YAML files under the options of the command line, read through types, and unable to run anything."""
 
 import re
+from collections.abc import Iterator
+from functools import reduce
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from reca_fast.cli.options import parse
+from reca_fast.cli.recipe_reader import Layer, read_recipe
 from reca_fast.config import RunConfig
-from reca_fast.config.recipes import SHIPPED
+from reca_fast.config.recipes import shipped
+from reca_fast.config.rules import check_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -33,13 +38,34 @@ def test_later_recipe_wins(tmp_path) -> None:
     assert (config.steps, config.seed) == (2, 5)
 
 
-@pytest.mark.parametrize("name", [path.stem for path in SHIPPED.glob("*.yaml")])
+def test_a_recipe_builds_on_a_shipped_one(tmp_path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("base: bagel\ndata: {target_resize: {max_size: 512}}\nsteps: 12\n")
+    mine, bagel = train_config("--config", str(recipe)), train_config("--config", "bagel")
+    assert (mine.steps, mine.data.target_resize.max_size) == (12, 512)
+    mine.steps, mine.data.target_resize.max_size = bagel.steps, bagel.data.target_resize.max_size
+    assert mine == bagel
+
+
+@pytest.mark.parametrize("name", shipped())
 def test_shipped_recipes_parse_and_take_effect(name) -> None:
     """They parse, by name, and what they name takes effect."""
-    import yaml
+    recipe = read_recipe(name)
+    stages: list[Layer | None] = [layer for _, layer in recipe.stages]
+    for stage in stages or [None]:
+        config = parse(RunConfig, "train", ["--config", name], stage=stage)
+        check_run(config, processes=1)
+        for option, value in leaves((stage or recipe.layers[-1]).content):
+            found = reduce(getattr, option.split("."), config)
+            assert (list(found) if isinstance(found, tuple) else found) == value, option
 
-    config, recipe = train_config("--config", name), yaml.safe_load((SHIPPED / f"{name}.yaml").read_text())
-    assert config.steps == recipe["steps"] and config.optim.lr == recipe["optim"]["lr"]
+
+def leaves(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{name}.")
+        elif prefix + name != "sampling.preset":
+            yield prefix + name, value
 
 
 def test_a_training_recipe_serves_every_verb(tiny_folder, reca_fast, tmp_path) -> None:
