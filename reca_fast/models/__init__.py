@@ -62,10 +62,23 @@ def open_model(options: ModelConfig) -> Model:
         what = "is no folder" if folder.exists() else "does not exist"
         raise UserError(f"The checkpoint folder {folder} {what}; set --model.path to where it is.")
     if cls := recognised(folder):
+        named = _architecture(options.name)
+        if named and model_class(named) is not cls:
+            raise UserError(
+                f"{folder} is a checkpoint of another model: it holds {cls.MARK}, and model.name={options.name} is one "
+                f"of {named}. Take a recipe for this checkpoint, or set --model.path to one of {options.name}."
+            )
         return cls.open(options)
     if any(folder.glob("*.safetensors")):
         raise UserError(f"{folder} holds weights, but {marks()} is missing, which tells the model; copy it there.")
     raise UserError(f"{folder} is no checkpoint of a known model: it holds no {marks()}.")
+
+
+def _architecture(name: str) -> str | None:
+    """The key of MODELS of a published or a tiny model's architecture; None for a name of neither."""
+    if name in TINY:
+        return TINY[name].removeprefix(f"{__name__}.").partition(".")[0]
+    return next((each for each in MODELS if name and name in model_class(each).PUBLISHED), None)
 
 
 def published_model(name: str, options: ModelConfig) -> Model:
