@@ -59,10 +59,10 @@ class GridWriter:
         self.model, self.config, self.samples, self.is_main = model, config, samples, is_main
         self.encoders_on = encoders_on
 
-    def write(self, step: int) -> None:
-        """Draw the comparison after `step` steps to `samples/step-0000100.png` in the run folder."""
+    def write(self, step: int) -> Sequence[Reconstruction]:
+        """Draw the comparison after `step` steps to `samples/step-0000100.png` in the run folder; what is on it."""
         if not self.samples:
-            return
+            return []
         if self.encoders_on is not None:
             self.model.fill_encoders(self.encoders_on)
         done = reconstruct(self.model, self.samples, self.config.sampling)
@@ -70,3 +70,4 @@ class GridWriter:
             self.model.drop_encoders()
         if self.is_main:
             draw_comparison(done, Path(self.config.out) / "samples" / f"step-{step:07d}.png")
+        return done

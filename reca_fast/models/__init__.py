@@ -8,7 +8,7 @@ from pathlib import Path
 from reca_fast.config import ModelConfig
 from reca_fast.errors import UserError
 
-from .protocol import Batch, Case, FrozenPart, Model
+from .protocol import Batch, Case, FrozenPart, Model, SaysTokens
 from .tiny import TINY, is_tiny, with_path
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Case",
     "FrozenPart",
     "Model",
+    "SaysTokens",
     "marks",
     "model_class",
     "open_model",

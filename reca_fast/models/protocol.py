@@ -7,7 +7,7 @@ the packs: `encode` runs the frozen encoders, `loss_sums` the rest. `docs/adding
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from reca_fast.data.inputs import Batch, Inputs, Size
 from reca_fast.models.files import Change, Place
 from reca_fast.sample import Sample
 
-__all__ = ["Batch", "Case", "FrozenPart", "Inputs", "Model", "Place", "Size"]
+__all__ = ["Batch", "Case", "FrozenPart", "Inputs", "Model", "Place", "SaysTokens", "Size"]
 
 
 class FrozenPart(NamedTuple):
@@ -262,5 +262,17 @@ class Model(Protocol):
 
         Raises:
             UserError: a file is missing or damaged.
+        """
+        ...
+
+
+@runtime_checkable
+class SaysTokens(Protocol):
+    """What a model has besides if its pictures are tokens that it says one by one, each with a cross-entropy."""
+
+    @property
+    def copying_below(self) -> float | None:
+        """The loss of a token of reca below which the model cannot be understanding its condition, but must be copying
+        tokens out of it: training warns then. None where a condition holds no tokens of the picture.
         """
         ...

@@ -38,12 +38,12 @@ def loop(
             stats = train_step(run, packs)
             stopping = run.processes.any(stop.requested)
             saving = stopping or run.step == config.steps or _due(run.step, config.save_every)
+            if _due(run.step, config.sample_every):
+                with telemetry.clock_stopped(), whole_root(run.model.module):
+                    telemetry.judge(run.step, grids.write(run.step))
             if saving or _due(run.step, config.log_every):
                 telemetry.log(run.step, stats, run.skipped.read())
                 run.skipped.check(store.advice)
-            if _due(run.step, config.sample_every):
-                with telemetry.clock_stopped(), whole_root(run.model.module):
-                    grids.write(run.step)
             if saving:
                 with telemetry.clock_stopped():
                     save_run(run, loader, store)

@@ -20,7 +20,7 @@ from reca_fast.data.sources import open_source
 from reca_fast.errors import UserError
 from reca_fast.evaluation.grids import GridWriter
 from reca_fast.evaluation.reconstruction import pick_samples
-from reca_fast.models import open_model
+from reca_fast.models import SaysTokens, open_model
 from reca_fast.models.files.identity import identity_of_files
 from reca_fast.models.tiny import is_tiny, make_tiny
 
@@ -67,11 +67,12 @@ def train_together(config: RunConfig, processes: Processes) -> None:
         builder = SampleBuilder(config.data, inputs)
         store = store_of(config, processes)
         handover = Handover(processes.device)
+        copying = model.copying_below if isinstance(model, SaysTokens) else None
         lanes = range(processes.rank, config.data.packs_per_step, processes.world)
         with (
             RunFolder(Path(config.out)) as folder,
             PackLoader(source, builder, config.data, inputs.collate, lanes, config.seed, handover.copy) as loader,
-            closing(Telemetry(config, processes)) as telemetry,
+            closing(Telemetry(config, processes, copying)) as telemetry,
         ):
             if refusal := processes.agree(folder.take() if processes.is_main else ""):
                 raise UserError(refusal)

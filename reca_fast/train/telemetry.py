@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from reca_fast.config import RunConfig
 from reca_fast.errors import UserError
+from reca_fast.evaluation.reconstruction import Reconstruction
 from reca_fast.hardware import peak_flops
 from reca_fast.memory import compiled_graphs
 from reca_fast.optim import SkippedStep
@@ -23,6 +24,7 @@ from reca_fast.optim import SkippedStep
 from .distributed import Processes
 from .metrics import cut_after, draw_curve
 from .stats import StepStats
+from .symptoms import Symptom, Symptoms
 
 QUIET_SECONDS = 5.0
 """Where the output is no terminal, progress lines are at least this far apart."""
@@ -38,9 +40,13 @@ class _Console(Console):
 
 
 class Telemetry:
-    """Tells how a run is going. Every process has one, but only that of the main process writes and prints."""
+    """Tells how a run is going. Every process has one, but only that of the main process writes and prints.
 
-    def __init__(self, config: RunConfig, processes: Processes) -> None:
+    Args:
+        copying_below: see `Symptoms`.
+    """
+
+    def __init__(self, config: RunConfig, processes: Processes, copying_below: float | None = None) -> None:
         self.config, self.processes = config, processes
         self.folder = Path(config.out)
         self.console = _Console(quiet=not processes.is_main, soft_wrap=True)
@@ -52,6 +58,9 @@ class Telemetry:
         self._last_line = 0.0
         self.traced = False
         self._warm_graphs: int | None = None
+        self._symptoms = Symptoms(copying_below)
+        self._warnings: list[str] = []  # names for the next line of metrics
+        self._told: set[str] = set()
 
     def start(self, step: int, steps: int) -> None:
         """Open the files and show the progress bar. Lines of metrics after `step` are removed: they belong to work that
@@ -112,17 +121,33 @@ class Telemetry:
             "tokens": stats.tokens,
             "skipped": [each._asdict() for each in skipped],
         }
+        self._warn(step, self._symptoms.of_losses(losses))
+        metrics |= {"warnings": self._warnings} if self._warnings else {}
+        self._warnings = []
         metrics |= self._rates(step, stats)
         if self.processes.is_main:
             self._check_still_there()
             self._metrics.write(json.dumps(metrics) + "\n")
             self._metrics.flush()
             for name, value in (metrics | {"skipped": len(skipped)}).items():
-                if name != "step" and value is not None:
+                if name not in ("step", "warnings") and value is not None:
                     self.writer.add_scalar(name, value, step)
             for each in skipped:
                 self.console.print(f"Step {each.step} skipped: inf or NaN in {' and '.join(each.not_finite)}.")
             self._show(step, metrics)
+
+    def judge(self, step: int, reconstructions: Sequence[Reconstruction]) -> None:
+        """Look at a grid drawn after `step` steps; what is wrong with it goes into the next line of metrics."""
+        if self.processes.is_main:
+            self._warn(step, self._symptoms.of_grid(reconstructions))
+
+    def _warn(self, step: int, symptoms: Sequence[Symptom]) -> None:
+        """Say each symptom on the console when it is seen for the first time, and note its name for the metrics."""
+        for name, sentence in symptoms:
+            self._warnings.append(name)
+            if name not in self._told:
+                self._told.add(name)
+                self.console.print(f"Warning {name}, step {step}: {sentence}")
 
     def _check_still_there(self) -> None:
         """An open file can be written although it was removed, and the folder would be made anew by the next save."""
