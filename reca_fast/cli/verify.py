@@ -95,7 +95,10 @@ def _verify_unchanged(base: str, weights: str, folder: Path) -> int:
         if same_bits(ours, theirs):
             print(f"{logits} {list(ours.shape)}, bit-equal")
         else:
-            print(f"{logits} they DIFFER although the weights are the same: compare the other files of the folders")
+            print(
+                f"{logits} they DIFFER although all that is frozen is the same: what understands was trained, or "
+                "other files of the folders differ"
+            )
             failed.append("logits")
     told = f"CHANGED: {', '.join(failed)}" if failed else "unchanged"
     print(f"{folder}: understanding is {told}{'' if failed else f', it is that of {base}'}.")

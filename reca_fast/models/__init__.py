@@ -26,7 +26,10 @@ __all__ = [
     "recognised",
 ]
 
-MODELS = {"bagel": "reca_fast.models.bagel:BagelModel"}
+MODELS = {
+    "bagel": "reca_fast.models.bagel:BagelModel",
+    "showo": "reca_fast.models.showo:ShowoModel",
+}
 """Name of an architecture -> the module and the class that implements `Model`. Imported when it is asked for."""
 
 

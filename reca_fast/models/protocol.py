@@ -28,7 +28,7 @@ class FrozenPart(NamedTuple):
     file: Path
     """The file of the checkpoint folder that holds it."""
     keys: tuple[str, ...]
-    """Its tensors in that file."""
+    """Its tensors in that file; none where all that the file holds is trained."""
 
 
 class Case(Protocol):

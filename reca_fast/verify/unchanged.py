@@ -49,6 +49,8 @@ def compare_frozen(base: Model, other: Model) -> Iterator[PartVerdict]:
     """
     theirs = {part.name: part.file for part in other.frozen()}
     for part in base.frozen():
+        if not part.keys:
+            continue
         verdict = PartVerdict(part.name, len(part.keys))
         if part.name not in theirs:
             verdict.differing = [f"{key} (not there)" for key in part.keys]

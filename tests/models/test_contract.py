@@ -21,6 +21,8 @@ from reca_fast.models.bagel import BagelModel
 from reca_fast.models.bagel.tiny import write_tiny_checkpoint
 from reca_fast.models.files import stored_shapes, uniform
 from reca_fast.models.parts.host_table import host_tables
+from reca_fast.models.showo import ShowoModel
+from reca_fast.models.showo.tiny import write_tiny_checkpoint as write_tiny_showo
 from reca_fast.randomness import draw_of_pack
 from reca_fast.sample import I2T, RECA, T2I, TASKS, Encoded, Sample, Text, Turn
 from reca_fast.verify.unchanged import changed_besides, compare_frozen, same_bits
@@ -42,6 +44,8 @@ class Subject:
     tasks: tuple[str, ...]  # that it can learn
     published: str  # one of the names in PUBLISHED
     data: DataConfig = field(default_factory=lambda: SIZES)  # with sizes of pictures that the tiny checkpoint takes
+    freezes: tuple[bool, ...] = (True, False)  # values of model.freeze_und under which it can be trained
+    decays_vectors: bool = False  # whether its authors let norms decay
 
 
 write_tiny_bagel = partial(
@@ -49,6 +53,12 @@ write_tiny_bagel = partial(
 )
 SUBJECTS = [
     Subject("bagel", "reca_fast.models.bagel:BagelModel", BagelModel, write_tiny_bagel, TASKS, "BAGEL-7B-MoT"),
+    Subject(
+        *("showo", "reca_fast.models.showo:ShowoModel", ShowoModel),
+        *(partial(write_tiny_showo, clip=True, layers=2), TASKS, "Show-o-CLIP-512"),
+        freezes=(False,),
+        decays_vectors=True,
+    ),
     Subject("toy", "tests.models.toy:ToyModel", ToyModel, write_toy_checkpoint, (RECA, T2I), "toy-1m"),
 ]
 
@@ -73,11 +83,12 @@ def folder(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def opened(folder: Path) -> Callable[..., Model]:
+def opened(subject: Subject, folder: Path) -> Callable[..., Model]:
     """opened(freeze_und=False, ...): the model with its weights, in fp32 unless a precision is given."""
+    usual = {"precision": "fp32", "freeze_und": subject.freezes[0]}
 
     def open_and_fill(recompute: Any = "none", **options: Any) -> Model:
-        model = open_model(ModelConfig(path=str(folder), **{"precision": "fp32", **options}))
+        model = open_model(ModelConfig(path=str(folder), **usual | options))
         apply_levers(model.module, model.blocks(), MemoryConfig(recompute=recompute))
         fill_model(model, torch.device("cpu"))
         draw = torch.Generator().manual_seed(3)
@@ -190,7 +201,7 @@ def test_a_cached_picture_gives_the_losses_of_its_pixels_bit_for_bit(precision, 
 def test_a_sample_may_serve_two_losses(subject, opened) -> None:
     if I2T not in subject.tasks:
         pytest.skip(f"{subject.name} learns no captions, which a sample of two losses takes")
-    model = opened(freeze_und=False)
+    model = opened(freeze_und=subject.freezes[-1])
     both = batch_of(model, subject, [RECA, I2T])
     assert both.counts[RECA] > 0 and both.counts[I2T] > 0
     assert all(value > 0 for value in losses(model, both).values())
@@ -219,6 +230,8 @@ def test_bf16_arithmetic_trains_fp32_weights(subject, opened) -> None:
 
 @pytest.mark.parametrize("freeze_und", [True, False])
 def test_every_trained_parameter_has_a_gradient_in_every_batch(freeze_und, subject, opened) -> None:
+    if freeze_und not in subject.freezes:
+        pytest.skip(f"{subject.name} cannot be trained with model.freeze_und={freeze_und}")
     kinds = [[task] for task in subject.tasks if task != I2T or not freeze_und]
     for kind in kinds:
         model = opened(freeze_und=freeze_und)
@@ -244,7 +257,7 @@ def test_blocks_are_the_module_s_own_and_take_the_levers(subject, opened) -> Non
 def test_weight_decay_is_said_of_every_trained_parameter(subject, opened) -> None:
     model = opened()
     said = {model.decays(name) for name, p in model.module.named_parameters() if p.requires_grad and p.ndim == 1}
-    assert said == {False}  # biases and norms
+    assert said == ({True, False} if subject.decays_vectors else {False})  # biases, and norms as the authors do it
     assert any(model.decays(name) for name, p in model.module.named_parameters() if p.ndim == 2)
 
 
@@ -267,7 +280,7 @@ def test_it_is_on_the_meta_device_until_it_is_filled_as_place_says(folder) -> No
 
 
 def test_it_is_built_at_its_published_size_without_any_file(subject) -> None:
-    model = published_model(subject.published, ModelConfig())
+    model = published_model(subject.published, ModelConfig(freeze_und=subject.freezes[0]))
     assert all(p.is_meta for p in model.module.parameters()) and model.blocks()
     inputs = model.inputs(DataConfig(target_resize=ResizeConfig(64, 64, 16), condition_resize=ResizeConfig(56, 56, 14)))
     plan = inputs.plan([RECA], (64, 64), Text((1, 2, 3)))
@@ -286,7 +299,7 @@ def test_an_export_is_a_checkpoint_with_the_trained_weights(subject, folder, ope
     assert subject.name in type(again).check(tmp_path / "export").lower()
 
 
-def test_what_training_leaves_alone_is_in_the_files_and_stays_in_an_export(folder, opened, tmp_path) -> None:
+def test_what_training_leaves_alone_is_in_the_files_and_stays_in_an_export(subject, folder, opened, tmp_path) -> None:
     model = opened()
     trained = {name: p.detach() + 1 for name, p in model.module.named_parameters() if p.requires_grad}
     parts = model.frozen()
@@ -299,7 +312,7 @@ def test_what_training_leaves_alone_is_in_the_files_and_stays_in_an_export(folde
     assert changed_besides(model, again) == (len(trained), len(trained))
     logits = model.understanding()
     assert logits.ndim == 2 and logits.isfinite().all() and logits.std() > 0
-    assert same_bits(logits, again.understanding())
+    assert same_bits(logits, again.understanding()) == (True in subject.freezes)
 
 
 # Pictures
@@ -320,7 +333,7 @@ def test_a_picture_depends_on_its_own_condition_size_and_seed_alone(subject, ope
 
 
 @pytest.fixture
-def run(folder, pictures, reca_fast) -> Callable[..., list[dict[str, Any]]]:
+def run(subject, folder, pictures, reca_fast) -> Callable[..., list[dict[str, Any]]]:
     """run(out, *options): `reca-fast train` in this process; the lines of metrics."""
 
     def start(out: Path, *options: str) -> list[dict[str, Any]]:
@@ -329,6 +342,7 @@ def run(folder, pictures, reca_fast) -> Callable[..., list[dict[str, Any]]]:
         text += " --optim.warmup_steps 1 --optim.schedule constant --sampling.timestep_shift null"
         text += " --data.target_resize.max_size 32 --data.target_resize.min_size 16"
         text += " --data.condition_resize.max_size 56 --data.condition_resize.min_size 56"
+        text += f" --model.freeze_und {str(subject.freezes[0]).lower()}"
         said = reca_fast("train", *text.split(), *options)
         assert said.code == 0, said
         return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -350,6 +364,7 @@ def test_two_processes_train_the_same(subject, folder, launch, run, tmp_path) ->
     if subject.name == "bagel":
         pytest.skip("tests/train/test_distributed.py asks this and more of BAGEL")
     options = ["--model.path", str(folder), "--optim.schedule", "constant"]
+    options += ["--model.freeze_und", str(subject.freezes[0]).lower()]
     register = f"import reca_fast.models; reca_fast.models.MODELS[{subject.name!r}] = {subject.line!r}"
     training = launch(tmp_path / "two", *options, processes=2, before=register)
     alone = run(tmp_path / "one", "--data.packs_per_step", "2")
