@@ -65,6 +65,15 @@ class DataConfig:
     """Column with the caption (parquet, Hugging Face, a folder's metadata file); folders and tars take the .txt,
     .caption or .json beside the picture.
     """
+    instructions: Place = fixed("", by="content")
+    """Conversations about pictures that i2t learns from in place of captions: a JSON or JSONL file in LLaVA's layout, a
+    list of {id, image, conversations: [{from: human | gpt, value}, ...]}. The answers are learned. Conversations
+    without a picture, or with one that is missing, are left out and counted. The other tasks draw from source.
+    """
+    instruction_images: Place = fixed("", by="content")
+    """Where the pictures of the conversations are, by the names that stand there: a folder or tar shards. Empty: in the
+    folder of instructions.
+    """
     tasks: TaskWeights = field(default_factory=TaskWeights)
     seed: Seed = fixed(42)
     """Seed of the order of the pictures, of the choice of templates and captions, and of text_dropout."""

@@ -9,6 +9,7 @@ from contextlib import suppress
 import xxhash
 
 from reca_fast.data.cache.source import CacheSource
+from reca_fast.data.instructions import InstructionSource
 from reca_fast.data.records import BadRecord
 from reca_fast.data.sources import Source
 
@@ -21,7 +22,8 @@ PICTURES = 32
 
 
 def identity_of_source(source: Source) -> dict[str, str]:
-    """The identity of a source, in parts: the number of records, and checksums of names, sizes and pictures.
+    """The identity of a source, in parts: the number of records, and checksums of names, sizes and pictures; of
+    conversations, that of all texts as well.
 
     Checksums are xxh3 with 128 bits, in hex. Captions take no part, except in the size of the shard that holds them. A
     cache is the source that it was made of.
@@ -39,7 +41,9 @@ def identity_of_source(source: Source) -> dict[str, str]:
             pictures.update(source.read(index).image)
         except BadRecord as bad:
             pictures.update(bad.reason.encode())
+    texts = {"texts": source.texts} if isinstance(source, InstructionSource) else {}
     return {
+        **texts,
         "number of records": str(len(source)),
         "names": names.hexdigest(),
         "sizes": sizes.hexdigest(),

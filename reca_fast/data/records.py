@@ -5,7 +5,7 @@ from typing import Protocol
 
 from reca_fast.data.captions import NO_CAPTION, Caption, Captions
 from reca_fast.data.inputs import Size
-from reca_fast.sample import Encoded
+from reca_fast.sample import Encoded, Turn
 
 
 class Cached(Protocol):
@@ -35,6 +35,7 @@ class Record:
     caption: Caption | None  # one caption, or several of which each epoch uses one
     lack: str = NO_CAPTION  # why there is no caption, in a short fixed phrase
     cached: Cached | None = None  # from a cache, in place of `image`, which is empty then
+    turns: tuple[Turn, ...] = ()  # a conversation about the picture, from instruction data, where there are no captions
 
 
 def record(key: str, image: bytes, captions: Captions) -> Record:

@@ -16,7 +16,7 @@ from reca_fast.data.sources.files import find_files, is_pattern
 from reca_fast.data.sources.metadata import is_metadata, read_metadata
 from reca_fast.errors import UserError
 
-__all__ = ["Record", "Source", "open_source"]
+__all__ = ["Record", "Source", "open_files", "open_source"]
 
 PICTURE, TAR, PARQUET, COMPRESSED, OTHER = "pictures", "tar shards", "parquet files", "compressed tars", "other"
 COMPRESSED_ENDINGS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -27,10 +27,8 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 def open_source(config: DataConfig) -> Source:
     """The source that `config.source` names.
 
-    It may be pictures, tar shards or parquet files (one file, a folder, a glob, or a pattern like
-    `shard-{000..012}.tar`), a folder written by save_to_disk of `datasets`, or the id of a dataset on the Hugging Face
-    hub, or what ships with the package (shipped:shapes). Beside pictures there may be a metadata file with their
-    captions, beside tar shards the tables of img2dataset.
+    It may be what `open_files` opens, a folder written by save_to_disk of `datasets`, the id of a dataset on the Hugging
+    Face hub, or what ships with the package (shipped:shapes).
 
     Where `config.cache` is set, it is that cache, whatever `config.source` names.
 
@@ -48,9 +46,24 @@ def open_source(config: DataConfig) -> Source:
         return _hugging_face(config, folder=name)
     if not is_pattern(name) and not os.path.exists(name) and _may_be_on_hub(config.source):
         return _hugging_face(config, folder=None)
+    return open_files(name, config)
 
+
+def open_files(name: str, config: DataConfig, setting: str = "data.source") -> Source:
+    """The source in some files: pictures, tar shards or parquet files.
+
+    Beside pictures there may be a metadata file with their captions, beside tar shards the tables of img2dataset.
+
+    Args:
+        name: one file, a folder, a glob, or a pattern like `shard-{000..012}.tar`.
+        config: names the columns.
+        setting: that holds the name, for messages.
+
+    Raises:
+        UserError: nothing is there, it is none of these, or several of these lie together.
+    """
     ignored = Reasons()
-    files = find_files(name, ignored)
+    files = find_files(name, ignored, setting)
     is_folder = os.path.isdir(name)
     base = os.path.abspath(name) if is_folder or not files else _common_folder(files)
     by_kind: dict[str, list[str]] = defaultdict(list)
@@ -71,7 +84,7 @@ def open_source(config: DataConfig) -> Source:
         if not by_kind[kind]:
             del by_kind[kind]
     if len(by_kind) > 1:
-        raise UserError(_several_kinds(config.source, by_kind, name if is_folder else None))
+        raise UserError(_several_kinds(f"{setting} {name!r}", by_kind, name if is_folder else None))
     if PICTURE in by_kind:
         from reca_fast.data.sources.folder import FolderSource
 
@@ -83,13 +96,13 @@ def open_source(config: DataConfig) -> Source:
     if TAR in by_kind:
         from reca_fast.data.sources.tar import TarSource
 
-        return TarSource(base, by_kind[TAR], ignored)
+        return TarSource(base, by_kind[TAR], ignored, setting)
     if PARQUET in by_kind:
         from reca_fast.data.sources.parquet import ParquetSource
 
         return ParquetSource(base, by_kind[PARQUET], config, ignored)
     left_out = f"; ignored: {ignored}" if ignored else ""
-    raise UserError(f"data.source {config.source!r} holds no pictures, tar shards or parquet files{left_out}.")
+    raise UserError(f"{setting} {name!r} holds no pictures, tar shards or parquet files{left_out}.")
 
 
 def _hugging_face(config: DataConfig, folder: str | None) -> Source:
@@ -127,6 +140,4 @@ def _several_kinds(source: str, by_kind: dict[str, list[str]], folder: str | Non
     for kind in sorted(by_kind):
         usual = Counter(os.path.splitext(file)[1] for file in by_kind[kind]).most_common(1)[0][0]
         ways.append(repr(os.path.join(glob.escape(folder), "**", f"*{usual}") if folder else f"*{usual}"))
-    return (
-        f"data.source {source!r} holds {' and '.join(sorted(by_kind))}; name one kind by a glob: {' or '.join(ways)}."
-    )
+    return f"{source} holds {' and '.join(sorted(by_kind))}; name one kind by a glob: {' or '.join(ways)}."

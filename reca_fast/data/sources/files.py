@@ -15,23 +15,24 @@ MAX_RANGE = 1_000_000
 """A range in braces that names more files is refused."""
 
 
-def find_files(name: str, ignored: Reasons) -> list[str]:
+def find_files(name: str, ignored: Reasons, setting: str = "data.source") -> list[str]:
     """Absolute paths of all files that a path, a glob or a pattern with braces names, sorted.
 
     Args:
         name: the path, glob or pattern. For a folder, all files below it are taken.
         ignored: takes what is left out, by reason.
+        setting: that holds the name, for messages.
 
     Raises:
         UserError: one of the names in a pattern is missing or may not be read.
     """
     found: set[str] = set()
-    for pattern in _expanded(name):
-        matches = [pattern] if _exists(pattern) else glob.glob(pattern, recursive=True)
+    for pattern in _expanded(name, setting):
+        matches = [pattern] if _exists(pattern, setting) else glob.glob(pattern, recursive=True)
         if not matches:
             raise UserError(
-                f"data.source: nothing is found at {pattern!r}; check the path "
-                "(a dataset on the Hugging Face hub is written owner/name)."
+                f"{setting}: nothing is found at {pattern!r}; check the path"
+                + (" (a dataset on the Hugging Face hub is written owner/name)." if setting == "data.source" else ".")
             )
         for match in matches:
             if os.path.isfile(match) or not os.path.exists(match):  # a dangling link is found out when it is read
@@ -47,11 +48,11 @@ def is_pattern(name: str) -> bool:
     return glob.has_magic(name) or BRACES.search(name) is not None
 
 
-def _exists(path: str) -> bool:
+def _exists(path: str, setting: str) -> bool:
     try:
         os.stat(path)
     except PermissionError:
-        raise UserError(f"data.source: {path!r} may not be read; change its permissions, or those above it.") from None
+        raise UserError(f"{setting}: {path!r} may not be read; change its permissions, or those above it.") from None
     except (OSError, ValueError):  # ValueError: a NUL in the name
         return False
     return True
@@ -96,25 +97,25 @@ def _why_not(entry: os.DirEntry[str]) -> str:
     return "dangling link" if entry.is_symlink() else "neither file nor folder"
 
 
-def _expanded(name: str) -> list[str]:
+def _expanded(name: str, setting: str) -> list[str]:
     """The names that a name with braces stands for; only itself if it exists as it is written.
 
     'a-{00..02}.tar' stands for a-00.tar, a-01.tar and a-02.tar, and '{x,y}.tar' for x.tar and y.tar.
     """
-    if _exists(name):
+    if _exists(name, setting):
         return [name]
     pieces = BRACES.split(name)  # text, inside of braces, text, ...
-    choices = [_choices(piece) if i % 2 else [piece] for i, piece in enumerate(pieces)]
+    choices = [_choices(piece, setting) if i % 2 else [piece] for i, piece in enumerate(pieces)]
     return ["".join(parts) for parts in itertools.product(*choices)]
 
 
-def _choices(inside: str) -> list[str]:
+def _choices(inside: str, setting: str) -> list[str]:
     numbers = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
     if not numbers:
         return inside.split(",")
     first, last = numbers.groups()
     if int(last) < int(first):
-        raise UserError(f"data.source: the range {{{inside}}} runs backwards.")
+        raise UserError(f"{setting}: the range {{{inside}}} runs backwards.")
     if int(last) - int(first) >= MAX_RANGE:
-        raise UserError(f"data.source: the range {{{inside}}} names more than {MAX_RANGE:,} files; use a glob.")
+        raise UserError(f"{setting}: the range {{{inside}}} names more than {MAX_RANGE:,} files; use a glob.")
     return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]

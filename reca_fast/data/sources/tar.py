@@ -37,12 +37,13 @@ class TarSource:
         base: absolute path of the folder that all shards are below.
         shards: absolute paths.
         ignored: takes shards and files in them that are left out, by reason.
+        setting: that names the shards, for messages.
 
     Raises:
         UserError: a shard is compressed, or there is no picture in any.
     """
 
-    def __init__(self, base: str, shards: Sequence[str], ignored: Reasons) -> None:
+    def __init__(self, base: str, shards: Sequence[str], ignored: Reasons, setting: str = "data.source") -> None:
         self._shards, self.ignored = list(shards), ignored
         keys: list[str] = []
         # One row of numbers for each picture: shard, offset, size, then offset and size of each kind of caption file.
@@ -59,7 +60,7 @@ class TarSource:
             rows.append(np.array(places, np.int64).reshape(len(places), -1) if places else rows[0])
         if not keys:
             raise UserError(
-                f"data.source: no pictures in {len(self._shards)} tar shards, the first is {self._shards[0]}; "
+                f"{setting}: no pictures in {len(self._shards)} tar shards, the first is {self._shards[0]}; "
                 f"ignored: {ignored or 'nothing'}."
             )
         order = sorted(range(len(keys)), key=keys.__getitem__)

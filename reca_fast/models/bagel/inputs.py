@@ -8,7 +8,6 @@ import torch
 from reca_fast.config import DataConfig, ResizeConfig
 from reca_fast.data.images import fitted_size
 from reca_fast.data.inputs import Plan, Size
-from reca_fast.data.records import BadRecord
 from reca_fast.errors import UserError
 from reca_fast.sample import I2T, T2I, Sample, Text, Turn
 
@@ -39,15 +38,19 @@ class BagelInputs:
         return self._tokenizer.encode(text)
 
     def converse(self, turns: Sequence[Turn]) -> Text:
-        """The caption of a picture, said from the first token to the end marker.
-
-        Raises:
-            BadRecord: there is a question, or more than one turn.
+        """Questions and answers, each between markers of its own. Answers are said up to their end markers; the layout
+        of a caption is that of an answer to no question.
         """
-        if len(turns) != 1 or turns[0].question:
-            raise BadRecord("a conversation, where this model learns captions")
-        ids = tuple(self.tokenize(turns[0].answer))
-        return Text(ids, said=((0, len(ids)),))
+        texts = [(text, said) for turn in turns for text, said in ((turn.question, False), (turn.answer, True))]
+        ids: list[int] = []
+        parts = []
+        for number, (text, said) in enumerate(text for text in texts if any(text)):
+            ids += (self._tokenizer.eos, self._tokenizer.bos) if number else ()
+            start = len(ids)
+            ids += self.tokenize(text)
+            if said:
+                parts.append((start, len(ids) + 1))  # with the end marker, which stands behind the last of all texts
+        return Text(tuple(ids), tuple((start, min(stop, len(ids))) for start, stop in parts))
 
     def plan(self, tasks: Sequence[str], size: Size, text: Text | None) -> Plan:
         """The sizes and tokens of a picture: t2i alone needs no condition, i2t alone no target; each split has two
