@@ -68,13 +68,23 @@ class DataConfig:
     instructions: Place = fixed("", by="content")
     """Conversations about pictures that i2t learns from in place of captions: a JSON or JSONL file in LLaVA's layout, a
     list of {id, image, conversations: [{from: human | gpt, value}, ...]}. The answers are learned. Conversations
-    without a picture, or with one that is missing, are left out and counted. The other tasks draw from source.
+    without a picture, or with one that is missing, are left out and counted. The other tasks draw from source. With a
+    cache, they are those of when it was made.
     """
     instruction_images: Place = fixed("", by="content")
     """Where the pictures of the conversations are, by the names that stand there: a folder or tar shards. Empty: in the
     folder of instructions.
     """
     tasks: TaskWeights = field(default_factory=TaskWeights)
+    mix: Literal["sample", "pack"] = fixed("sample")
+    """sample: every sample draws its task by the weights in tasks, and packs hold samples of several tasks; pack: every
+    pack serves one task, and the packs of all lanes take turns in exactly the ratio of the weights. Weights of 2, 2 and
+    0 with packs_per_step=4 give two packs of reca and two of i2t in every step.
+    """
+    serve: Literal["one", "all"] = fixed("one")
+    """one: a sample serves one task; all: every sample serves each task with a weight above 0 at once, for models that
+    learn them together. What a model cannot join is refused.
+    """
     seed: Seed = fixed(42)
     """Seed of the order of the pictures, of the choice of templates and captions, and of text_dropout."""
     shuffle: bool = fixed(True)
@@ -116,3 +126,8 @@ class DataConfig:
     """Threads that decode and resize pictures, in each process."""
     prefetch: Annotated[int, Range(0, 1024)] = neutral(2)
     """Packs kept ready ahead of the step."""
+
+    @property
+    def has_instructions(self) -> bool:
+        """Whether i2t learns from conversations."""
+        return bool(self.instructions) and self.tasks.i2t > 0

@@ -131,6 +131,24 @@ def check_data(config: DataConfig) -> None:
     tasks = vars(config.tasks)
     if not any(tasks.values()):
         raise UserError(f"{', '.join(f'data.tasks.{task}' for task in tasks)} are all 0; set at least one above 0.")
+    if config.serve == "all":
+        _check_joint(config)
+
+
+def _check_joint(config: DataConfig) -> None:
+    if config.mix == "pack":
+        raise UserError(
+            "data.serve=all lets every sample serve all tasks, so no pack serves one: set --data.mix sample."
+        )
+    if config.has_instructions and config.tasks.t2i > 0:
+        raise UserError(
+            "data.serve=all takes every sample from data.instructions, where there are no captions for t2i: set "
+            "--data.tasks.t2i 0 and --loss.t2i 0, or leave data.instructions out."
+        )
+    if config.has_instructions and config.source and not config.cache:
+        raise UserError(
+            "data.serve=all takes every sample from data.instructions, none from data.source: leave one of them out."
+        )
 
 
 def _check_resize(config: ResizeConfig, group: str) -> None:

@@ -17,7 +17,7 @@ from reca_fast.data.lanes import Lane, LaneState, PlannedPack, Position
 from reca_fast.data.outcomes import Outcomes, Report, describe
 from reca_fast.data.records import BadRecord
 from reca_fast.data.samples import SampleBuilder, SamplePlan
-from reca_fast.data.skips import Skip
+from reca_fast.data.skips import Patience, Skip
 from reca_fast.data.sources.base import Source
 from reca_fast.errors import UserError
 from reca_fast.randomness import draw_of_pack
@@ -95,7 +95,7 @@ class PackLoader(Generic[T]):
         self._drafts: dict[int, deque[Future[_Draft[T]]]] = {lane: deque() for lane in self._lanes}
         self._ahead = -(-config.prefetch // len(self._lanes))  # packs of each lane beyond the one asked for
         self._outcomes = {lane: Outcomes(len(source)) for lane in self._lanes}
-        self._patience = {number: lane.watch() for number, lane in self._lanes.items()}
+        self._patience: dict[tuple[int, str], Patience] = {}  # lane and task of its packs, once one lost every sample
         self._positions: dict[int, Position] = {}  # after the packs handed out
         # One thread plans, so that lanes need no locks; pictures are decoded and collated by the others.
         self._planner = ThreadPoolExecutor(1, "reca-plan")
@@ -162,9 +162,9 @@ class PackLoader(Generic[T]):
             state = saved[str(number)]
             try:
                 self._outcomes[number].merge(state.outcomes)
+                lane.resume(state.next)
             except ValueError as error:
                 raise UserError(f"The saved lane {number} is damaged: {error}.") from None
-            lane.resume(state.next)
             self._positions[number] = state.next
 
     def close(self) -> None:
@@ -213,9 +213,11 @@ class PackLoader(Generic[T]):
             for skip in (*draft.planned.skipped, *built.skipped):
                 self._outcomes[lane].skip(skip)
                 if not built.good:
-                    self._patience[lane].add(skip)
+                    if (lane, draft.planned.task) not in self._patience:
+                        self._patience[lane, draft.planned.task] = self._lanes[lane].watch(draft.planned.task)
+                    self._patience[lane, draft.planned.task].add(skip)
             if built.batch is not None:
-                self._patience[lane].clear()
+                self._patience.pop((lane, draft.planned.task), None)
                 self._positions[lane] = draft.planned.after
                 self._outcomes[lane].use(built.good)
                 keys = tuple(plan.key for plan in built.good)

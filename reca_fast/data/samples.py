@@ -5,6 +5,7 @@ put together before anything is decoded. Every random choice is a hash of (data.
 when it is resumed or has another number of processes.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -15,11 +16,12 @@ from reca_fast.data.captions import NO_CAPTION, Caption, choose_caption
 from reca_fast.data.images import blur, decode, picture_size
 from reca_fast.data.inputs import Inputs, Plan, Size
 from reca_fast.data.orientation import exif_orientation, seen, upright
-from reca_fast.data.records import BadImage, NoCaption, Record
+from reca_fast.data.records import BadImage, BadRecord, NoCaption, Record
 from reca_fast.data.templates import choose_template
 from reca_fast.data.windows import before_turning, place_of_crop, resize_window, window_of
+from reca_fast.errors import UserError
 from reca_fast.randomness import stable_uniform
-from reca_fast.sample import I2T, RECA, TASKS, Sample, Text, Turn
+from reca_fast.sample import I2T, RECA, T2I, TASKS, Sample, Text, Turn
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,17 @@ class SampleBuilder:
     Args:
         config: what samples shall be like.
         inputs: the data side of the model that will be trained.
+
+    Raises:
+        UserError: the settings exclude each other, or the model cannot join the tasks of `data.serve=all`.
     """
 
     def __init__(self, config: DataConfig, inputs: Inputs) -> None:
         check_data(config)
         self._weights = {task: getattr(config.tasks, task) for task in TASKS}
         self._config, self._inputs = config, inputs
+        if config.serve == "all":
+            self._check_joint()
 
     def picture_size(self, image: bytes) -> Size:
         """Width and height in pixels of an encoded picture, read from its header and turned as EXIF says.
@@ -74,6 +81,8 @@ class SampleBuilder:
         epoch: int,
         task: str | None = None,
         lack: str = NO_CAPTION,
+        turns: Sequence[Turn] = (),
+        weights: Mapping[str, float] | None = None,
     ) -> SamplePlan:
         """The plan for a record in an epoch.
 
@@ -83,28 +92,37 @@ class SampleBuilder:
             size: its picture's width and height in pixels, see `picture_size`.
             caption: its caption; of several, the epoch draws one.
             epoch: number of the epoch.
-            task: the task to serve; None draws one by the weights in `data.tasks`.
+            task: the task to serve; None draws one, or takes all of them, as `data.serve` says.
             lack: why there is no caption, where it is None.
+            turns: a conversation about the picture, in place of a caption.
+            weights: how often each task is drawn; those in `data.tasks` where it is None.
 
         Raises:
             NoCaption: the task needs a caption, there is none, and reca cannot take its place, as its weight is 0.
             BadRecord: the model has no use for such a picture.
         """
-        seed, dropout = self._config.seed, self._config.text_dropout
-        drawn = task = task or self._draw_task(epoch, key)
-        if task == RECA or caption is None:
-            if task != RECA and self._weights[RECA] == 0:
-                raise NoCaption(lack, f"the task is {task}")
-            task, prompt = RECA, choose_template(seed, epoch, key)
-        else:
-            prompt = choose_caption(caption, seed, epoch, key)
-        text = None
-        if task == I2T:
-            text = self._inputs.converse((Turn("", prompt),))
-        elif stable_uniform("text_dropout", seed, epoch, key) >= dropout:
-            text = Text(tuple(self._inputs.tokenize(prompt)))
-        lack = lack if task != drawn else ""
-        return SamplePlan(index, key, epoch, (task,), size, text, self._inputs.plan((task,), size, text), lack)
+        weights = self._weights if weights is None else weights
+        drawn = tasks = (task,) if task else self._draw_tasks(epoch, key, weights)
+        if caption is None and (T2I in tasks or (I2T in tasks and not turns)):
+            if not weights.get(RECA):
+                raise NoCaption(lack, f"the task is {' and '.join(tasks)}")
+            tasks = (RECA,)
+        text = self._text(tasks, caption, turns, epoch, key)
+        lack = lack if tasks != drawn else ""
+        return SamplePlan(index, key, epoch, tasks, size, text, self._inputs.plan(tasks, size, text), lack)
+
+    def _text(
+        self, tasks: Sequence[str], caption: Caption | None, turns: Sequence[Turn], epoch: int, key: str
+    ) -> Text | None:
+        """The text of a sample: what is to be said, else a prompt; None when data.text_dropout left the prompt out."""
+        seed = self._config.seed
+        if I2T in tasks:
+            return self._inputs.converse(turns or (Turn("", choose_caption(caption or "", seed, epoch, key)),))
+        if stable_uniform("text_dropout", seed, epoch, key) < self._config.text_dropout:
+            return None
+        is_asked = T2I not in tasks
+        prompt = choose_template(seed, epoch, key) if is_asked else choose_caption(caption or "", seed, epoch, key)
+        return Text(tuple(self._inputs.tokenize(prompt)))
 
     def build(self, record: Record, plan: SamplePlan) -> Sample:
         """The sample: the record's picture decoded and resized as planned, or what a cache holds in its place.
@@ -154,10 +172,21 @@ class SampleBuilder:
             seen_by_encoder = blur(resized(*condition, self._config.condition_resize), self._config.blur_sigma)
         return seen_by_encoder, resized(*target, self._config.target_resize) if target else None
 
-    def _draw_task(self, epoch: int, key: str) -> str:
-        point = stable_uniform("task", self._config.seed, epoch, key) * sum(self._weights.values())
-        for task, weight in self._weights.items():
+    def _draw_tasks(self, epoch: int, key: str, weights: Mapping[str, float]) -> tuple[str, ...]:
+        if self._config.serve == "all":
+            return tuple(task for task in TASKS if weights.get(task))
+        point = stable_uniform("task", self._config.seed, epoch, key) * sum(weights.values())
+        for task, weight in weights.items():
             point -= weight
             if point < 0:
-                return task
-        return max(self._weights, key=self._weights.__getitem__)  # rounding may leave point at 0
+                return (task,)
+        return (max(weights, key=weights.__getitem__),)  # rounding may leave point at 0
+
+    def _check_joint(self) -> None:
+        """Ask the model for a joint sample before the first one comes, which is after the weights are loaded."""
+        tasks = tuple(task for task in TASKS if self._weights[task] > 0)
+        text = Text((0,), ((0, 1),) if I2T in tasks else ())
+        try:
+            self._inputs.plan(tasks, (self._config.target_resize.max_size,) * 2, text)
+        except BadRecord as bad:
+            raise UserError(f"data.serve=all joins {' and '.join(tasks)}: {bad}; set --data.serve one.") from None

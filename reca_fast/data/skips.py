@@ -29,10 +29,11 @@ class Patience:
         records: how many different records must have been skipped since the last usable one.
         visits: how many skips there must have been, counting a record again in each epoch.
         config: for the settings that the last sentence names.
+        setting: that leads to the records.
     """
 
-    def __init__(self, records: int, visits: int, config: DataConfig) -> None:
-        self._records, self._visits, self._config = records, visits, config
+    def __init__(self, records: int, visits: int, config: DataConfig, setting: str) -> None:
+        self._records, self._visits, self._config, self._setting = records, visits, config, setting
         self.clear()
 
     def clear(self) -> None:
@@ -44,7 +45,7 @@ class Patience:
         self._made += 1
         self._skips[skip.index] = skip
         if self._made >= self._visits and len(self._skips) >= self._records:
-            raise UserError(nothing_usable(list(self._skips.values()), self._config))
+            raise UserError(nothing_usable(list(self._skips.values()), self._config, self._setting))
 
 
 def limits_below(tokens: int, config: DataConfig) -> list[str]:
@@ -53,7 +54,13 @@ def limits_below(tokens: int, config: DataConfig) -> list[str]:
     return [f"data.{option}" for option in limits if getattr(config, option) < tokens]
 
 
-def nothing_usable(skipped: list[Skip], config: DataConfig) -> str:
+def _without_captions(config: DataConfig) -> str:
+    if config.mix == "pack":  # where no sample of another task becomes one of reca
+        return "give the tasks that need them no weight"
+    return "give data.tasks.reca a weight"
+
+
+def nothing_usable(skipped: list[Skip], config: DataConfig, setting: str) -> str:
     """The sentence that ends a run: what was wrong with the records, and the settings that would let some in."""
     reasons, ways = Reasons(), []
     for skip in skipped:
@@ -63,9 +70,9 @@ def nothing_usable(skipped: list[Skip], config: DataConfig) -> str:
         options = " and ".join(limits_below(needed, config))
         ways.append(f"Raise {options} to at least {needed}, which the shortest sample needs.")
     if without_caption := sum(skip.lacks_caption for skip in skipped):
-        ways.append("Add captions, or give data.tasks.reca a weight.")
+        ways.append(f"Add captions, or {_without_captions(config)}.")
     if len(lengths) + without_caption < len(skipped):
-        ways.append("Check data.source.")
+        ways.append(f"Check {setting}.")
     if config.packs_per_step > 1 and not config.shuffle:
         ways.append(
             "Each of the data.packs_per_step has its own share of the records: with a lower number it is larger."

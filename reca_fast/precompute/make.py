@@ -14,13 +14,15 @@ from reca_fast.config.rules import check_data
 from reca_fast.data.cache.format import Entry, Index, begin_cache, shard_path, sweep, whole_shards, write_shard
 from reca_fast.data.cache.origin import index_of, is_cropped
 from reca_fast.data.inputs import Inputs
+from reca_fast.data.joined import open_data
 from reca_fast.data.records import BadRecord
 from reca_fast.data.samples import SampleBuilder
-from reca_fast.data.sources import Source, open_source
+from reca_fast.data.sources import Source
+from reca_fast.data.streams import open_streams
 from reca_fast.errors import UserError
 from reca_fast.models import Model, open_model
 from reca_fast.models.files.identity import identity_of_files
-from reca_fast.sample import TASKS, Encoded
+from reca_fast.sample import Encoded
 
 from .progress import Progress
 
@@ -60,7 +62,7 @@ def make_cache(
     check_data(data)
     if data.cache:
         raise UserError("data.cache is what `train` reads; the cache that is made here goes to --out, leave it out.")
-    model, source = open_model(model_config), open_source(data)
+    model, source = open_model(model_config), open_data(data)
     inputs = model.inputs(data)
     if len(source) == 0:
         raise UserError("data.source holds no records.")
@@ -78,6 +80,11 @@ def make_cache(
     if left:
         _Maker(model, source, inputs, data, index, device).make(folder, left, progress)
     progress.end()
+
+
+def _served(weights: Mapping[str, float], data: DataConfig) -> list[tuple[str, ...]]:
+    """The tasks that one sample of a stream may serve, each at a time or all at once."""
+    return [tuple(weights)] if data.serve == "all" else [(task,) for task in weights]
 
 
 class _Maker:
@@ -98,7 +105,8 @@ class _Maker:
     ) -> None:
         self._model, self._source, self._inputs, self._builder = model, source, inputs, SampleBuilder(data, inputs)
         self._workers, self._index, self._device = data.workers, index, device
-        self._tasks = [task for task in TASKS if getattr(data.tasks, task) > 0]
+        streams = open_streams(data, index.records, index.conversations)
+        self._tasks = [(stream.records, _served(stream.weights, data)) for stream in streams]
 
     def make(self, folder: Path, shards: Sequence[int], progress: Progress) -> None:
         """Write these shards."""
@@ -131,9 +139,11 @@ class _Maker:
         except BadRecord as bad:
             return _Decoded(Entry(self._source.key(index), bad=bad.reason), {})
         captions = list(record.caption) if isinstance(record.caption, tuple) else record.caption
-        entry = Entry(record.key, size, captions=captions, lack=record.lack)
+        turns = [(turn.question, turn.answer) for turn in record.turns]
+        entry = Entry(record.key, size, captions=captions, lack=record.lack, turns=turns)
         try:
-            plans = [self._inputs.plan((task,), size, None) for task in self._tasks]
+            served = [tasks for records, several in self._tasks if index in records for tasks in several]
+            plans = [self._inputs.plan(tasks, size, None) for tasks in served]
             condition = next((plan.condition for plan in plans if plan.condition), None)
             target = next((plan.target for plan in plans if plan.target), None)
             images = self._builder.pictures(record, size, condition, target, epoch=0)

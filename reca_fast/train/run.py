@@ -5,7 +5,6 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from reca_fast.checkpoints import CheckpointStore
@@ -13,10 +12,11 @@ from reca_fast.config import RunConfig
 from reca_fast.config.rules import check_run
 from reca_fast.data.cache.origin import check_origin
 from reca_fast.data.cache.source import CacheSource
-from reca_fast.data.identity import identity_of_source
+from reca_fast.data.coverage import check_captions
+from reca_fast.data.identity import identities
+from reca_fast.data.joined import conversations_in, open_data, open_pictures, parts_of
 from reca_fast.data.loader import PackLoader
 from reca_fast.data.samples import SampleBuilder
-from reca_fast.data.sources import open_source
 from reca_fast.errors import UserError
 from reca_fast.evaluation.grids import GridWriter
 from reca_fast.evaluation.reconstruction import pick_samples
@@ -62,7 +62,8 @@ def train_together(config: RunConfig, processes: Processes) -> None:
         processes.join(config.device, config.parallel.replicate)
         config = with_weights(config, processes)
         model = open_model(config.model)
-        source = open_source(config.data)
+        source = open_data(config.data)
+        check_captions(source, conversations_in(source), config.data)
         inputs = model.inputs(config.data)
         builder = SampleBuilder(config.data, inputs)
         store = store_of(config, processes)
@@ -78,20 +79,20 @@ def train_together(config: RunConfig, processes: Processes) -> None:
                 raise UserError(refusal)
             saved = find_saved(config, store, telemetry.console.print)
             content = processes.gather(
-                {"model.path": identity_of_files(model.files()), "data.source": identity_of_source(source)}
-                if processes.is_main
-                else {}
+                {"model.path": identity_of_files(model.files()), **identities(source)} if processes.is_main else {}
             )[0]
             if saved is not None:
                 check_content(saved.state.content, content, config)
             if isinstance(source, CacheSource):
                 check_origin(source, content["model.path"], config.model, config.data)
+            if (conversations := parts_of(source)[1]) and (left_out := conversations.says_left_out()):
+                telemetry.console.print(left_out)
             telemetry.console.print(model.says_weights())
             run = assemble(config, processes, model, say=telemetry.console.print)
             run.content = content
             if saved is not None:
                 load_run(run, loader, store, saved)
-            pictures = open_source(replace(config.data, cache="")) if config.sample_every else source
+            pictures = open_pictures(config.data) if config.sample_every else source
             wanted = config.sample_count if config.sample_every else 0
             grids = GridWriter(
                 *(model, config, pick_samples(pictures, builder, wanted), processes.is_main),

@@ -86,7 +86,7 @@ def saved_by(packs: PackLoader) -> dict[str, LaneState]:
 
 def epoch(packs: PackLoader) -> int:
     """In which the first lane stands."""
-    return next((state.next.epoch for state in packs.state_dict().values()), 0)
+    return next((state.next.streams["source"].epoch for state in packs.state_dict().values()), 0)
 
 
 def described(packs: list[Pack]) -> dict[tuple[int, int], tuple]:

@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 from reca_fast.config import TaskWeights
-from reca_fast.data.lanes import LaneState, epoch_order
+from reca_fast.data.lanes import LaneState
 from reca_fast.data.outcomes import describe
 from reca_fast.data.sources import open_source
+from reca_fast.data.streams import epoch_order
 from reca_fast.errors import UserError
 from reca_fast.sample import Sample
 from reca_fast.schema import from_dict
@@ -118,9 +119,11 @@ def test_a_state_that_does_not_fit_is_refused() -> None:
     ("place", "value", "sentence"),
     [
         ("records", "40", r"records is '40', not a whole number"),
-        ("next.epoch", -1, "epoch is -1; it must be at least 0"),
-        ("next.position", 41, "stands beyond its 40 records"),
-        ("next.waiting", [[40, 0]], "stands beyond its 40 records"),
+        ("next.streams.source.epoch", -1, "epoch is -1; it must be at least 0"),
+        ("next.streams.source.position", 41, "stands beyond its 40 records"),
+        ("next.waiting", {"": [[40, 0]]}, "stands beyond its 40 records"),
+        ("next.waiting", {"reca": [[4, 0]]}, "saved lane 0 is damaged: it belongs to other settings of data.tasks"),
+        ("next.streams", {}, "it belongs to other settings of data.tasks"),
         ("next", None, "holds no settings"),
         ("outcomes.skipped", {"odd": {"records": "eA==", "examples": []}}, "saved lane 0 is damaged"),
         ("outcomes.skipped", {"odd": {"records": "eJwDAAAAAAE=", "examples": []}}, "another number of records"),

@@ -25,6 +25,8 @@ JOINT = {"loss.t2i", "loss.i2t", "data.tasks.t2i", "data.tasks.i2t"}
 
 ELSEWHERE = {
     "data.cache": "test_a_run_goes_on_with_a_cache_and_without_one in test_train_from_cache.py: it takes a cache",
+    "data.instructions": "test_other_words_or_pictures_are_refused_on_resume in test_train_on_instructions.py",
+    "data.instruction_images": "the same test: what counts is which pictures the conversations have",
     "resume": "test_what_cannot_be_resumed_is_refused in test_resume.py: false refuses whatever else was saved",
     **dict.fromkeys(("sampling.guidance_schedule", "sampling.temperature"), "nowhere: BAGEL refuses them"),
     "memory.trained": "test_the_dtype_of_trained_weights_is_kept below: bf16 takes a run in bf16",

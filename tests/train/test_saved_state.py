@@ -114,7 +114,10 @@ BROKEN_STATES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda s: s["generators"][0]["python"][1].pop(480),
         "step-0000001 is damaged",
     ),
-    "a position in the data is a word": (lambda s: s["lanes"]["0"]["next"].update(position="8"), "position"),
+    "a position in the data is a word": (
+        lambda s: s["lanes"]["0"]["next"]["streams"]["source"].update(position="8"),
+        "position",
+    ),
 }
 
 

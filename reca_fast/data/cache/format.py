@@ -43,11 +43,13 @@ class Index:
     records: Annotated[int, Range(1, 2**53)]
     records_per_shard: Annotated[int, Range(1, 2**20)]
     model: dict[str, str]  # file of the checkpoint -> checksum
-    source: dict[str, str]  # identity of the source, in parts
+    source: dict[str, str]  # identity of the pictures of data.source, in parts; empty where there are none
     settings: dict[str, bool | int | float | str]  # dotted name -> value, of those settings that the pictures depend on
     holds: list[Literal["condition", "target"]]  # what is stored of each picture
     ignored: Reasons = field(default_factory=Reasons)  # files of the source that are no records
-    format: Literal[1] = 1
+    conversations: Count = 0  # how many of the records, the last ones, are conversations
+    instructions: dict[str, str] = field(default_factory=dict)  # identity of data.instructions, in parts
+    format: Literal[2] = 2
 
     @property
     def shards(self) -> int:
@@ -77,6 +79,7 @@ class Entry:
     bad: str = ""  # why the picture cannot be used; empty where it can
     captions: list[str] | str | None = None
     lack: str = NO_CAPTION  # why there is no caption
+    turns: list[tuple[str, str]] = field(default_factory=list)  # questions and answers, of a conversation
     sizes: dict[str, tuple[Count, Count]] = field(default_factory=dict)
     tensors: list[StoredTensor] = field(default_factory=list)
 
@@ -147,6 +150,7 @@ def refuse_other(made: Index, now: Index, folder: Path, way_out: str) -> None:
     for what, before_parts, parts in (
         ("model.path", made.model, now.model),
         ("data.source", made.source, now.source),
+        ("data.instructions", made.instructions, now.instructions),
     ):
         if differing := [part for part in {**before_parts, **parts} if before_parts.get(part) != parts.get(part)]:
             raise UserError(

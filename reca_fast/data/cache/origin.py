@@ -5,7 +5,9 @@ from dataclasses import replace
 from operator import attrgetter
 
 from reca_fast.config import DataConfig, ModelConfig
-from reca_fast.data.identity import identity_of_source
+from reca_fast.data.identity import identities, identity_of_source
+from reca_fast.data.instructions import open_instructions
+from reca_fast.data.joined import conversations_in
 from reca_fast.data.sources import Source, open_source
 
 from .format import Index, refuse_other
@@ -32,6 +34,7 @@ def index_of(
         source: the pictures.
         records_per_shard: how many records a shard shall hold.
     """
+    found = identities(source)
     settings = {f"model.{name}": getattr(model, name) for name in OF_THE_MODEL}
     settings |= {f"data.{name}": attrgetter(name)(data) for name in OF_THE_DATA}
     if is_cropped(data):
@@ -40,10 +43,12 @@ def index_of(
         records=len(source),
         records_per_shard=records_per_shard,
         model=dict(files),
-        source=identity_of_source(source),
+        source=found.get("data.source", {}),
         settings=settings,
         holds=[name for name, tasks in PICTURES.items() if any(getattr(data.tasks, task) for task in tasks)],  # type: ignore[misc]
         ignored=source.ignored,
+        conversations=conversations_in(source),
+        instructions=found.get("data.instructions", {}),
     )
 
 
@@ -53,15 +58,20 @@ def is_cropped(data: DataConfig) -> bool:
 
 
 def check_origin(cache: CacheSource, files: Mapping[str, str], model: ModelConfig, data: DataConfig) -> None:
-    """Refuse to train from a cache that was made of another model, of other pictures, or under other settings.
+    """Refuse to train from a cache that was made of another model, of other data, or under other settings.
 
     Args:
         cache: the opened `data.cache`.
         files: identity of the files of the model that is trained.
 
     Raises:
-        UserError: it names the first difference. Pictures are compared where `data.source` is given.
+        UserError: it names the first difference. Pictures are compared where `data.source` is given, conversations
+            where `data.instructions` is.
     """
-    source = open_source(replace(data, cache="")) if data.source else cache
-    now = index_of(files, source, model, data, cache.index.records_per_shard)
+    now = index_of(files, cache, model, data, cache.index.records_per_shard)
+    data = replace(data, cache="")
+    if data.source and cache.index.source:
+        now = replace(now, source=identity_of_source(open_source(data)))
+    if data.has_instructions:
+        now = replace(now, instructions=identity_of_source(open_instructions(data)))
     refuse_other(cache.index, now, cache.folder, "make another cache with `reca-fast cache`")

@@ -9,7 +9,7 @@ from reca_fast.data.inputs import Size
 from reca_fast.data.reasons import printable
 from reca_fast.data.records import BadImage, BadRecord, Record
 from reca_fast.errors import UserError
-from reca_fast.sample import Encoded
+from reca_fast.sample import Encoded, Turn
 
 OPEN_SHARDS = 256
 """How many shards are kept open. Opening one takes about a millisecond, and a process may have some 1000 files open."""
@@ -58,7 +58,8 @@ class CacheSource:
         if entry.size is None:
             raise BadRecord(entry.bad)
         caption: Caption | None = tuple(entry.captions) if isinstance(entry.captions, list) else entry.captions
-        return Record(entry.key, b"", caption, entry.lack, CachedPictures(opened, number, entry, entry.size))
+        turns = tuple(Turn(*turn) for turn in entry.turns)
+        return Record(entry.key, b"", caption, entry.lack, CachedPictures(opened, number, entry, entry.size), turns)
 
     def _open(self, shard: int) -> Shard:
         return Shard(shard_path(self.folder, shard), len(self.index.of_shard(shard)))

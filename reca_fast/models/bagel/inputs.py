@@ -53,9 +53,13 @@ class BagelInputs:
         return Text(tuple(ids), tuple((start, min(stop, len(ids))) for start, stop in parts))
 
     def plan(self, tasks: Sequence[str], size: Size, text: Text | None) -> Plan:
-        """The sizes and tokens of a picture: t2i alone needs no condition, i2t alone no target; each split has two
-        markers.
+        """The sizes and tokens of a picture: t2i needs no condition, i2t alone no target; each split has two markers.
+
+        Raises:
+            UserError: t2i is joined with another task, whose condition would show the target.
         """
+        if T2I in tasks and len(tasks) > 1:
+            raise UserError("BAGEL learns t2i by itself, without a condition: set --data.serve one.")
         condition = None if set(tasks) == {T2I} else fitted_size(*size, self._data.condition_resize)
         target = None if set(tasks) == {I2T} else fitted_size(*size, self._data.target_resize)
         splits = (

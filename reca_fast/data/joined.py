@@ -1,0 +1,82 @@
+"""All records of a run as one source: the pictures of `data.source`, and behind them the conversations of
+`data.instructions`.
+"""
+
+from dataclasses import replace
+
+from reca_fast.config import DataConfig
+from reca_fast.data.cache.source import CacheSource
+from reca_fast.data.instructions import InstructionSource, open_instructions
+from reca_fast.data.reasons import Reasons
+from reca_fast.data.records import Record
+from reca_fast.data.sources import Source, open_source
+from reca_fast.sample import RECA, T2I
+
+
+class JoinedSource:
+    """The records of one source, and then those of another one."""
+
+    def __init__(self, pictures: Source, conversations: InstructionSource) -> None:
+        self.pictures, self.conversations = pictures, conversations
+        self.ignored = Reasons()
+        for source in (pictures, conversations):
+            for reason, count in source.ignored.counts.items():
+                self.ignored.counts[reason] = self.ignored.counts.get(reason, 0) + count
+                self.ignored.examples.setdefault(reason, list(source.ignored.examples[reason]))
+
+    def __len__(self) -> int:
+        return len(self.pictures) + len(self.conversations)
+
+    def key(self, index: int) -> str:
+        source, index = self._find(index)
+        return source.key(index)
+
+    def size(self, index: int) -> int:
+        source, index = self._find(index)
+        return source.size(index)
+
+    def read(self, index: int) -> Record:
+        source, index = self._find(index)
+        return source.read(index)
+
+    def _find(self, index: int) -> tuple[Source, int]:
+        behind = index - len(self.pictures)
+        return (self.pictures, index) if behind < 0 else (self.conversations, behind)
+
+
+def open_data(config: DataConfig) -> Source:
+    """The source of a run: `data.source`, `data.instructions`, one behind the other, or the cache of them.
+
+    Conversations are opened where they are learned from, which takes a weight of i2t; pictures where another task draws
+    from them.
+
+    Raises:
+        UserError: what is named is not there or of no use.
+    """
+    if config.cache or not config.has_instructions:
+        return open_source(config)
+    conversations = open_instructions(config)
+    if config.serve == "all" or not any(getattr(config.tasks, task) for task in (RECA, T2I)):
+        return conversations
+    return JoinedSource(open_source(config), conversations)
+
+
+def open_pictures(config: DataConfig) -> Source:
+    """The pictures that grids show, not from a cache: those of `data.source`, or of conversations where it is empty."""
+    config = replace(config, cache="")
+    return open_source(config) if config.source or not config.instructions else open_instructions(config)
+
+
+def parts_of(source: Source) -> tuple[Source | None, InstructionSource | None]:
+    """The pictures and the conversations of which a source consists. A cache counts as pictures."""
+    if isinstance(source, JoinedSource):
+        return source.pictures, source.conversations
+    return (None, source) if isinstance(source, InstructionSource) else (source, None)
+
+
+def conversations_in(source: Source) -> int:
+    """How many records of a source, its last ones, are conversations."""
+    if isinstance(source, CacheSource):
+        return source.index.conversations
+    conversations = parts_of(source)[1]
+    return 0 if conversations is None else len(conversations)
