@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from reca_fast.config import RunConfig
+from reca_fast.config import DataConfig, RunConfig
+from reca_fast.data.inputs import Inputs
 from reca_fast.data.loader import Pack
+from reca_fast.data.streams import tasks_in_turn
 from reca_fast.errors import UserError
 from reca_fast.kernels import assume_gpu
 from reca_fast.memory.place import training_place
 from reca_fast.models import Model
 from reca_fast.randomness import draw_of_pack
-from reca_fast.sample import TASKS, Encoded, Sample, Text
+from reca_fast.sample import I2T, TASKS, Encoded, Sample, Text
 from reca_fast.train.assemble import assemble
 from reca_fast.train.distributed import Processes
 from reca_fast.train.state import Run, trained
@@ -57,8 +59,9 @@ class Alone(Processes):
 def simulate(config: RunConfig, model: Model, packs: int, gpus: int = 1) -> Simulated:
     """One step of training as a GPU would take it: two steps are run on fake tensors, and the second is counted.
 
-    What is not run but reckoned: packs of one process beyond the third, each of which adds what the third added; and
-    several processes that share the weights (FSDP2), see `shared_out`.
+    What is not run but reckoned: packs of one process beyond the third (with `data.mix=pack`, beyond those in which
+    every task has had its turn), each of which adds what the last one added; and several processes that share the
+    weights (FSDP2), see `shared_out`.
 
     Args:
         config: of the run. `memory.compile` has no effect: it changes how operations are launched and hardly what is
@@ -79,12 +82,9 @@ def simulate(config: RunConfig, model: Model, packs: int, gpus: int = 1) -> Simu
         else config
     )
     spare = deepcopy(model)  # on the meta device, for its sizes
-    if packs > MOST_PACKS:
-        step = further(
-            step_on_fakes(run, deepcopy(model), MOST_PACKS - 1),
-            step_on_fakes(run, model, MOST_PACKS),
-            packs - MOST_PACKS,
-        )
+    most = MOST_PACKS if config.data.mix == "sample" else max(MOST_PACKS, len(tasks_in_turn(config.data)))
+    if packs > most:
+        step = further(step_on_fakes(run, deepcopy(model), most - 1), step_on_fakes(run, model, most), packs - most)
     else:
         step = step_on_fakes(run, model, packs)
     if sharded:
@@ -101,7 +101,7 @@ def step_on_fakes(config: RunConfig, model: Model, packs: int, *, on_gpu: bool =
     useful = sum(model.flops(pack.batch) for pack in ready)
     gpu = assume_gpu() if on_gpu else nullcontext()
     with FakeTensorMode(allow_non_fake_inputs=True), gpu, MemoryTracker() as tracker:
-        with _shortened(model, tracker) as encoding:
+        with _shortened(model, tracker) as encodings:
             with tracker.making_as("weights"):
                 run = assemble(config, Alone(), model, empty=True)
             _assign(tracker, run)
@@ -109,7 +109,7 @@ def step_on_fakes(config: RunConfig, model: Model, packs: int, *, on_gpu: bool =
             train_step(run, ready)
             with WorkLog(tracker.is_on_host) as log:
                 train_step(run, ready)
-        work = log.work + encoding.work * packs
+        work = sum((encodings[_kind(pack.batch)].work for pack in ready), log.work)
         images, tokens = sum(len(pack.keys) for pack in ready), sum(pack.num_tokens for pack in ready)
         return Simulated(tracker.peak(), tracker.peak(host=True), work, images, tokens, useful)
 
@@ -176,31 +176,41 @@ def _assign(tracker: MemoryTracker, run: Run) -> None:
         parameter.register_post_accumulate_grad_hook(lambda p: tracker.assign([p.grad], "gradients"))
 
 
+Kind = tuple[int, tuple[tuple[str, int], ...]]
+"""Tokens and counts of a batch: packs of a kind are alike."""
+
+
+def _kind(batch: Any) -> Kind:
+    return batch.num_tokens, tuple(sorted(batch.counts.items()))
+
+
 @contextmanager
-def _shortened(model: Model, tracker: MemoryTracker) -> Iterator[WorkLog]:
-    """Inside, the model's encoders run once, for the first pack, and their work is in the log: the packs are alike. The
+def _shortened(model: Model, tracker: MemoryTracker) -> Iterator[dict[Kind, WorkLog]]:
+    """Inside, the model's encoders run once for each kind of pack, and their work is in the log of that kind. The
     batches' useful operations are not counted, which reads numbers.
     """
-    log, encode = WorkLog(tracker.is_on_host), model.encode
-    encoded: list[Any] = []
+    logs: dict[Kind, WorkLog] = {}
+    encode, encoded = model.encode, dict[Kind, Any]()
 
     def once(batch: Any) -> Any:
-        if not encoded:
-            with log:
-                encoded.append(encode(batch))
-        return encoded[0]
+        kind = _kind(batch)
+        if kind not in encoded:
+            logs[kind] = WorkLog(tracker.is_on_host)
+            with logs[kind]:
+                encoded[kind] = encode(batch)
+        return encoded[kind]
 
     model.encode = once  # type: ignore[method-assign]
     model.flops = lambda batch: 0.0  # type: ignore[method-assign]
     try:
-        yield log
+        yield logs
     finally:
         del model.encode, model.flops
 
 
 def make_packs(config: RunConfig, model: Model, packs: int) -> list[Pack[Any]]:
-    """Packs filled with square pictures of the largest size that the configuration trains on; with `data.cache`, of
-    what the encoders would have made of them. No cache is read.
+    """Packs filled with square pictures of the largest size that the configuration trains on, with the tasks mixed as
+    `data.mix` and `data.serve` say; with `data.cache`, of what the encoders would have made of them. No cache is read.
 
     Args:
         model: on the meta device, and left as it is.
@@ -209,25 +219,47 @@ def make_packs(config: RunConfig, model: Model, packs: int) -> list[Pack[Any]]:
         UserError: not one picture fits.
     """
     data, inputs = config.data, model.inputs(config.data)
+    tasks = [task for task in TASKS if getattr(data.tasks, task) > 0]
+    joined = [tuple(tasks)] if data.serve == "all" else [(task,) for task in tasks]
+    kinds = {each: _sample(each, data, inputs) for each in joined}
+    if data.cache:
+        kinds = {each: (_encoded(sample, model), tokens) for each, (sample, tokens) in kinds.items()}
+    made = []
+    for number in range(packs):
+        turn = tasks_in_turn(data)[number % len(tasks_in_turn(data))] if data.mix == "pack" else None
+        samples, tokens = _filled({k: v for k, v in kinds.items() if turn is None or k == (turn,)}, data)
+        keys = tuple(sample.key for sample in samples)
+        made.append(Pack(0, number, inputs.collate(samples, draw_of_pack(0, 0, number)), keys, tokens))
+    return made
+
+
+def _sample(tasks: tuple[str, ...], data: DataConfig, inputs: Inputs) -> tuple[Sample, int]:
+    """A sample that serves these tasks, and its tokens."""
     side = data.target_resize.max_size
-    tasks = tuple(task for task in TASKS if getattr(data.tasks, task) > 0)
-    plan = inputs.plan(tasks, (side, side), PROMPT)
-    count = data.tokens_per_pack // plan.num_tokens
-    if not count:
+    text = replace(PROMPT, said=((0, len(PROMPT.ids)),)) if I2T in tasks else PROMPT
+    plan = inputs.plan(tasks, (side, side), text)
+    if plan.num_tokens > data.tokens_per_pack:
         raise UserError(
             f"A picture of {side} x {side} takes {plan.num_tokens} tokens and data.tokens_per_pack is "
             f"{data.tokens_per_pack}; raise it, or lower data.target_resize.max_size."
         )
     condition, target = (None if size is None else _grey(size) for size in (plan.condition, plan.target))
-    sample = Sample("picture", tasks, condition, target, PROMPT)
-    if data.cache:
-        sample = _encoded(sample, model)
-    samples = [replace(sample, key=f"picture {i}") for i in range(count)]
-    keys = tuple(sample.key for sample in samples)
-    return [
-        Pack(0, number, inputs.collate(samples, draw_of_pack(0, 0, number)), keys, count * plan.num_tokens)
-        for number in range(packs)
-    ]
+    return Sample("picture", tasks, condition, target, text), plan.num_tokens
+
+
+def _filled(kinds: Mapping[tuple[str, ...], tuple[Sample, int]], data: DataConfig) -> tuple[list[Sample], int]:
+    """As many samples as fill a pack, of several kinds in the ratio of `data.tasks`, and their tokens."""
+    weights = {tasks: sum(getattr(data.tasks, task) for task in tasks) for tasks in kinds}
+    counts, tokens = dict.fromkeys(kinds, 0), 0
+    samples: list[Sample] = []
+    while True:
+        tasks = min(kinds, key=lambda each: (counts[each] + 1) / weights[each])
+        sample, more = kinds[tasks]
+        if tokens + more > data.tokens_per_pack:
+            return samples, tokens
+        samples.append(replace(sample, key=f"picture {len(samples)}"))
+        counts[tasks] += 1
+        tokens += more
 
 
 def _encoded(sample: Sample, model: Model) -> Sample:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reca_fast.config import DataConfig, MemoryConfig, ModelConfig, ResizeConfig, RunConfig
+from reca_fast.config import DataConfig, LossWeights, MemoryConfig, ModelConfig, ResizeConfig, RunConfig, TaskWeights
 from reca_fast.errors import UserError
 from reca_fast.hardware import find_gpu
 from reca_fast.models.bagel.config import BagelConfig, LLMConfig
@@ -14,7 +14,7 @@ from reca_fast.models.bagel.tiny.config import DEMO_VAE
 from reca_fast.models.parts.kl_vae import KLVAE
 from reca_fast.models.parts.siglip_config import SiglipConfig
 from reca_fast.plan import Simulated, estimate, simulate
-from reca_fast.plan.simulate import further, step_on_fakes
+from reca_fast.plan.simulate import further, make_packs, step_on_fakes
 from tests.builders import MARKERS
 
 SMALL = BagelConfig(
@@ -89,6 +89,23 @@ def test_each_further_pack_adds_what_the_third_added() -> None:
     assert (reckoned.images, reckoned.tokens) == (four.images, four.tokens)
     assert reckoned.work.flops == pytest.approx(four.work.flops, rel=1e-6)
     assert reckoned.device.total == pytest.approx(four.device.total, rel=0.01)
+
+
+def test_tasks_are_mixed_as_in_training() -> None:
+    """By sample, a pack holds samples of both tasks; by pack, the second of two packs holds those of i2t alone, which
+    are shorter and need no VAE.
+    """
+    tasks = TaskWeights(reca=1.0, i2t=1.0)
+    model = BagelModel(SMALL, ModelConfig(freeze_und=False), MARKERS)
+    counts = {}
+    for mix in ("sample", "pack"):
+        config = RunConfig(data=replace(DATA, tasks=tasks, mix=mix, packs_per_step=2))
+        counts[mix] = [pack.batch.counts for pack in make_packs(config, model, 2)]
+    assert counts["sample"][0] == counts["sample"][1] == {"reca": 64, "t2i": 0, "i2t": 22}
+    assert counts["pack"] == [{"reca": 2 * 64, "t2i": 0, "i2t": 0}, {"reca": 0, "t2i": 0, "i2t": 6 * 22}]
+    config = replace(config, loss=LossWeights(reca=1.0, i2t=1.0))
+    step = simulate(config, model, 2)
+    assert step.images == 2 + 6
 
 
 def test_a_picture_that_fits_no_pack_is_told() -> None:

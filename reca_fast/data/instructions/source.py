@@ -14,6 +14,7 @@ from reca_fast.data.instructions.entries import CHUNK, Fault, entries, parsed
 from reca_fast.data.instructions.names import NOWHERE, Names, digest, plain_name
 from reca_fast.data.reasons import EXAMPLES, Reasons, printable
 from reca_fast.data.records import BadRecord, Record
+from reca_fast.data.shipped import located
 from reca_fast.data.sources import Source, open_files
 from reca_fast.data.sources.folder import FolderSource
 from reca_fast.data.sources.tar import TarSource
@@ -136,12 +137,12 @@ def open_instructions(config: DataConfig) -> InstructionSource:
     Raises:
         UserError: one of them is missing, or they do not fit together.
     """
-    file = os.path.abspath(os.path.expanduser(config.instructions))
+    file = os.path.abspath(os.path.expanduser(located(config.instructions)))
     if not os.path.isfile(file):
         raise UserError(
             f"{OPTION}={config.instructions} is no file; set --{OPTION} to a JSON or JSONL file in LLaVA's layout."
         )
-    where = os.path.expanduser(config.instruction_images) or os.path.dirname(file)
+    where = os.path.expanduser(located(config.instruction_images)) or os.path.dirname(file)
     pictures = open_files(where, config, PICTURES)
     if not isinstance(pictures, FolderSource | TarSource):
         raise UserError(

@@ -27,8 +27,8 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 def open_source(config: DataConfig) -> Source:
     """The source that `config.source` names.
 
-    It may be what `open_files` opens, a folder written by save_to_disk of `datasets`, the id of a dataset on the Hugging
-    Face hub, or what ships with the package (shipped:shapes).
+    It may be what `open_files` opens, a folder written by save_to_disk of `datasets`, the id of a dataset on the
+    Hugging Face hub, or what ships with the package (shipped:shapes).
 
     Where `config.cache` is set, it is that cache, whatever `config.source` names.
 
