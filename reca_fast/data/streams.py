@@ -73,7 +73,7 @@ def open_streams(config: DataConfig, records: int, conversations: int) -> list[S
             Stream(task, _setting(of[task] is said), of[task], {task: 1.0}, lanes_of(task, config), number == 0)
             for number, task in enumerate(weights)
         ]
-    streams = []
+    streams: list[Stream] = []
     for records_of, name in ((pictures, "source"), (said, "instructions")):
         if served := {task: weight for task, weight in weights.items() if of[task] is records_of}:
             streams.append(Stream(name, f"data.{name}", records_of, served, everyone, not streams))

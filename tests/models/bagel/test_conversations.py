@@ -41,7 +41,7 @@ def test_questions_are_given_and_answers_learned() -> None:
     texts = ("who", "me", "why", "so", "!")
     assert tokens == [token for text in texts for token in (BOS, *ids(text), EOS)]
     begin = 0
-    expected = {}
+    expected: dict[int, int] = {}
     for text in texts:
         if text in ("me", "so", "!"):
             expected |= {begin + n: token for n, token in enumerate([*ids(text), EOS])}
