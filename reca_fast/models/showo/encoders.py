@@ -48,7 +48,10 @@ class EncoderConfig:
         """
         with open_weights(magvit_file(folder / MAGVIT_FOLDER)) as weights:
             magvit = MagvitConfig.from_shapes(weights.shapes, str(weights.path))
-        return cls(magvit, ClipVisionConfig.from_folder(folder / CLIP_FOLDER) if clip else None)
+        if not clip:
+            return cls(magvit, None)
+        clip_file(folder / CLIP_FOLDER)  # raises where there is none
+        return cls(magvit, ClipVisionConfig.from_folder(folder / CLIP_FOLDER))
 
 
 class ShowoEncoders:

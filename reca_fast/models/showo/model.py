@@ -141,6 +141,11 @@ class ShowoModel:
         beside = (self.folder / name for name in (CONFIG_FILE, *TOKENIZER_FILES))
         return [self.weights, *self.encoders.files(self.folder), *(path for path in beside if path.is_file())]
 
+    @property
+    def copying_below(self) -> float | None:
+        """See `reca_fast.models.protocol.SaysTokens`: what CLIP makes of a picture holds no codes to be copied."""
+        return None if self.clip_sees else 0.1
+
     def says_weights(self) -> str:
         return f"weights: {self.weights}"
 
