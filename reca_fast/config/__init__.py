@@ -5,6 +5,7 @@ Each setting is declared with what a change of it means for a run that is resume
 allow together stands in `config/rules.py`. Importing this package must stay cheap (no torch): `reca-fast --help` does.
 """
 
+from .auxiliary import AuxiliaryConfig
 from .data import DataConfig, Fit, ResizeConfig, TaskWeights
 from .declare import HOME, Pixels, Place, Setting, settings
 from .lora import LoraConfig
@@ -19,6 +20,7 @@ __all__ = [
     "HOME",
     "PRESETS",
     "Attention",
+    "AuxiliaryConfig",
     "Condition",
     "DataConfig",
     "DrawingMemory",

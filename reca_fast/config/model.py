@@ -1,8 +1,9 @@
 """The model: which checkpoint, and how it computes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from .auxiliary import AuxiliaryConfig
 from .declare import Place, fixed, neutral, rounding
 
 Attention = Literal["auto", "torch", "flash_attn_3", "flash_attn_4", "flash_attn", "xformers", "sdpa", "eager"]
@@ -45,3 +46,4 @@ class ModelConfig:
     RECA has it, or those of the generation encoder (a VAE, VQ codes), which say how a picture looks and not what it
     shows. auto takes what the checkpoint was made for. A model refuses what it does not have.
     """
+    auxiliary: AuxiliaryConfig = field(default_factory=AuxiliaryConfig)

@@ -29,6 +29,7 @@ __all__ = [
 MODELS = {
     "bagel": "reca_fast.models.bagel:BagelModel",
     "showo": "reca_fast.models.showo:ShowoModel",
+    "auxiliary": "reca_fast.models.auxiliary:AuxiliaryModel",
 }
 """Name of an architecture -> the module and the class that implements `Model`. Imported when it is asked for."""
 

@@ -14,7 +14,10 @@ from pathlib import Path
 from reca_fast.config import ModelConfig
 from reca_fast.errors import writing
 
-TINY = {"tiny-bagel": "reca_fast.models.bagel.tiny:write_tiny_bagel"}
+TINY = {
+    "tiny-bagel": "reca_fast.models.bagel.tiny:write_tiny_bagel",
+    "tiny-auxiliary": "reca_fast.models.auxiliary.tiny:write_tiny_auxiliary",
+}
 """Name of a tiny model -> the module and the function that writes its checkpoint folder. A recipe has the same name."""
 
 

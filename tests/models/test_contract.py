@@ -1,10 +1,9 @@
-"""What every model must keep of `reca_fast.models.protocol.Model`. A new model joins by a line in SUBJECTS."""
+"""What every model must keep of `reca_fast.models.protocol.Model`. A new model joins by a line in `subjects.py`."""
 
 import copy
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,50 +16,14 @@ import reca_fast.models
 from reca_fast.config import DataConfig, MemoryConfig, ModelConfig, ResizeConfig, SamplingConfig
 from reca_fast.memory import apply_levers, fill_model
 from reca_fast.models import Batch, Model, open_model, published_model
-from reca_fast.models.bagel import BagelModel
-from reca_fast.models.bagel.tiny import write_tiny_checkpoint
 from reca_fast.models.files import stored_shapes, uniform
 from reca_fast.models.parts.host_table import host_tables
-from reca_fast.models.showo import ShowoModel
-from reca_fast.models.showo.tiny import write_tiny_checkpoint as write_tiny_showo
 from reca_fast.randomness import draw_of_pack
 from reca_fast.sample import I2T, RECA, T2I, TASKS, Encoded, Sample, Text, Turn
 from reca_fast.verify.unchanged import changed_besides, compare_frozen, same_bits
-from tests.models.toy import ToyModel, write_toy_checkpoint
+from tests.models.subjects import SUBJECTS, Subject
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-SIZES = DataConfig(condition_resize=ResizeConfig(56, 56, 14), target_resize=ResizeConfig(32, 16, 8))
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model under test, and all that its tests need to know of it."""
-
-    name: str
-    line: str  # in MODELS
-    kind: type[Model]  # its class: here the type checker compares every method with the protocol's
-    write: Callable[[Path], object]  # writes its tiny checkpoint to a folder that is not there yet
-    tasks: tuple[str, ...]  # that it can learn
-    published: str  # one of the names in PUBLISHED
-    data: DataConfig = field(default_factory=lambda: SIZES)  # with sizes of pictures that the tiny checkpoint takes
-    freezes: tuple[bool, ...] = (True, False)  # values of model.freeze_und under which it can be trained
-    decays_vectors: bool = False  # whether its authors let norms decay
-
-
-write_tiny_bagel = partial(
-    write_tiny_checkpoint, hidden_size=64, intermediate_size=96, layers=2, vit_hidden_size=48, text_vocab=300
-)
-SUBJECTS = [
-    Subject("bagel", "reca_fast.models.bagel:BagelModel", BagelModel, write_tiny_bagel, TASKS, "BAGEL-7B-MoT"),
-    Subject(
-        *("showo", "reca_fast.models.showo:ShowoModel", ShowoModel),
-        *(partial(write_tiny_showo, clip=True, layers=2), TASKS, "Show-o-CLIP-512"),
-        freezes=(False,),
-        decays_vectors=True,
-    ),
-    Subject("toy", "tests.models.toy:ToyModel", ToyModel, write_toy_checkpoint, (RECA, T2I), "toy-1m"),
-]
 
 
 @pytest.fixture(scope="module", params=SUBJECTS, ids=lambda subject: subject.name)
@@ -85,7 +48,7 @@ def folder(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def opened(subject: Subject, folder: Path) -> Callable[..., Model]:
     """opened(freeze_und=False, ...): the model with its weights, in fp32 unless a precision is given."""
-    usual = {"precision": "fp32", "freeze_und": subject.freezes[0]}
+    usual = {"precision": "fp32", "freeze_und": subject.freezes[0], **subject.model}
 
     def open_and_fill(recompute: Any = "none", **options: Any) -> Model:
         model = open_model(ModelConfig(path=str(folder), **usual | options))
@@ -121,7 +84,7 @@ def samples_of(model: Model, subject: Subject, *tasks: Sequence[str]) -> list[Sa
 
 
 def batch_of(model: Model, subject: Subject, *tasks: Sequence[str], number: int = 0) -> Any:
-    samples = samples_of(model, subject, *(tasks or ([RECA], [RECA], [T2I])))
+    samples = samples_of(model, subject, *(tasks or ([RECA], [RECA], [subject.second])))
     return model.inputs(subject.data).collate(samples, draw_of_pack(0, 0, number))
 
 
@@ -145,9 +108,13 @@ def test_counts_are_host_integers_and_tokens_are_those_planned(subject, opened) 
     model = opened()
     batch: Batch = batch_of(model, subject)
     assert set(batch.counts) <= set(TASKS) and all(type(count) is int for count in batch.counts.values())
-    assert batch.counts[RECA] > 0 and batch.counts[T2I] > 0 and batch.counts.get(I2T, 0) == 0
+    assert (
+        batch.counts[RECA] > 0 and batch.counts[subject.second] > 0 and not batch.counts.keys() - {RECA, subject.second}
+    )
     inputs = model.inputs(subject.data)
-    planned = [inputs.plan(s.tasks, (48, 40), s.text) for s in samples_of(model, subject, [RECA], [RECA], [T2I])]
+    planned = [
+        inputs.plan(s.tasks, (48, 40), s.text) for s in samples_of(model, subject, [RECA], [RECA], [subject.second])
+    ]
     assert batch.num_tokens == sum(plan.num_tokens for plan in planned)
 
 
@@ -155,7 +122,7 @@ def test_every_draw_is_made_by_collate_and_keyed_by_the_pack(subject, opened) ->
     model = opened()
     first = losses(model, batch_of(model, subject))
     assert first == losses(model, batch_of(model, subject))
-    assert first != losses(model, batch_of(model, subject, number=1))
+    assert (first != losses(model, batch_of(model, subject, number=1))) == subject.draws
 
 
 def test_a_batch_can_be_stored_and_trained_again_without_the_encoders(subject, opened) -> None:
@@ -177,7 +144,7 @@ def test_a_cached_picture_gives_the_losses_of_its_pixels_bit_for_bit(precision, 
     model = opened(precision=precision)
     encoders = open_model(ModelConfig(path=str(folder), precision=precision))
     encoders.fill_encoders(torch.device("cpu"))
-    samples = samples_of(model, subject, *[[RECA]] * 5, [T2I])
+    samples = samples_of(model, subject, *[[RECA]] * 5, [subject.second])
 
     def cached(picture: Tensor | None, encode: Callable[[Tensor], dict[str, Tensor]]) -> Encoded | None:
         return None if picture is None else Encoded(picture.shape[1], picture.shape[0], encode(picture))
@@ -190,7 +157,7 @@ def test_a_cached_picture_gives_the_losses_of_its_pixels_bit_for_bit(precision, 
         )
         for s in samples
     ]
-    assert all(s.encoded_target.tensors for s in stored) and all(s.encoded_condition for s in stored[:5])
+    assert all(s.encoded_target.tensors and s.encoded_condition for s in stored[:5])
     collate = model.inputs(subject.data).collate
     wanted = losses(model, collate(samples, draw_of_pack(0, 0, 0)))
     model.drop_encoders()
@@ -282,7 +249,8 @@ def test_it_is_on_the_meta_device_until_it_is_filled_as_place_says(folder) -> No
 def test_it_is_built_at_its_published_size_without_any_file(subject) -> None:
     model = published_model(subject.published, ModelConfig(freeze_und=subject.freezes[0]))
     assert all(p.is_meta for p in model.module.parameters()) and model.blocks()
-    inputs = model.inputs(DataConfig(target_resize=ResizeConfig(64, 64, 16), condition_resize=ResizeConfig(56, 56, 14)))
+    sizes = DataConfig(target_resize=ResizeConfig(64, 64, 16), condition_resize=ResizeConfig(56, 56, 14))
+    inputs = model.inputs(replace(sizes, condition_resize=subject.published_condition or sizes.condition_resize))
     plan = inputs.plan([RECA], (64, 64), Text((1, 2, 3)))
     assert plan.num_tokens > 3
 
@@ -294,6 +262,8 @@ def test_an_export_is_a_checkpoint_with_the_trained_weights(subject, folder, ope
     again = open_model(ModelConfig(path=str(tmp_path / "export"), precision="fp32"))
     fill_model(again, torch.device("cpu"))
     for name, parameter in again.module.named_parameters():
+        if name.startswith(subject.discarded):
+            continue
         expected = trained.get(name, model.module.get_parameter(name))
         assert torch.equal(parameter.detach(), expected.to(parameter.dtype)), name
     assert subject.name in type(again).check(tmp_path / "export").lower()
@@ -309,7 +279,8 @@ def test_what_training_leaves_alone_is_in_the_files_and_stays_in_an_export(subje
     model.export(tmp_path / "export", trained, None)
     again = open_model(ModelConfig(path=str(tmp_path / "export")))
     assert not any(verdict.differing or verdict.wider for verdict in compare_frozen(model, again))
-    assert changed_besides(model, again) == (len(trained), len(trained))
+    kept = sum(not name.startswith(subject.discarded) for name in trained)
+    assert changed_besides(model, again) == (kept, kept)
     logits = model.understanding()
     assert logits.ndim == 2 and logits.isfinite().all() and logits.std() > 0
     assert same_bits(logits, again.understanding()) == (True in subject.freezes)
@@ -320,8 +291,8 @@ def test_what_training_leaves_alone_is_in_the_files_and_stays_in_an_export(subje
 
 def test_a_picture_depends_on_its_own_condition_size_and_seed_alone(subject, opened) -> None:
     model = opened()
-    conditions = samples_of(model, subject, [RECA], [RECA], [T2I])
-    sizes, seeds, sampling = [(32, 16), (16, 16), (16, 32)], [5, 6, 7], SamplingConfig(steps=2)
+    conditions = samples_of(model, subject, [RECA], [RECA], [T2I] if T2I in subject.tasks else [RECA])
+    sizes, seeds, sampling = [(32, 16), (16, 16), (16, 32)], [5, 6, 7], SamplingConfig(steps=subject.steps)
     together = model.sample(conditions, sizes, sampling, seeds)
     assert [(p.dtype, tuple(p.shape)) for p in together] == [(torch.uint8, (h, w, 3)) for w, h in sizes]
     for i in (2, 0, 1):
@@ -343,7 +314,7 @@ def run(subject, folder, pictures, reca_fast) -> Callable[..., list[dict[str, An
         text += " --data.target_resize.max_size 32 --data.target_resize.min_size 16"
         text += " --data.condition_resize.max_size 56 --data.condition_resize.min_size 56"
         text += f" --model.freeze_und {str(subject.freezes[0]).lower()}"
-        said = reca_fast("train", *text.split(), *options)
+        said = reca_fast("train", *text.split(), *subject.options, *options)
         assert said.code == 0, said
         return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
@@ -364,7 +335,7 @@ def test_two_processes_train_the_same(subject, folder, launch, run, tmp_path) ->
     if subject.name == "bagel":
         pytest.skip("tests/train/test_distributed.py asks this and more of BAGEL")
     options = ["--model.path", str(folder), "--optim.schedule", "constant"]
-    options += ["--model.freeze_und", str(subject.freezes[0]).lower()]
+    options += ["--model.freeze_und", str(subject.freezes[0]).lower(), *subject.options]
     register = f"import reca_fast.models; reca_fast.models.MODELS[{subject.name!r}] = {subject.line!r}"
     training = launch(tmp_path / "two", *options, processes=2, before=register)
     alone = run(tmp_path / "one", "--data.packs_per_step", "2")
@@ -375,6 +346,7 @@ def test_two_processes_train_the_same(subject, folder, launch, run, tmp_path) ->
 
 
 @pytest.mark.slow
-def test_a_run_draws_grids_of_what_it_learned(run, tmp_path) -> None:
-    run(tmp_path / "run", "--steps", "1", "--sample_every", "1", "--sample_count", "2", "--sampling.steps", "2")
+def test_a_run_draws_grids_of_what_it_learned(subject, run, tmp_path) -> None:
+    steps = str(subject.steps or "null")
+    run(tmp_path / "run", "--steps", "1", "--sample_every", "1", "--sample_count", "2", "--sampling.steps", steps)
     assert (tmp_path / "run" / "samples" / "step-0000001.png").exists()

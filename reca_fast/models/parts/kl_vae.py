@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from reca_fast.data.images import normalised
 from reca_fast.errors import UserError
 from reca_fast.kernels import gpu_assumed, to_device
-from reca_fast.models.files import EmptyWeights, Weights, fill, open_weights, uniform
+from reca_fast.models.files import EmptyWeights, NameTable, Weights, fill, open_weights, uniform
 from reca_fast.models.files.write import Stored, write_safetensors
 
 from .channels_last import to_channels_last
@@ -109,12 +109,21 @@ def read_kl_vae(
 
 
 def fill_kl_vae(
-    weights: Weights, config: KLVAEConfig, device: torch.device | str, dtype: torch.dtype, under: str = ""
+    weights: Weights,
+    config: KLVAEConfig,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    under: str = "",
+    names: NameTable | None = None,
 ) -> KLVAE:
-    """Like `read_kl_vae`, from an opened file in which the VAE's keys stand below the prefix `under`."""
+    """Like `read_kl_vae`, from an opened file in which the VAE's keys stand below the prefix `under`.
+
+    Args:
+        names: what the file calls the tensors; None: as the older latent-diffusion code does.
+    """
     with_decoder = any(key.startswith(f"{under}decoder.") for key in weights.shapes)
     vae = _unfilled(config, with_decoder)
-    fill(vae, weights, uniform(dtype, device), kl_vae_names(config).within(file=under))
+    fill(vae, weights, uniform(dtype, device), (names or kl_vae_names(config)).within(file=under))
     if torch.device(device).type == "cuda":
         to_channels_last(vae)
     return vae
