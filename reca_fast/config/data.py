@@ -65,6 +65,10 @@ class DataConfig:
     """Column with the caption (parquet, Hugging Face, a folder's metadata file); folders and tars take the .txt,
     .caption or .json beside the picture.
     """
+    caption_name: str = fixed("")
+    """Which caption to take where a record has several by name, as in {"short": ..., "long": ...}: a JSON file beside
+    the picture, or a cell of such a table. Empty: of all of them, each epoch draws one.
+    """
     instructions: Place = fixed("", by="content")
     """Conversations about pictures that i2t learns from in place of captions: a JSON or JSONL file in LLaVA's layout, a
     list of {id, image, conversations: [{from: human | gpt, value}, ...]}. The answers are learned. Conversations
@@ -87,10 +91,16 @@ class DataConfig:
     """
     seed: Seed = fixed(42)
     """Seed of the order of the pictures, of the choice of templates and captions, and of text_dropout."""
+    limit: Annotated[int, Range(0, 2**53)] = fixed(0)
+    """How many records of source are used, 0 for all: the first ones of a shuffle by seed, so that a larger limit takes
+    what a smaller one does, and more.
+    """
     shuffle: bool = fixed(True)
     """Take the pictures in another order in every epoch; false takes them in the order of the source."""
     text_dropout: Probability = fixed(0.1)
     """Probability that a sample is trained without its prompt. Guidance compares with and without, so it needs both."""
+    templates: Annotated[int, Range(0, 2**10)] = fixed(0)
+    """How many of the templates reca asks with; 0 for all. 1 is "Describe this image in detail.", always."""
     condition_resize: ResizeConfig = field(default_factory=lambda: ResizeConfig(224, 224, 14))
     """Size of the condition: the picture as the understanding encoder sees it."""
     target_resize: ResizeConfig = field(default_factory=lambda: ResizeConfig(1024, 512, 16))

@@ -55,16 +55,22 @@ def choose_caption(caption: Caption, seed: int, epoch: int, key: str) -> str:
     return caption[int(stable_uniform("caption", seed, epoch, key) * len(caption))]
 
 
-def captions_in_file(data: bytes, ending: str) -> Captions:
-    """The captions in a file: the whole text, or what a file ending in .json holds under one of FIELDS."""
+def captions_in_file(data: bytes, ending: str, name: str = "") -> Captions:
+    """The captions in a file: the whole text, or what a file ending in .json holds under one of FIELDS.
+
+    Args:
+        data: the file.
+        ending: of its name.
+        name: `data.caption_name`: only captions with this name count; empty where all do.
+    """
     if len(data) > MAX_BYTES:
         return Captions(lack="caption of more than 1 MB")
     try:
         text = _decoded(data)
     except UnicodeDecodeError:
         return Captions(lack="caption in an unknown encoding (UTF-8 is read, UTF-16 with its mark)")
-    if ending != ".json":
-        return captions_in_cell(text)
+    if ending != ".json" or name:
+        return captions_in_cell(text, name)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -72,13 +78,19 @@ def captions_in_file(data: bytes, ending: str) -> Captions:
     return _under_fields(value) if isinstance(value, dict) else captions_in_cell(value)
 
 
-def captions_in_cell(value: object) -> Captions:
+def captions_in_cell(value: object, name: str = "") -> Captions:
     """The captions in a cell of a table: a text, a list or mapping of texts, or JSON that spells such a list.
 
     A mapping with one of FIELDS among its keys holds captions under these alone.
+
+    Args:
+        value: the cell.
+        name: `data.caption_name`: only captions with this name count; empty where all do.
     """
     if isinstance(value, bytes):
-        return captions_in_file(value, ".txt")
+        return captions_in_file(value, ".txt", name)
+    if name:
+        return _called(value, name)
     if not isinstance(value, str):
         return _together(value)
     parsed = _as_json(value)
@@ -87,6 +99,21 @@ def captions_in_cell(value: object) -> Captions:
     if isinstance(parsed, dict) or _together(parsed).texts:
         return _together(parsed)
     return _one(value)
+
+
+def _called(value: object, name: str) -> Captions:
+    """The captions with a name, in the first mapping that has it, through lists, FIELDS and JSON texts."""
+    open_values = [value]  # a stack instead of recursion, since nesting may be deep
+    while open_values:
+        value = open_values.pop()
+        value = _as_json(value) if isinstance(value, str) else value
+        if isinstance(value, dict) and value.get(name) is not None:
+            return captions_in_cell(value[name])
+        if isinstance(value, dict):
+            open_values += [value[field] for field in reversed(FIELDS) if field in value]
+        elif isinstance(value, list | tuple):
+            open_values += reversed(value)
+    return Captions(lack=f"no caption called {name!r}")
 
 
 def _decoded(data: bytes) -> str:

@@ -8,9 +8,8 @@ from contextlib import suppress
 
 import xxhash
 
-from reca_fast.data.cache.source import CacheSource
 from reca_fast.data.instructions import InstructionSource
-from reca_fast.data.joined import parts_of
+from reca_fast.data.joined import cache_behind, parts_of
 from reca_fast.data.records import BadRecord
 from reca_fast.data.sources import Source
 
@@ -53,10 +52,10 @@ def identity_of_source(source: Source) -> dict[str, str]:
 def identities(source: Source) -> dict[str, dict[str, str]]:
     """Setting -> identity of what it leads to, for the pictures and the conversations of which a source consists.
 
-    For a cache, they are those of what it was made of.
+    For a cache, they are those of what it was made of. A limit does not count.
     """
-    if isinstance(source, CacheSource):
-        found = {PICTURES: source.index.source, CONVERSATIONS: source.index.instructions}
+    if cache := cache_behind(source):
+        found = {PICTURES: cache.index.source, CONVERSATIONS: cache.index.instructions}
     else:
         parts = zip((PICTURES, CONVERSATIONS), parts_of(source), strict=True)
         found = {setting: {} if part is None else identity_of_source(part) for setting, part in parts}

@@ -10,6 +10,7 @@ from reca_fast.data.instructions import InstructionSource, open_instructions
 from reca_fast.data.reasons import Reasons
 from reca_fast.data.records import Record
 from reca_fast.data.sources import Source, open_source
+from reca_fast.data.sources.limited import LimitedSource
 from reca_fast.sample import RECA, T2I
 
 
@@ -48,17 +49,21 @@ def open_data(config: DataConfig) -> Source:
     """The source of a run: `data.source`, `data.instructions`, one behind the other, or the cache of them.
 
     Conversations are opened where they are learned from, which takes a weight of i2t; pictures where another task draws
-    from them.
+    from them, as many as `data.limit` says.
 
     Raises:
         UserError: what is named is not there or of no use.
     """
     if config.cache or not config.has_instructions:
-        return open_source(config)
+        source = open_source(config)
+        last = conversations_in(source)
+        if 0 < config.limit < len(source) - last:
+            return LimitedSource(source, config.limit, config.seed, last)
+        return source
     conversations = open_instructions(config)
     if config.serve == "all" or not any(getattr(config.tasks, task) for task in (RECA, T2I)):
         return conversations
-    return JoinedSource(open_source(config), conversations)
+    return JoinedSource(open_data(replace(config, instructions="")), conversations)
 
 
 def open_pictures(config: DataConfig) -> Source:
@@ -67,16 +72,24 @@ def open_pictures(config: DataConfig) -> Source:
     return open_source(config) if config.source or not config.instructions else open_instructions(config)
 
 
+def cache_behind(source: Source) -> CacheSource | None:
+    """The cache that a source reads from; None where it reads no cache."""
+    base = source.base if isinstance(source, LimitedSource) else source
+    return base if isinstance(base, CacheSource) else None
+
+
 def parts_of(source: Source) -> tuple[Source | None, InstructionSource | None]:
-    """The pictures and the conversations of which a source consists. A cache counts as pictures."""
+    """The pictures and the conversations of which a source consists, without a limit. A cache counts as pictures."""
+    if isinstance(source, LimitedSource):
+        return parts_of(source.base)
     if isinstance(source, JoinedSource):
-        return source.pictures, source.conversations
+        return parts_of(source.pictures)[0], source.conversations
     return (None, source) if isinstance(source, InstructionSource) else (source, None)
 
 
 def conversations_in(source: Source) -> int:
     """How many records of a source, its last ones, are conversations."""
-    if isinstance(source, CacheSource):
-        return source.index.conversations
+    if cache := cache_behind(source):
+        return cache.index.conversations
     conversations = parts_of(source)[1]
     return 0 if conversations is None else len(conversations)

@@ -7,7 +7,7 @@ Which packs come, and every number in them, depends on the settings alone and no
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -27,6 +27,23 @@ from reca_fast.schema import check_ranges
 T = TypeVar("T")
 
 
+class Served(NamedTuple):
+    """What of a pack serves one task. A sample that serves several counts for each."""
+
+    samples: int
+    tokens: int  # of these samples, with or without a loss
+
+
+def served_by(samples: Sequence[tuple[Sequence[str], int]]) -> dict[str, Served]:
+    """Task -> what serves it, of samples that come as their tasks and their tokens."""
+    found: dict[str, Served] = {}
+    for tasks, tokens in samples:
+        for task in tasks:
+            before = found.get(task, Served(0, 0))
+            found[task] = Served(before.samples + 1, before.tokens + tokens)
+    return found
+
+
 @dataclass(frozen=True)
 class Pack(Generic[T]):
     """One pack of a lane, ready for the step."""
@@ -36,6 +53,7 @@ class Pack(Generic[T]):
     batch: T  # what collate made of the samples
     keys: tuple[str, ...]  # of the samples, in the order of the batch
     num_tokens: int  # as planned, without the samples whose picture could not be decoded
+    served: Mapping[str, Served] = field(default_factory=dict)  # task -> what serves it
     copy: T | None = None  # the batch on the step's device already, where the loader was asked for that
 
 
@@ -222,4 +240,5 @@ class PackLoader(Generic[T]):
                 self._outcomes[lane].use(built.good)
                 keys = tuple(plan.key for plan in built.good)
                 tokens = sum(plan.num_tokens for plan in built.good)
-                return Pack(lane, draft.planned.number, built.batch, keys, tokens, built.copy)
+                served = served_by([(plan.tasks, plan.num_tokens) for plan in built.good])
+                return Pack(lane, draft.planned.number, built.batch, keys, tokens, served, built.copy)

@@ -17,7 +17,7 @@ from reca_fast.data.images import blur, decode, picture_size
 from reca_fast.data.inputs import Inputs, Plan, Size
 from reca_fast.data.orientation import exif_orientation, seen, upright
 from reca_fast.data.records import BadImage, BadRecord, NoCaption, Record
-from reca_fast.data.templates import choose_template
+from reca_fast.data.templates import choose_template, some_templates
 from reca_fast.data.windows import before_turning, place_of_crop, resize_window, window_of
 from reca_fast.errors import UserError
 from reca_fast.randomness import stable_uniform
@@ -55,6 +55,7 @@ class SampleBuilder:
 
     def __init__(self, config: DataConfig, inputs: Inputs) -> None:
         check_data(config)
+        some_templates(config.templates)  # refuses more than there are
         self._weights = {task: getattr(config.tasks, task) for task in TASKS}
         self._config, self._inputs = config, inputs
         if config.serve == "all":
@@ -121,7 +122,11 @@ class SampleBuilder:
         if stable_uniform("text_dropout", seed, epoch, key) < self._config.text_dropout:
             return None
         is_asked = T2I not in tasks
-        prompt = choose_template(seed, epoch, key) if is_asked else choose_caption(caption or "", seed, epoch, key)
+        prompt = (
+            choose_template(seed, epoch, key, self._config.templates)
+            if is_asked
+            else choose_caption(caption or "", seed, epoch, key)
+        )
         return Text(tuple(self._inputs.tokenize(prompt)))
 
     def build(self, record: Record, plan: SamplePlan) -> Sample:

@@ -12,8 +12,11 @@ from importlib import resources
 
 import yaml
 
+from reca_fast.errors import UserError
 from reca_fast.randomness import stable_uniform
 
+PLAIN = "Describe this image in detail."
+"""The template that a single one is."""
 SLOT = re.compile(r"\{(\w+)\}")
 
 
@@ -29,9 +32,31 @@ def templates() -> tuple[str, ...]:
     return tuple(kept)
 
 
-def choose_template(seed: int, epoch: int, key: str) -> str:
-    """The template for the record `key` in `epoch`, drawn uniformly. `seed` is that of the data (`data.seed`)."""
-    return templates()[int(stable_uniform("template", seed, epoch, key) * len(templates()))]
+@lru_cache(maxsize=8)
+def some_templates(count: int) -> tuple[str, ...]:
+    """As many templates as asked for, or all for 0. Fewer are a part of more, and PLAIN comes first.
+
+    Raises:
+        UserError: there are not so many.
+    """
+    every = templates()
+    if count > len(every):
+        raise UserError(
+            f"data.templates={count}: there are {len(every)}; set it to {len(every)} or less, or 0 for all."
+        )
+    shuffled = sorted(every, key=lambda sentence: (sentence != PLAIN, stable_uniform("templates", sentence)))
+    return tuple(shuffled[:count]) if count else every
+
+
+def choose_template(seed: int, epoch: int, key: str, count: int = 0) -> str:
+    """The template for the record `key` in `epoch`, drawn uniformly.
+
+    Args:
+        seed: that of the data (`data.seed`).
+        count: how many templates there are to draw from; 0 for all.
+    """
+    among = some_templates(count)
+    return among[int(stable_uniform("template", seed, epoch, key) * len(among))]
 
 
 def _sentences(pattern: str, slots: dict[str, list[str]]) -> list[str]:

@@ -1,9 +1,11 @@
 """What a step leaves behind to be logged."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
+
+from reca_fast.data.loader import Served
 
 
 @dataclass(frozen=True)
@@ -20,3 +22,4 @@ class StepStats:
     tokens: int
     images: int
     flops: float  # of this process
+    served: Mapping[str, Served] = field(default_factory=dict)  # task -> its samples and their tokens

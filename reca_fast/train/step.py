@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from reca_fast.data.loader import Pack
+from reca_fast.data.loader import Pack, Served
 from reca_fast.objectives import weighted_loss
 from reca_fast.sample import TASKS
 
@@ -25,8 +25,13 @@ def train_step(run: Run, packs: Sequence[Pack[Any]]) -> StepStats:
     config, processes = run.config, run.processes
     local = [sum(pack.batch.counts.get(task, 0) for pack in packs) for task in TASKS]
     local += [sum(pack.num_tokens for pack in packs), sum(len(pack.keys) for pack in packs)]
-    *counted, tokens, images = processes.sum(local)
-    counts = dict(zip(TASKS, counted, strict=True))
+    for task in TASKS:
+        of_task = [pack.served.get(task, Served(0, 0)) for pack in packs]
+        local += [sum(each.samples for each in of_task), sum(each.tokens for each in of_task)]
+    summed = processes.sum(local)
+    counts = dict(zip(TASKS, summed, strict=False))
+    tokens, images, *of_tasks = summed[len(TASKS) :]
+    served = {task: Served(*of_tasks[2 * n : 2 * n + 2]) for n, task in enumerate(TASKS)}
 
     run.update.begin(run.step)
     batches = [pack.batch if pack.copy is None else pack.copy for pack in packs]
@@ -41,4 +46,4 @@ def train_step(run: Run, packs: Sequence[Pack[Any]]) -> StepStats:
     run.step += 1
     run.skipped.note(run.step, (*(f"loss_{term}" for term in terms), "grad_norm"), finished.finite)
     flops = sum(run.model.flops(pack.batch) for pack in packs)
-    return StepStats(terms, totals, counts, finished.grad_norm, finished.lr, tokens, images, flops)
+    return StepStats(terms, totals, counts, finished.grad_norm, finished.lr, tokens, images, flops, served)

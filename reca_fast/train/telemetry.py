@@ -20,6 +20,7 @@ from reca_fast.evaluation.reconstruction import Reconstruction
 from reca_fast.hardware import peak_flops
 from reca_fast.memory import compiled_graphs
 from reca_fast.optim import SkippedStep
+from reca_fast.sample import TASKS
 
 from .distributed import Processes
 from .metrics import cut_after, draw_curve
@@ -119,6 +120,7 @@ class Telemetry:
             "lr": stats.lr,
             "images": stats.images,
             "tokens": stats.tokens,
+            **self._of_tasks(stats),
             "skipped": [each._asdict() for each in skipped],
         }
         self._warn(step, self._symptoms.of_losses(losses))
@@ -135,6 +137,19 @@ class Telemetry:
             for each in skipped:
                 self.console.print(f"Step {each.step} skipped: inf or NaN in {' and '.join(each.not_finite)}.")
             self._show(step, metrics)
+
+    def _of_tasks(self, stats: StepStats) -> dict[str, int]:
+        """Samples, their tokens and the tokens with a loss, of each task that is trained."""
+        return {
+            f"{what}_{task}": number
+            for task, served in stats.served.items()
+            if getattr(self.config.loss, task) > 0
+            for what, number in (
+                ("samples", served.samples),
+                ("tokens", served.tokens),
+                ("loss_tokens", stats.counts.get(task, 0)),
+            )
+        }
 
     def judge(self, step: int, reconstructions: Sequence[Reconstruction]) -> None:
         """Look at a grid drawn after `step` steps; what is wrong with it goes into the next line of metrics."""
@@ -196,6 +211,10 @@ class Telemetry:
     def _show(self, step: int, metrics: dict[str, Any]) -> None:
         mfu = f"{metrics['mfu']:.1%}" if metrics["mfu"] is not None else "n/a"
         loss = f"{metrics['loss']:.4f}" if metrics["loss"] is not None else "n/a"
+        terms = {task: metrics.get(f"loss_{task}") for task in TASKS if getattr(self.config.loss, task) > 0}
+        if len(terms) > 1:  # a task that no pack of the step served has none
+            of_terms = (f"{task} {value:.4f}" for task, value in terms.items() if value is not None)
+            loss += f" ({', '.join(of_terms) or 'n/a'})"
         line = (
             f"loss {loss}  {metrics['images_per_s']:.2f} images/s  "
             f"{metrics['tokens_per_s']:.0f} tokens/s  {metrics['memory_gb']:.2f} GB  MFU {mfu}"

@@ -5,8 +5,11 @@ import subprocess
 import sys
 from collections import Counter
 
+import pytest
+
 from reca_fast.data.captions import choose_caption
-from reca_fast.data.templates import choose_template, templates
+from reca_fast.data.templates import choose_template, some_templates, templates
+from reca_fast.errors import UserError
 from reca_fast.randomness import stable_uniform
 
 
@@ -51,6 +54,16 @@ def test_choice_depends_on_seed_epoch_and_key_alone() -> None:
     assert drawn != [choose_template(2, 0, key) for key in keys]
     assert drawn != [choose_template(1, 1, key) for key in keys]
     assert set(drawn) == set(templates())
+
+
+def test_fewer_templates_are_a_part_of_more() -> None:
+    few, more = some_templates(10), some_templates(360)
+    assert len(set(few)) == 10 and len(set(more)) == 360 and more[:10] == few and set(more) <= set(templates())
+    assert some_templates(0) == templates()
+    assert {choose_template(1, epoch, "a.jpg", 1) for epoch in range(20)} == {"Describe this image in detail."}
+    assert {choose_template(1, 0, f"{i}.jpg", 10) for i in range(500)} == set(few)
+    with pytest.raises(UserError, match=r"data\.templates=1000: there are \d+; set it to \d+ or less, or 0 for all"):
+        some_templates(1000)
 
 
 def test_one_of_several_captions_is_drawn_like_a_template() -> None:

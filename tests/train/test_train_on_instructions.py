@@ -1,6 +1,7 @@
 """Training on conversations beside pictures: it goes on exactly, knows its data by content, and trains from a cache."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -67,8 +68,15 @@ def half(whole, tmp_path) -> Path:
 def test_every_step_learns_from_both(whole, mixed, tmp_path, capsys) -> None:
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert all(row["loss_reca"] > 0 and row["loss_i2t"] > 0 for row in rows) and len(rows) == 4
+    for row in rows:  # every task is told by itself
+        for total, each in (("images", "samples"), ("tokens", "tokens")):
+            assert row[f"{each}_reca"] > 0 < row[f"{each}_i2t"]
+            assert row[f"{each}_reca"] + row[f"{each}_i2t"] == row[total]
+        assert 0 < row["loss_tokens_i2t"] < row["tokens_i2t"] and 0 < row["loss_tokens_reca"] < row["tokens_reca"]
+        assert not any(key.endswith("t2i") for key in row)
     running.train(replace(mixed(tmp_path / "run"), steps=1))
     said = capsys.readouterr().out
+    assert re.search(r"step 1/1  loss \d+\.\d+ \(reca \d+\.\d+, i2t \d+\.\d+\)  ", said)
     left_out = "2 x conversation whose picture is missing (e.g. gone/30.png, gone/31.png)"
     assert f"data.instructions: 30 conversations, 2 left out: {left_out}\n" in said
     assert said.count(left_out) == 2  # at the start, and in what became of the data
@@ -93,6 +101,7 @@ def test_other_words_or_pictures_are_refused_on_resume(half, mixed, talk, tmp_pa
             running.train(mixed(half, tmp_path / name))
 
 
+@pytest.mark.slow
 def test_a_cache_holds_the_conversations_and_their_pictures(whole, mixed, tmp_path) -> None:
     config = mixed(tmp_path / "none")
     make_cache(tmp_path / "cache", config.model, config.data, device=torch.device("cpu"), records_per_shard=16)
@@ -106,6 +115,20 @@ def test_a_cache_holds_the_conversations_and_their_pictures(whole, mixed, tmp_pa
     given = {"instructions": str(file), "instruction_images": str(Path(config.data.instructions).parent)}
     with pytest.raises(UserError, match=r"was made from another data\.instructions: it differs in .*texts"):
         running.train(mixed(tmp_path / "other", cache=tmp_path / "cache", **given))
+
+
+@pytest.mark.slow
+def test_a_limit_is_the_same_with_a_cache_of_all_or_of_so_many(mixed, tmp_path) -> None:
+    running.train(mixed(tmp_path / "pixels", limit=7))
+    for limit in (0, 7):
+        config = mixed(tmp_path / "none", limit=limit)
+        cache = tmp_path / f"cache{limit}"
+        make_cache(cache, config.model, config.data, device=torch.device("cpu"))
+        running.train(mixed(tmp_path / f"from{limit}", cache=cache, limit=7))
+        assert course(tmp_path / f"from{limit}") == course(tmp_path / "pixels")
+    for other in (0, 6):
+        with pytest.raises(UserError, match=rf"was made with data\.limit=7, now it is {other}; set it back"):
+            running.train(mixed(tmp_path / "other", cache=tmp_path / "cache7", limit=other))
 
 
 def test_conversations_without_a_source_train_and_draw_grids(mixed, tmp_path) -> None:

@@ -16,7 +16,7 @@ from .source import CacheSource
 RULE = ("max_size", "min_size", "stride", "max_pixels", "fit")
 OF_THE_MODEL = ("precision",)
 OF_THE_DATA = (
-    *("blur_sigma", "resize", "orientation", "max_image_pixels", "caption_column"),
+    *("blur_sigma", "resize", "orientation", "max_image_pixels", "caption_column", "caption_name", "limit"),
     *(f"{group}.{part}" for group in ("condition_resize", "target_resize") for part in RULE),
 )
 """Settings that decide what is in a cache. Which pictures and which model these are, their content tells."""
@@ -37,8 +37,8 @@ def index_of(
     found = identities(source)
     settings = {f"model.{name}": getattr(model, name) for name in OF_THE_MODEL}
     settings |= {f"data.{name}": attrgetter(name)(data) for name in OF_THE_DATA}
-    if is_cropped(data):
-        settings["data.seed"] = data.seed  # which places the crops
+    if is_cropped(data) or data.limit:
+        settings["data.seed"] = data.seed  # which places the crops, and draws the records
     return Index(
         records=len(source),
         records_per_shard=records_per_shard,
@@ -68,8 +68,9 @@ def check_origin(cache: CacheSource, files: Mapping[str, str], model: ModelConfi
         UserError: it names the first difference. Pictures are compared where `data.source` is given, conversations
             where `data.instructions` is.
     """
-    now = index_of(files, cache, model, data, cache.index.records_per_shard)
     data = replace(data, cache="")
+    of_all = cache.index.settings.get("data.limit") == 0  # then any limit can be drawn from it
+    now = index_of(files, cache, model, replace(data, limit=0) if of_all else data, cache.index.records_per_shard)
     if data.source and cache.index.source:
         now = replace(now, source=identity_of_source(open_source(data)))
     if data.has_instructions:

@@ -89,14 +89,14 @@ def open_files(name: str, config: DataConfig, setting: str = "data.source") -> S
         from reca_fast.data.sources.folder import FolderSource
 
         beside = [file for file in others if file not in metadata]
-        captions = read_metadata(metadata, config.caption_column, ignored)
-        return FolderSource(base, by_kind[PICTURE] + beside, captions, ignored)
+        captions = read_metadata(metadata, config, ignored)
+        return FolderSource(base, by_kind[PICTURE] + beside, captions, ignored, config.caption_name)
     for file in others:
         ignored.add(why_no_picture(ending_of(file)), os.path.relpath(file, base))
     if TAR in by_kind:
         from reca_fast.data.sources.tar import TarSource
 
-        return TarSource(base, by_kind[TAR], ignored, setting)
+        return TarSource(base, by_kind[TAR], ignored, config.caption_name, setting)
     if PARQUET in by_kind:
         from reca_fast.data.sources.parquet import ParquetSource
 

@@ -19,10 +19,13 @@ class FolderSource:
         captions: captions from a table, by the absolute path of their picture. A picture without any in the table takes
             those in the file beside it.
         ignored: takes the files that are neither pictures nor captions, by reason.
+        name: of the captions that count in the files beside pictures (`data.caption_name`); empty where all do.
     """
 
-    def __init__(self, base: str, files: Sequence[str], captions: Mapping[str, Captions], ignored: Reasons) -> None:
-        self._base, self.ignored = base, ignored
+    def __init__(
+        self, base: str, files: Sequence[str], captions: Mapping[str, Captions], ignored: Reasons, name: str = ""
+    ) -> None:
+        self._base, self.ignored, self._name = base, ignored, name
         below = os.path.join(base, "")  # cut off by hand: os.path.relpath takes seconds for 100,000 files
         grouped = group((file.removeprefix(below).replace(os.sep, "/") for file in files), ignored)
         self._keys = sorted(grouped)
@@ -48,7 +51,7 @@ class FolderSource:
         if listed.texts:
             return record(key, image, listed)
         stem = os.path.splitext(path)[0]
-        found = first_usable(_captions_in(stem + ending, ending) for ending in self._beside[index])
+        found = first_usable(_captions_in(stem + ending, ending, self._name) for ending in self._beside[index])
         return record(key, image, found if self._beside[index] else listed)
 
     def _path(self, key: str) -> str:
@@ -73,9 +76,9 @@ def read_picture(path: str) -> bytes:
     return data
 
 
-def _captions_in(path: str, ending: str) -> Captions:
+def _captions_in(path: str, ending: str, name: str) -> Captions:
     try:
         with open(path, "rb") as file:
-            return captions_in_file(file.read(MAX_BYTES + 1), ending.lower())
+            return captions_in_file(file.read(MAX_BYTES + 1), ending.lower(), name)
     except OSError:
         return Captions(lack="unreadable caption file")

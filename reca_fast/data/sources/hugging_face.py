@@ -41,6 +41,7 @@ class HuggingFaceSource:
         if not len(rows):
             raise UserError(f"{where}: split {config.split!r} holds no rows.")
         self._split, self._image, self._caption = config.split, config.image_column, config.caption_column
+        self._name = config.caption_name
         rows = rows.select_columns([c for c in (self._image, self._caption) if c in rows.column_names])
         kind = rows.features[self._image]
         is_bytes = getattr(kind, "dtype", None) in ("binary", "large_binary")
@@ -65,7 +66,7 @@ class HuggingFaceSource:
             row = table.to_pylist()[0]
         except (OSError, ValueError) as error:  # pyarrow's own, and text that is no UTF-8
             raise BadRecord("unreadable row", str(error)) from error
-        return record(self.key(index), _encoded(row[self._image]), captions_in_cell(row.get(self._caption)))
+        return record(self.key(index), _encoded(row[self._image]), captions_in_cell(row.get(self._caption), self._name))
 
 
 def _encoded(picture: dict[str, Any] | None) -> bytes:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from reca_fast.config import DataConfig
 from reca_fast.data.captions import FIELDS, Captions, captions_in_cell
 from reca_fast.data.reasons import Reasons
 
@@ -20,12 +21,13 @@ def is_metadata(file: str) -> bool:
     return os.path.basename(file).lower() in NAMES
 
 
-def read_metadata(files: Iterable[str], caption_column: str, ignored: Reasons) -> dict[str, Captions]:
+def read_metadata(files: Iterable[str], config: DataConfig, ignored: Reasons) -> dict[str, Captions]:
     """Absolute path of a picture -> its captions, from all tables together.
 
     Args:
         files: the tables.
-        caption_column: the column with the captions. Rows without it are searched for one of `captions.FIELDS`.
+        config: names the column with the captions, and which of them counts. Rows without the column are searched for
+            one of `captions.FIELDS`.
         ignored: takes damaged tables and rows.
     """
     found: dict[str, Captions] = {}
@@ -40,9 +42,11 @@ def read_metadata(files: Iterable[str], caption_column: str, ignored: Reasons) -
                 if not isinstance(name, str) or "\0" in name:
                     ignored.add("row of metadata without a file_name", file)
                     continue
-                column = next((column for column in (caption_column, *FIELDS) if row.get(column) is not None), None)
+                column = next(
+                    (column for column in (config.caption_column, *FIELDS) if row.get(column) is not None), None
+                )
                 path = os.path.normpath(os.path.join(folder, name))
-                found[path] = captions_in_cell(row[column]) if column else Captions()
+                found[path] = captions_in_cell(row[column], config.caption_name) if column else Captions()
         except (OSError, ValueError, csv.Error):  # ValueError: no UTF-8, pyarrow's own
             ignored.add("damaged metadata, read as far as it goes", file)
     return found

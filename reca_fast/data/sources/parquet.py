@@ -46,6 +46,7 @@ class ParquetSource:
 
     def __init__(self, base: str, files: Sequence[str], config: DataConfig, ignored: Reasons) -> None:
         self._image, self._caption, self.ignored = config.image_column, config.caption_column, ignored
+        self._name = config.caption_name
         self._files: list[str] = []
         self._names: list[str] = []
         self._columns: list[list[str]] = []
@@ -96,7 +97,7 @@ class ParquetSource:
             raise BadRecord("unreadable parquet row group", str(error)) from error
         file = self._files[self._groups[group][0]]
         image = _picture(cells[self._image], os.path.dirname(file))
-        return record(self.key(index), image, captions_in_cell(cells.get(self._caption)))
+        return record(self.key(index), image, captions_in_cell(cells.get(self._caption), self._name))
 
     def _check_columns(self, schema: pa.Schema, file: str, config: DataConfig) -> None:
         if self._files and self._image not in schema.names:

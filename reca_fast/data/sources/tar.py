@@ -37,14 +37,17 @@ class TarSource:
         base: absolute path of the folder that all shards are below.
         shards: absolute paths.
         ignored: takes shards and files in them that are left out, by reason.
+        name: of the captions that count (`data.caption_name`); empty where all do.
         setting: that names the shards, for messages.
 
     Raises:
         UserError: a shard is compressed, or there is no picture in any.
     """
 
-    def __init__(self, base: str, shards: Sequence[str], ignored: Reasons, setting: str = "data.source") -> None:
-        self._shards, self.ignored = list(shards), ignored
+    def __init__(
+        self, base: str, shards: Sequence[str], ignored: Reasons, name: str = "", setting: str = "data.source"
+    ) -> None:
+        self._shards, self.ignored, self._name = list(shards), ignored, name
         keys: list[str] = []
         # One row of numbers for each picture: shard, offset, size, then offset and size of each kind of caption file.
         # A million Python tuples would take 300 MB in every process.
@@ -83,14 +86,14 @@ class TarSource:
             with open(self._shards[shard], "rb") as file:
                 image = _read_at(file, offset, size)
                 places = zip(ENDINGS, captions[::2], captions[1::2], strict=True)
-                found = first_usable(_captions_at(file, *place) for place in places if place[1])
+                found = first_usable(_captions_at(file, *place, self._name) for place in places if place[1])
         except OSError as error:
             raise BadRecord("unreadable tar member", str(error)) from error
         return record(self._keys[index], image, found)
 
 
-def _captions_at(file: BinaryIO, ending: str, offset: int, size: int) -> Captions:
-    return captions_in_file(_read_at(file, offset, min(size, MAX_BYTES + 1)), ending)
+def _captions_at(file: BinaryIO, ending: str, offset: int, size: int, name: str) -> Captions:
+    return captions_in_file(_read_at(file, offset, min(size, MAX_BYTES + 1)), ending, name)
 
 
 def _read_at(file: BinaryIO, offset: int, size: int) -> bytes:

@@ -115,3 +115,47 @@ def test_captions_in_columns(tmp_path: Path) -> None:
         )
         found = [caption for _, _, caption in contents(opened(tmp_path, caption_column="captions"))]
         assert found == [("a cup", "a red cup"), "a cup", None, None], name
+
+
+SEVERAL = {"short": "a cup", "long": "a red cup"}
+NAMED = {  # how a record can hold captions by name -> the one called "short"
+    "names": (SEVERAL, "a cup"),
+    "names under a field": ({"url": "x", "captions": SEVERAL}, "a cup"),
+    "names as text": ({"caption": json.dumps(SEVERAL)}, "a cup"),
+    "several of one name": ({"short": ["a", "b"]}, ("a", "b")),
+    "a list": ({"captions": [{"long": "x"}, SEVERAL]}, "a cup"),
+    "another name": ({"long": "a red cup"}, None),
+    "no name": ({"caption": "a cup"}, None),
+    "nothing": ({"short": None}, None),
+    "deep": ({"captions": [[[[]]]]}, None),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("place", ["folder", "tar", "metadata", "parquet", "dataset"])
+def test_a_caption_is_chosen_by_its_name(place: str, name: str, tmp_path: Path) -> None:
+    value, expected = NAMED[name]
+    text = json.dumps(value)
+    if place == "folder":
+        (tmp_path / "a.png").write_bytes(picture("a"))
+        (tmp_path / "a.json").write_text(text)
+    elif place == "tar":
+        write_tar(tmp_path / "a.tar", {"a.png": picture("a"), "a.json": text.encode()})
+    elif place == "metadata":
+        (tmp_path / "a.png").write_bytes(picture("a"))
+        (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "caption": value}))
+    elif place == "parquet":
+        pq.write_table(pa.Table.from_pylist([{"image": picture("a"), "caption": text}]), tmp_path / "a.parquet")
+    else:
+        rows = {"image": [{"bytes": picture("a"), "path": None}], "caption": [text]}
+        datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).save_to_disk(tmp_path / "saved")
+    source = opened(tmp_path / "saved" if place == "dataset" else tmp_path, caption_name="short")
+    record = source.read(0)
+    assert record.caption == expected
+    assert expected or record.lack == "no caption called 'short'"
+
+
+def test_texts_beside_pictures_have_no_name(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture("a"))
+    (tmp_path / "a.txt").write_text("a cup")
+    assert opened(tmp_path, caption_name="short").read(0).lack == "no caption called 'short'"
