@@ -43,6 +43,7 @@ OTHERS: dict[str, Any] = {
     "data.split": "test",
     "data.image_column": "picture",
     "data.caption_column": "text",
+    "data.caption_name": "short",
     "data.condition_resize.min_size": 14,
     "data.target_resize.min_size": 8,
     "data.text_dropout": 0.5,
