@@ -14,7 +14,7 @@ from .format import Index, refuse_other
 from .source import CacheSource
 
 RULE = ("max_size", "min_size", "stride", "max_pixels", "fit")
-OF_THE_MODEL = ("precision",)
+OF_THE_MODEL = ("precision", "condition")
 OF_THE_DATA = (
     *("blur_sigma", "resize", "orientation", "max_image_pixels", "caption_column", "caption_name", "limit"),
     *(f"{group}.{part}" for group in ("condition_resize", "target_resize") for part in RULE),

@@ -45,10 +45,11 @@ class PackedSequence:
     vit_token_seqlens: Sequence[int]  # patches of each condition
     packed_vae_token_indexes: Tensor  # int64 [G]: packed position of each latent token
     packed_latent_position_ids: Tensor  # int64 [G]: entry of the latents' position table
-    patchified_vae_latent_shapes: Sequence[tuple[int, int]]  # (rows, columns) of each target, in latent tokens
-    target_tasks: Sequence[str]  # task of each target, "reca" or "t2i"
+    patchified_vae_latent_shapes: Sequence[tuple[int, int]]  # (rows, columns) of each picture of latents, in tokens
+    target_tasks: Sequence[str]  # task of each target, "reca" or "t2i"; conditions that are latents have none
     ce_loss_indexes: Tensor  # int64 [labels]: packed position of each row whose next token is learnt; may be empty
     packed_label_ids: Tensor  # int64 [labels]: that next token
+    is_condition: Sequence[bool] = ()  # of each picture of latents; () where all are targets
 
 
 class Draws(NamedTuple):
@@ -56,7 +57,7 @@ class Draws(NamedTuple):
 
     timesteps: Tensor  # fp32 [M] in (0, 1): how far each target is on its way from data (0) to noise (1)
     noise_seed: int  # the noise of latent token g in channel c is a function of (noise_seed, g, c)
-    posterior: tuple[Tensor, ...] = ()  # for each target standard normal fp32 [z, h, w], to draw latents from the VAE
+    posterior: tuple[Tensor, ...] = ()  # for each target, then each condition of latents, normal fp32 [z, h, w]
     noise: Tensor | None = None  # [G, C]: the noise itself, where it was recorded; noise_seed is not read then
 
     def to(self, device: torch.device | str) -> "Draws":
@@ -68,6 +69,22 @@ class Draws(NamedTuple):
         )
 
 
+class Clean(NamedTuple):
+    """Where conditions that are latents stand in the generation stream, among the targets.
+
+    T target tokens and then K tokens of conditions come in; the stream has them in the order of the pack.
+    """
+
+    token_order: Tensor  # int64 [T + K]: of each row of the stream, the number of its token
+    picture_order: Tensor  # int64 [pictures]: of each picture of the stream, its number among targets, then conditions
+    target_rows: Tensor  # int64 [T]: rows of the stream that are targets, which alone are predicted
+    pictures: int  # how many conditions there are
+
+    def to(self, device: torch.device | str) -> "Clean":
+        order, pictures, rows = (to_device(each, device) for each in self[:3])
+        return Clean(order, pictures, rows, self.pictures)
+
+
 @dataclass(frozen=True)
 class BagelBatch:
     """One pack, its rows sorted into the two streams.
@@ -75,6 +92,9 @@ class BagelBatch:
     Of its pictures it holds either the pixels, which the frozen encoders have still to read (`conditions` or `patches`,
     and `targets`), or what the encoders made of them (`features` and `latents`). Read from a cache, targets come as the
     `moments` of their distributions, of which the batch's own noise draws the latents.
+
+    With model.condition=generation, conditions are latents without noise: `conditions` become `condition_latents`, and
+    their moments stand behind those of the targets. G counts their rows too, where it is not said of targets.
     """
 
     plan: AttentionPlan
@@ -88,8 +108,8 @@ class BagelBatch:
     vit_position_ids: Tensor  # int64 [V]: entry of the ViT's position table
     vit_segments: Varlen  # the patches of each condition, which attend to each other in the ViT
     latent_position_ids: Tensor  # int64 [G]: entry of the latents' position table
-    target_index: Tensor  # int64 [G]: number of the target that each latent token belongs to
-    latent_cu_seqlens: Tensor  # int64 [M + 1]: first latent token of each target, then G
+    target_index: Tensor  # int64 [G of targets]: number of the target that each of its tokens belongs to
+    latent_cu_seqlens: Tensor  # int64 [pictures + 1]: first latent token of each picture of the stream, then G
     latent_shapes: tuple[tuple[int, int], ...]  # (rows, columns) of each target, in latent tokens
     target_tasks: tuple[str, ...]  # [M]: task of each target, "reca" or "t2i"
     label_rows: Tensor | None  # int64 [labels]: rows of the understanding stream whose next token is learnt
@@ -98,7 +118,9 @@ class BagelBatch:
     patches: Tensor | None = None  # [V, numbers of a patch]: recorded patches, in place of conditions
     targets: tuple[Tensor, ...] = ()  # uint8 [H, W, 3] each; the VAE encodes them on the device
     features: Tensor | None = None  # [V, width of the ViT]: what the ViT made of the conditions
-    latents: Tensor | None = None  # [G, C]: what the VAE made of the targets, as latent tokens
+    latents: Tensor | None = None  # [G of targets, C]: what the VAE made of the targets, as latent tokens
+    clean: Clean | None = None  # where conditions that are latents stand; None where there are none
+    condition_latents: Tensor | None = None  # [K, C]: what the VAE made of the conditions, where they are latents
     moments: tuple[Tensor, ...] = ()  # fp32 [2z, h, w] each, in place of targets: means, then logarithms of variances
     draws: Draws | None = None  # None in a batch of sampling, which no loss is taken of
 
@@ -122,7 +144,7 @@ class BagelBatch:
             value = getattr(self, f.name)
             if isinstance(value, Tensor) and f.name != "text_ids":
                 moved[f.name] = to_device(value, device)
-            elif isinstance(value, (Varlen, AttentionPlan, Draws)):
+            elif isinstance(value, (Varlen, AttentionPlan, Draws, Clean)):
                 moved[f.name] = value.to(device)
         for name in ("conditions", "targets", "moments"):
             moved[name] = tuple(to_device(image, device) for image in getattr(self, name))
@@ -169,6 +191,8 @@ def make_batch(
         raise ValueError("packed_vae_token_indexes: latent tokens must be in packed order")
     shapes = tuple((int(rows), int(columns)) for rows, columns in packed.patchified_vae_latent_shapes)
     areas = torch.tensor([rows * columns for rows, columns in shapes], dtype=torch.int64)
+    is_condition = torch.tensor(packed.is_condition or [False] * len(shapes), dtype=torch.bool)
+    clean, target_areas = _clean(areas, is_condition), areas[~is_condition]
     stream_row = torch.full((total,), -1, dtype=torch.int64)
     stream_row[layout.und_rows] = torch.arange(len(layout.und_rows))
     has_labels = len(packed.ce_loss_indexes) > 0
@@ -184,9 +208,12 @@ def make_batch(
         vit_position_ids=packed.packed_vit_position_ids,
         vit_segments=Varlen.from_lengths(list(packed.vit_token_seqlens), list(packed.vit_token_seqlens), causal=False),
         latent_position_ids=packed.packed_latent_position_ids,
-        target_index=torch.arange(len(areas)).repeat_interleave(areas),
+        target_index=torch.arange(len(target_areas)).repeat_interleave(target_areas),
         latent_cu_seqlens=torch.cat((areas.new_zeros(1), areas.cumsum(0))),
-        latent_shapes=shapes,
+        latent_shapes=tuple(
+            shape for shape, without_noise in zip(shapes, is_condition, strict=True) if not without_noise
+        ),
+        clean=clean,
         target_tasks=tuple(packed.target_tasks),
         label_rows=stream_row[packed.ce_loss_indexes] if has_labels else None,
         labels=packed.packed_label_ids if has_labels else None,
@@ -197,3 +224,16 @@ def make_batch(
         moments=tuple(moments),
         draws=draws,
     )
+
+
+def _clean(areas: Tensor, is_condition: Tensor) -> Clean | None:
+    """Where conditions stand among pictures of latents with these numbers of tokens; None where there are none."""
+    if not is_condition.any():
+        return None
+
+    def order(condition: Tensor) -> Tensor:
+        """Of each place, its number when targets come before conditions."""
+        return torch.argsort(torch.argsort(condition.to(torch.int8), stable=True))
+
+    tokens = is_condition.repeat_interleave(areas)
+    return Clean(order(tokens), order(is_condition), tokens.logical_not().nonzero()[:, 0], int(is_condition.sum()))

@@ -32,8 +32,8 @@ class _Writer:
     the position that follows. `end_sample` closes a sample, and `packed` gives the whole sequence.
     """
 
-    def __init__(self, config: BagelConfig, tokenizer: BagelTokenizer) -> None:
-        self.config, self.tokenizer = config, tokenizer
+    def __init__(self, config: BagelConfig, tokenizer: BagelTokenizer, as_latents: bool = False) -> None:
+        self.config, self.tokenizer, self.as_latents = config, tokenizer, as_latents
         self.length = 0
         self.sample_lens: list[int] = []
         self.split_lens: list[int] = []
@@ -46,6 +46,7 @@ class _Writer:
         self.latent_rows: list[Tensor] = []
         self.latent_positions: list[Tensor] = []
         self.latent_shapes: list[tuple[int, int]] = []
+        self.is_condition: list[bool] = []
         self.label_rows: list[int] = []
         self.labels: list[int] = []
 
@@ -68,6 +69,10 @@ class _Writer:
         return torch.arange(start + 1, start + 1 + tokens)
 
     def condition(self, size: Size, position: int) -> int:
+        if self.as_latents:
+            stride = self.config.latent_stride
+            self._latents(FULL, size[1] // stride, size[0] // stride, position, "data.condition_resize")
+            return position + 1
         patch = self.config.vit.patch_size
         rows, columns = size[1] // patch, size[0] // patch
         side = self.config.glue.vit_max_num_patch_per_side
@@ -89,11 +94,15 @@ class _Writer:
         return position + len(marked)
 
     def target(self, rows: int, columns: int, position: int) -> None:
+        self._latents(NOISE, rows, columns, position, "data.target_resize")
+
+    def _latents(self, mode: int, rows: int, columns: int, position: int, option: str) -> None:
         side = self.config.glue.max_latent_size
-        _check_grid(rows, columns, side, "data.target_resize", self.config.latent_stride)
-        self.latent_rows.append(self._picture(NOISE, rows * columns, position))
+        _check_grid(rows, columns, side, option, self.config.latent_stride)
+        self.latent_rows.append(self._picture(mode, rows * columns, position))
         self.latent_positions.append(grid_positions(rows, columns, side))
         self.latent_shapes.append((rows, columns))
+        self.is_condition.append(mode == FULL)
 
     def end_sample(self) -> None:
         self.sample_lens.append(self.length - sum(self.sample_lens))
@@ -119,6 +128,7 @@ class _Writer:
             target_tasks=target_tasks,
             ce_loss_indexes=torch.tensor(self.label_rows, dtype=torch.int64),
             packed_label_ids=torch.tensor(self.labels, dtype=torch.int64),
+            is_condition=self.is_condition,
         )
 
 
@@ -132,17 +142,22 @@ def _check_grid(rows: int, columns: int, side: int, option: str, stride: int) ->
 
 
 def collate(
-    samples: Sequence[Sample], config: BagelConfig, tokenizer: BagelTokenizer, draw: torch.Generator
+    samples: Sequence[Sample],
+    config: BagelConfig,
+    tokenizer: BagelTokenizer,
+    draw: torch.Generator,
+    *,
+    as_latents: bool = False,
 ) -> BagelBatch:
     """The training batch of a pack, with every random number of the step drawn from `draw`.
 
     A sample consists of its condition (all at position 0), its prompt (one position for each token) and its target (all
-    at the next position), as far as it has them.
+    at the next position), as far as it has them. `as_latents` makes the condition one of the VAE's latents.
 
     Raises:
         UserError: a picture has more tokens along a side than the checkpoint's position table.
     """
-    writer = _Writer(config, tokenizer)
+    writer = _Writer(config, tokenizer, as_latents)
     stride, tasks, sizes = config.latent_stride, [], []
     for sample in samples:
         position = 0
@@ -156,14 +171,17 @@ def collate(
             tasks.append(next(task for task in sample.tasks if task != I2T))
             sizes.append(sample.target_size)
         writer.end_sample()
-    features = _stored([sample.encoded_condition for sample in samples], FEATURES)
+    encoded = [sample.encoded_condition for sample in samples]
+    features = [] if as_latents else _stored(encoded, FEATURES)
+    moments = _stored([sample.encoded_target for sample in samples], MOMENTS)
+    conditions = [sample.condition_size for sample in samples if sample.condition_size is not None]
     return make_batch(
         writer.packed(tasks),
         conditions=[sample.condition for sample in samples if sample.condition is not None],
         targets=[sample.target for sample in samples if sample.target is not None],
         features=torch.cat(features) if features else None,
-        moments=_stored([sample.encoded_target for sample in samples], MOMENTS),
-        draws=draw_step(sizes, config, draw),
+        moments=moments + (_stored(encoded, MOMENTS) if as_latents else []),
+        draws=draw_step(sizes, config, draw, conditions if as_latents else ()),
     )
 
 
@@ -172,32 +190,38 @@ def _stored(pictures: Sequence[Encoded | None], name: str) -> list[Tensor]:
     return [picture.tensors[name] for picture in pictures if picture is not None]
 
 
-def draw_step(targets: Sequence[Size], config: BagelConfig, draw: torch.Generator) -> Draws:
-    """The random numbers of one step for targets of these sizes in pixels.
+def draw_step(
+    targets: Sequence[Size], config: BagelConfig, draw: torch.Generator, conditions: Sequence[Size] = ()
+) -> Draws:
+    """The random numbers of one step for targets, and conditions of latents, of these sizes in pixels.
 
     They are drawn in a fixed order, which a change would break for every run that is resumed: the timesteps, the seed
-    of the noise, then for each target the noise with which its latents are drawn from the VAE.
+    of the noise, then for each target, and each condition, the noise with which its latents are drawn from the VAE.
     """
     normal = torch.randn(len(targets), generator=draw)
     seed = int(torch.randint(2**62, (), generator=draw))
     cell, channels = config.vae.downsample, config.vae.z_channels
-    shapes = [(channels, height // cell, width // cell) for width, height in targets]
+    shapes = [(channels, height // cell, width // cell) for width, height in (*targets, *conditions)]
     posterior = tuple(torch.randn(shape, generator=draw) for shape in shapes)
     return Draws(shifted_logit_normal(normal, config.glue.timestep_shift), seed, posterior)
 
 
 def collate_prefixes(
-    prefixes: Sequence[tuple[Tensor | None, Sequence[int] | None]], config: BagelConfig, tokenizer: BagelTokenizer
+    prefixes: Sequence[tuple[Tensor | None, Sequence[int] | None]],
+    config: BagelConfig,
+    tokenizer: BagelTokenizer,
+    as_latents: bool = False,
 ) -> tuple[BagelBatch, list[int], list[int]]:
     """The batch of what comes before the targets in sampling: conditions and prompts alone.
 
     Args:
         prefixes: for each, the condition uint8 [H, W, 3] and the token ids of the prompt. Either may be None, or both.
+        as_latents: conditions are the VAE's latents.
 
     Returns:
         The batch, the number of rows of each prefix, and the rotary position that follows each.
     """
-    writer = _Writer(config, tokenizer)
+    writer = _Writer(config, tokenizer, as_latents)
     following = []
     for image, ids in prefixes:
         position = 0

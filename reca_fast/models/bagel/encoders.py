@@ -4,6 +4,7 @@ They stand beside the network, which reads nothing but their outputs. Where batc
 is needed.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -76,20 +77,28 @@ class BagelEncoders:
             dtype: of the model's arithmetic.
             attention: attention backend, as `reca_fast.kernels.choose_backend` names it.
         """
-        features, latents, p = batch.features, batch.latents, self.config.glue.latent_patch_size
+        features, latents, clean = batch.features, batch.latents, batch.condition_latents
+        conditions = batch.conditions if batch.clean is None else ()
+        of_latents = batch.conditions if batch.clean is not None else ()
         with self.autocast(dtype, batch.und_rows.device):
             if features is None and batch.patches is not None:
                 features = self.vit(batch.patches, batch.vit_position_ids, batch.vit_segments, attention)
-            elif features is None and batch.conditions:
-                features = torch.cat([self.features(picture, attention) for picture in batch.conditions])
-            if latents is None and (batch.moments or batch.targets):
-                moments = batch.moments or [self.moments(picture) for picture in batch.targets]
-                assert batch.draws is not None, "a batch with targets holds its draws"
-                drawn = [
-                    draw_latents(self.config.vae, m, x) for m, x in zip(moments, batch.draws.posterior, strict=True)
-                ]
-                latents = torch.cat([patchify_latents(z, p) for z in drawn])
-        return replace(batch, features=features, latents=latents, conditions=(), patches=None, targets=(), moments=())
+            elif features is None and conditions:
+                features = torch.cat([self.features(picture, attention) for picture in conditions])
+            if latents is None and clean is None and (batch.moments or batch.targets or of_latents):
+                moments = batch.moments or tuple(self.moments(picture) for picture in (*batch.targets, *of_latents))
+                tokens = self._latent_tokens(moments, None if batch.draws is None else batch.draws.posterior)
+                targets = len(batch.latent_shapes)
+                latents = torch.cat(tokens[:targets]) if targets else None
+                clean = torch.cat(tokens[targets:]) if batch.clean is not None else None
+        made = replace(batch, features=features, latents=latents, condition_latents=clean)
+        return replace(made, conditions=(), patches=None, targets=(), moments=())
+
+    def _latent_tokens(self, moments: Sequence[Tensor], posterior: Sequence[Tensor] | None) -> list[Tensor]:
+        """Latent tokens drawn from distributions [2z, h, w] with standard normal numbers; their means without any."""
+        normal = posterior if posterior is not None else [m.new_zeros(m.chunk(2)[0].shape) for m in moments]
+        drawn = [draw_latents(self.config.vae, m, x) for m, x in zip(moments, normal, strict=True)]
+        return [patchify_latents(z, self.config.glue.latent_patch_size) for z in drawn]
 
     def features(self, picture: Tensor, attention: str) -> Tensor:
         """What the ViT makes of one condition, uint8 [H, W, 3] on its device: [patches, width of the ViT].

@@ -29,9 +29,12 @@ class BagelInputs:
             latent token, in pixels), or a smallest side is longer than the longest.
     """
 
-    def __init__(self, config: BagelConfig, tokenizer: BagelTokenizer, data: DataConfig) -> None:
-        self._config, self._tokenizer, self._data = config, tokenizer, data
-        _check_stride("data.condition_resize", data.condition_resize, config.vit.patch_size)
+    def __init__(
+        self, config: BagelConfig, tokenizer: BagelTokenizer, data: DataConfig, as_latents: bool = False
+    ) -> None:
+        self._config, self._tokenizer, self._data, self._as_latents = config, tokenizer, data, as_latents
+        self._condition_token = config.latent_stride if as_latents else config.vit.patch_size
+        _check_stride("data.condition_resize", data.condition_resize, self._condition_token)
         _check_stride("data.target_resize", data.target_resize, config.latent_stride)
 
     def tokenize(self, text: str) -> list[int]:
@@ -63,14 +66,14 @@ class BagelInputs:
         condition = None if set(tasks) == {T2I} else fitted_size(*size, self._data.condition_resize)
         target = None if set(tasks) == {I2T} else fitted_size(*size, self._data.target_resize)
         splits = (
-            _grid(condition, self._config.vit.patch_size),
+            _grid(condition, self._condition_token),
             _grid(target, self._config.latent_stride),
             None if text is None else len(text.ids),
         )
         return Plan(condition, target, sum(length + MARKERS for length in splits if length is not None))
 
     def collate(self, samples: Sequence[Sample], draw: torch.Generator) -> BagelBatch:
-        batch = collate(samples, self._config, self._tokenizer, draw)
+        batch = collate(samples, self._config, self._tokenizer, draw, as_latents=self._as_latents)
         plan = pad_plan(batch.plan, len(batch.und_rows), len(batch.gen_rows), self._data.round_rows)
         return replace(batch, plan=plan)
 

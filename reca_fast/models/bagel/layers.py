@@ -63,6 +63,8 @@ class AttentionPlan(NamedTuple):
         full_keys: int64 rows of the key bank; None if each segment's keys are its own queries' rows, as in RECA.
         causal_keys: int64 rows of the key bank.
         target_keys: int64 rows of the key bank, for the markers and the latents alike.
+        generation_keys: int64 rows of the key bank for the latents, where some of them are a condition without noise:
+            then target_keys are those of the markers alone. None otherwise.
         num_full, num_causal: how many und rows lie in full and in causal splits; the remaining ones are markers.
         und_padding, gen_padding: how many rows without meaning each stream has at its end (`padding.py`).
     """
@@ -78,6 +80,7 @@ class AttentionPlan(NamedTuple):
     num_causal: int
     und_padding: int = 0
     gen_padding: int = 0
+    generation_keys: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "AttentionPlan":
         """The same plan with its tensors on a device."""
@@ -164,6 +167,7 @@ class MoTLayer(nn.Module):
         past: KeyValue | None = None,
         frozen: bool = True,
         need_und: bool = True,
+        keep: bool = False,
     ) -> tuple[Tensor | None, Tensor | None, KeyValue | None]:
         """Run one layer on both streams.
 
@@ -180,11 +184,12 @@ class MoTLayer(nn.Module):
             frozen: let no gradient flow from the latents through the markers back to the latents.
             need_und: whether anything reads the understanding rows that leave this layer. Without labels nothing reads
                 those of the last layer, where only their keys and values count.
+            keep: return the keys and values of all rows, in sampling from conditions that are latents.
 
         Returns:
             und [U, D]: None where it is not needed, or [0, D] there if its expert is trained.
             gen [G, D]: None if gen was None.
-            Keys and values of the understanding rows: None unless gen was None.
+            Keys and values: of the understanding rows if gen was None, of all rows with keep, else None.
         """
         bank: list[KeyValue] = [] if past is None else [past]
         und_kv = None
@@ -198,13 +203,17 @@ class MoTLayer(nn.Module):
         target: list[Tensor] = []
         if plan.target_keys is not None:
             target = [torch.cat(parts).index_select(0, plan.target_keys) for parts in zip(*bank, strict=True)]
+        everything = [torch.cat(parts) for parts in zip(*bank, strict=True)] if plan.generation_keys is not None else []
         gen_out = None
         if gen is not None and plan.generation is not None:
-            attended = varlen_attention(gen_q, *target, plan.generation, backend=backend)
+            seen = target
+            if plan.generation_keys is not None:
+                seen = [part.index_select(0, plan.generation_keys) for part in everything]
+            attended = varlen_attention(gen_q, *seen, plan.generation, backend=backend)
             gen_out = self.gen.after_attention(gen.hidden_states, attended)
         elif gen is not None:  # no rows
             gen_out = self.gen.after_attention(gen.hidden_states, gen_q + sum(x.sum() for x in gen_kv))
-        cache = und_kv if gen is None else None
+        cache = und_kv if gen is None else everything if keep else None
         if und is None or und_kv is None or (frozen and not need_und):
             return None, gen_out, cache
         if not need_und:
@@ -214,6 +223,8 @@ class MoTLayer(nn.Module):
         known: KeyValue = []
         if plan.full is not None or plan.causal is not None:  # a step of sampling has markers alone
             known = und_kv if past is None else [torch.cat(both) for both in zip(past, und_kv, strict=True)]
+            if everything:  # conditions that are latents, whose gradient a frozen expert passes on no more than markers
+                known = [part.detach() if frozen else part for part in everything]
         full, causal, markers = und_q.tensor_split((plan.num_full, plan.num_full + plan.num_causal))
         for rows, segments, keys in ((full, plan.full, plan.full_keys), (causal, plan.causal, plan.causal_keys)):
             if segments is not None:

@@ -16,7 +16,9 @@ from reca_fast.kernels import Varlen
 from .layers import AttentionPlan
 
 CAUSAL, FULL, NOISE = 0, 1, 2
-"""Modes of a split, as the parity cases number them. A prompt is CAUSAL, a condition FULL, a target NOISE."""
+"""Modes of a split, as the parity cases number them. A prompt is CAUSAL, a condition FULL, a target NOISE. A condition
+consists of vision patches, or of latents without noise, which are rows of the generation expert like those of a target.
+"""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def build_layout(
             bank (see `AttentionPlan`), sample by sample. None for none.
 
     Raises:
-        ValueError: lengths do not add up, a latent token lies outside of a noise split, or a sample has two of these.
+        ValueError: lengths do not add up, a latent token lies in a causal split, or a sample has two noise splits.
     """
     if sum(sample_lens) != len(is_gen) or sum(split_lens) != len(is_gen):
         raise ValueError(
@@ -85,6 +87,7 @@ def build_layout(
     splits = iter(zip(split_lens, split_modes, strict=True))
     past = list(num_past or [0] * len(sample_lens))
     past_start = start = 0
+    has_clean = False
     for number, (sample_len, sample_past) in enumerate(zip(sample_lens, past, strict=True)):
         end, targets = start + sample_len, 0
         # Keys of the past have no packed position. Negative numbers stand for them until the key bank is numbered.
@@ -95,9 +98,11 @@ def build_layout(
             rows = torch.arange(start, start + length)
             latents = is_gen[start : start + length]
             if mode != NOISE:
-                if latents.any():
-                    raise ValueError(f"sample {number}: latent tokens outside a noise split (a clean image condition)")
-                (full if mode == FULL else causal).add(rows, [*visible, rows])
+                if latents.any() and mode == CAUSAL:
+                    raise ValueError(f"sample {number}: latent tokens in a causal split")
+                (full if mode == FULL else causal).add(rows[~latents], [*visible, rows])
+                gen.add(rows[latents], [*visible, rows])
+                has_clean = has_clean or bool(latents.any())
                 visible.append(rows)
             else:
                 targets += 1
@@ -117,6 +122,8 @@ def build_layout(
 
     full_keys = bank(full.key_rows())
     own_rows = torch.equal(full_keys, torch.arange(len(full.rows())))
+    gen_keys = bank(gen.key_rows()) if gen.queries else None
+    marker_keys = bank(markers.key_rows()) if markers.queries else None
     plan = AttentionPlan(
         full=full.segments(),
         full_keys=None if own_rows else full_keys,
@@ -124,8 +131,9 @@ def build_layout(
         causal_keys=bank(causal.key_rows()),
         markers=markers.segments(),
         generation=gen.segments(),
-        target_keys=bank(gen.key_rows()) if gen.queries else None,
+        target_keys=marker_keys if has_clean else gen_keys,
         num_full=len(full.rows()),
         num_causal=len(causal.rows()),
+        generation_keys=gen_keys if has_clean else None,
     )
     return StreamLayout(und_rows, gen_rows, plan)

@@ -55,7 +55,7 @@ class BagelModel:
 
     def __init__(self, config: BagelConfig, options: ModelConfig, tokenizer: BagelTokenizer | None = None) -> None:
         self.config, self.options, self.folder = config, options, Path(options.path)
-        self.dtype = DTYPES[options.precision]
+        self.dtype, self.as_latents = DTYPES[options.precision], options.condition == "generation"
         self._tokenizer = tokenizer
         with torch.device("meta"):
             self.module = Bagel(config, freeze_und=options.freeze_und)
@@ -144,7 +144,7 @@ class BagelModel:
         return self.tokenizer.encode(text)
 
     def inputs(self, config: DataConfig) -> BagelInputs:
-        return BagelInputs(self.config, self.tokenizer, config)
+        return BagelInputs(self.config, self.tokenizer, config, self.as_latents)
 
     def autocast(self, *, keep_casts: bool = False) -> AbstractContextManager[object]:
         """A context in which arithmetic has the model's dtype (bf16, say) though the weights are fp32.
@@ -163,6 +163,8 @@ class BagelModel:
 
     @torch.no_grad()
     def encode_condition(self, picture: Tensor) -> dict[str, Tensor]:
+        if self.as_latents:
+            return self.encode_target(picture)
         with self.encoders.autocast(self.dtype, picture.device):
             return {FEATURES: self.encoders.features(picture, self.module.attention)}
 
@@ -226,7 +228,9 @@ class BagelModel:
         if vae is None:
             raise ValueError("the VAE has no weights; fill_encoders() comes first")
         with self.autocast(keep_casts=True):
-            tokens = sample_latents(self.module, self.tokenizer, self.encode, pairs, shapes, drawing, seeds)
+            tokens = sample_latents(
+                *(self.module, self.tokenizer, self.encode, pairs, shapes, drawing, seeds), as_latents=self.as_latents
+            )
         with self.encoders.autocast(self.dtype, self.device):
             pictures = [
                 vae.decode(unpatchify_latents(x, rows, columns, patch, channels)[None])[0]

@@ -28,7 +28,7 @@ from .padding import padded
 class Prediction:
     """What the network says about a batch."""
 
-    velocity: Tensor  # [G, C]
+    velocity: Tensor  # [G of targets, C]
     # [U, D], the rows of the understanding stream after their final norm. Where no label needs them it is None, or has
     # no rows ([0, D]) if the understanding side is trained.
     und: Tensor | None
@@ -141,9 +141,18 @@ class Bagel(nn.Module):
         """The rows of the generation stream before the first layer, [G, D].
 
         Args:
-            x_t: [G, C], noisy latent tokens.
-            timesteps: [M], the time of each target.
+            x_t: [G of targets, C], noisy latent tokens.
+            timesteps: [M], the time of each target. Conditions that are latents have no noise, and the time 0.
+
+        Raises:
+            ValueError: the batch has such conditions, and they were not encoded.
         """
+        if batch.clean is not None:
+            if batch.condition_latents is None:
+                raise ValueError("the batch is not encoded; encode() comes first")
+            x_t = torch.cat((x_t, batch.condition_latents.to(x_t.dtype))).index_select(0, batch.clean.token_order)
+            timesteps = torch.cat((timesteps, timesteps.new_zeros(batch.clean.pictures)))
+            timesteps = timesteps.index_select(0, batch.clean.picture_order)
         time = self.time_embedder(timesteps)
         if not torch.is_autocast_enabled(x_t.device.type):  # autocast casts x_t by itself
             x_t = x_t.to(self.vae2llm.weight.dtype)
@@ -166,6 +175,7 @@ class Bagel(nn.Module):
         *,
         past: list[KeyValue] | None = None,
         need_und: bool = True,
+        keep: bool = False,
     ) -> tuple[Tensor | None, Tensor | None, list[KeyValue]]:
         """Run the decoder's layers.
 
@@ -176,10 +186,11 @@ class Bagel(nn.Module):
             und_positions, gen_positions: int64 [U] and [G], positions in the rotary embedding.
             past: for each layer, keys and values of rows that went through the layers before.
             need_und: whether anybody reads the understanding stream behind the last layer.
+            keep: return the keys and values of the rows of both streams.
 
         Returns:
             Both streams before their final norms, and, where `gen` is None, for each layer the keys and values of the
-            understanding rows. See `MoTLayer.forward` for what is None.
+            understanding rows, or of all with `keep`. See `MoTLayer.forward` for what is None.
         """
         wide = torch.promote_types(self.norm_gen.weight.dtype, torch.float32)
         head_dim, theta = self.config.llm.head_dim, self.config.llm.rope_theta
@@ -200,6 +211,7 @@ class Bagel(nn.Module):
                 None if past is None else past[number],
                 self.freeze_und,
                 need_und or number + 1 < len(self.layers),
+                *((True,) if keep else ()),
             )
             if und_kv is not None:
                 kept.append(und_kv)
@@ -210,7 +222,7 @@ class Bagel(nn.Module):
 
         Args:
             batch: encoded, on this module's device.
-            x_t: [G, C], noisy latent tokens; G is 0 in a batch without targets.
+            x_t: [G of targets, C], noisy latent tokens; none in a batch without targets.
             timesteps: [M] in (0, 1), the time of each target.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_und):
@@ -218,6 +230,9 @@ class Bagel(nn.Module):
         gen: Tensor | None = self.embed_latents(batch, x_t, timesteps)
         need_und = batch.label_rows is not None and not self.freeze_und
         und, gen, _ = self.decode(und, gen, batch.plan, batch.und_positions, batch.gen_positions, need_und=need_und)
+        if batch.clean is not None:
+            assert gen is not None, "there are rows of conditions"
+            gen = gen.index_select(0, batch.clean.target_rows)
         gen = self.norm_gen(gen)
         if und is not None:
             und = self.norm(und)

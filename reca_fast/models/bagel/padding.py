@@ -26,11 +26,18 @@ def pad_plan(plan: AttentionPlan, und: int, gen: int, multiple: int) -> Attentio
     if multiple == 0 or plan.markers is None or plan.generation is None or plan.target_keys is None:
         return plan
     und_padding, gen_padding = -und % multiple, -gen % multiple
-    keys = plan.target_keys
+
+    def moved(keys: Tensor | None) -> Tensor | None:
+        """Rows of the key bank, in which latents stand behind the understanding rows."""
+        return None if keys is None else keys + (keys >= und) * und_padding
+
     return plan._replace(
         markers=_with_blind_rows(plan.markers, und_padding),
         generation=_with_blind_rows(plan.generation, gen_padding),
-        target_keys=keys + (keys >= und) * und_padding,  # latents stand behind the understanding rows in the key bank
+        target_keys=moved(plan.target_keys),
+        generation_keys=moved(plan.generation_keys),
+        full_keys=moved(plan.full_keys),
+        causal_keys=moved(plan.causal_keys),
         und_padding=und_padding,
         gen_padding=gen_padding,
     )

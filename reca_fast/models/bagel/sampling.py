@@ -25,7 +25,7 @@ from .network import Bagel
 from .tokenizer import BagelTokenizer
 
 Encode = Callable[[BagelBatch], BagelBatch]
-"""Puts the ViT's features in the place of a batch's pictures."""
+"""Puts what the encoders make of them in the place of a batch's pictures."""
 Prefix = tuple[Tensor | None, Sequence[int] | None]
 """What a picture is drawn from: a condition uint8 [H, W, 3] and the token ids of a prompt; either may be None."""
 
@@ -77,22 +77,25 @@ def sample_latents(
     shapes: Sequence[tuple[int, int]],
     sampling: BagelSampling,
     seeds: Sequence[int],
+    *,
+    as_latents: bool = False,
 ) -> list[Tensor]:
     """Draw one latent picture for each prefix. It depends on its own prefix, shape and seed alone, bit for bit.
 
     Args:
         model: on its device, with weights.
-        encode: computes the ViT's features of the conditions.
+        encode: computes the ViT's features of the conditions, or their latents.
         prefixes: what each picture is drawn from.
         shapes: (rows, columns) of each picture in latent tokens.
         sampling: steps, shift and guidance.
         seeds: of the noise that each picture starts from.
+        as_latents: conditions are the VAE's latents, means of their distributions.
 
     Returns:
         Latent tokens fp32 [rows * columns, C] of each picture.
     """
     return [
-        _draw(model, tokenizer, encode, prefix, shape, sampling, seed)
+        _draw(model, tokenizer, encode, prefix, shape, sampling, seed, as_latents)
         for prefix, shape, seed in zip(prefixes, shapes, seeds, strict=True)
     ]
 
@@ -105,13 +108,14 @@ def _draw(
     shape: tuple[int, int],
     sampling: BagelSampling,
     seed: int,
+    as_latents: bool,
 ) -> Tensor:
     """One latent picture, fp32 [rows * columns, C]."""
     grid = time_grid(sampling.steps, sampling.timestep_shift)
     above, up_to = sampling.guidance_interval
     inside = ((grid[:-1] > above) & (grid[:-1] <= up_to)).tolist()
     branches = _branches(prefix, sampling) if any(inside) else [prefix]
-    encoded = encode_prefixes(model, tokenizer, encode, branches)
+    encoded = encode_prefixes(model, tokenizer, encode, branches, as_latents)
 
     unguided = _target(model, tokenizer, shape, encoded, 1)
     guided = _target(model, tokenizer, shape, encoded, len(branches)) if len(branches) > 1 else unguided
@@ -145,16 +149,22 @@ def _branches(prefix: Prefix, sampling: BagelSampling) -> list[Prefix]:
 
 
 def encode_prefixes(
-    model: Bagel, tokenizer: BagelTokenizer, encode: Encode, prefixes: Sequence[Prefix]
+    model: Bagel, tokenizer: BagelTokenizer, encode: Encode, prefixes: Sequence[Prefix], as_latents: bool = False
 ) -> EncodedPrefixes:
     """Send the prefixes, packed into one batch, through the decoder and keep what the targets read of it."""
-    batch, lengths, following = collate_prefixes(prefixes, model.config, tokenizer)
+    batch, lengths, following = collate_prefixes(prefixes, model.config, tokenizer, as_latents)
     if not sum(lengths):
         return EncodedPrefixes(None, lengths, following)
     batch = encode(batch.to(model.latent_pos_embed.device))
-    und = model.embed_understanding(batch)
-    _, _, cache = model.decode(und, None, batch.plan, batch.und_positions, None, need_und=False)
-    packed_order = torch.argsort(batch.und_rows)  # the stream is ordered by split mode, the cache by prefix
+    und, rows = model.embed_understanding(batch), batch.und_rows
+    if batch.clean is None:
+        _, _, cache = model.decode(und, None, batch.plan, batch.und_positions, None, need_und=False)
+    else:
+        none = torch.zeros(0, model.config.patch_latent_dim, device=rows.device)
+        gen, rows = model.embed_latents(batch, none, none[:, 0]), torch.cat((batch.und_rows, batch.gen_rows))
+        positions = batch.und_positions, batch.gen_positions
+        _, _, cache = model.decode(und, gen, batch.plan, *positions, need_und=False, keep=True)
+    packed_order = torch.argsort(rows)  # the streams are ordered by split mode, the cache by prefix
     ordered: list[KeyValue] = [(k.index_select(0, packed_order), v.index_select(0, packed_order)) for k, v in cache]
     return EncodedPrefixes(ordered, lengths, following)
 

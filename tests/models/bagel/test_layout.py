@@ -15,6 +15,8 @@ from tests.oracles.bagel_mask import mask_rule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+CLEAN = 3
+"""A full split of latents without noise between two markers: a condition of the generation encoder."""
 KINDS = {  # modes of the splits of one sample
     "reca": [FULL, CAUSAL, NOISE],
     "reca without prompt": [FULL, NOISE],
@@ -22,6 +24,10 @@ KINDS = {  # modes of the splits of one sample
     "t2i without prompt": [NOISE],
     "i2t": [FULL, CAUSAL],
     "two pictures": [FULL, CAUSAL, FULL, CAUSAL, NOISE],
+    "latents": [CLEAN, CAUSAL, NOISE],
+    "latents without prompt": [CLEAN, NOISE],
+    "caption of latents": [CLEAN, CAUSAL],
+    "both encoders": [CLEAN, FULL, CAUSAL, NOISE],
 }
 
 
@@ -41,7 +47,8 @@ def random_pack(kinds: list[str], seed: int, past: bool = False) -> Pack:
     samples = [[(draw.randint(3, 8), mode) for mode in KINDS[kind]] for kind in kinds]
     is_gen = []
     for length, mode in (split for sample in samples for split in sample):
-        is_gen += [mode == NOISE and 0 < row < length - 1 for row in range(length)]
+        is_gen += [mode in (NOISE, CLEAN) and 0 < row < length - 1 for row in range(length)]
+    samples = [[(length, FULL if mode == CLEAN else mode) for length, mode in sample] for sample in samples]
     return Pack(samples, torch.tensor(is_gen), [draw.randint(0, 4) if past else 0 for _ in samples])
 
 
@@ -57,7 +64,7 @@ def implied_mask(layout: StreamLayout, past: int) -> Tensor:
         (full, plan.full, own if plan.full_keys is None else plan.full_keys),
         (causal, plan.causal, plan.causal_keys),
         (markers, plan.markers, plan.target_keys),
-        (gen_rows, plan.generation, plan.target_keys),
+        (gen_rows, plan.generation, plan.target_keys if plan.generation_keys is None else plan.generation_keys),
     ):
         if segments is None:
             assert len(queries) == 0
@@ -125,8 +132,7 @@ def test_a_prefix_computed_first_changes_nothing() -> None:
     ("samples", "splits", "modes", "latents", "message"),
     [
         ([8], [4, 4], [NOISE, NOISE], [1, 2, 5, 6], "sample 0: .* 2 noise splits"),
-        ([4, 4], [4, 4], [NOISE, FULL], [1, 2, 6], "sample 1: latent tokens outside a noise split"),
-        ([4, 4], [4, 4], [NOISE, CAUSAL], [1, 2, 6], "sample 1: latent tokens outside a noise split"),
+        ([4, 4], [4, 4], [NOISE, CAUSAL], [1, 2, 6], "sample 1: latent tokens in a causal split"),
         ([4, 3], [4, 4], [FULL, FULL], [], "sample_lens add up to 7 and split_lens to 8, the sequence has 8"),
         ([4, 4], [4, 3], [FULL, FULL], [], "sample_lens add up to 8 and split_lens to 7, the sequence has 8"),
         ([3, 5], [4, 4], [FULL, FULL], [], "sample 0: splits cross its end"),
