@@ -30,6 +30,7 @@ MODELS = {
     "bagel": "reca_fast.models.bagel:BagelModel",
     "showo": "reca_fast.models.showo:ShowoModel",
     "auxiliary": "reca_fast.models.auxiliary:AuxiliaryModel",
+    "harmon": "reca_fast.models.harmon:HarmonModel",
 }
 """Name of an architecture -> the module and the class that implements `Model`. Imported when it is asked for."""
 

@@ -17,6 +17,7 @@ from reca_fast.errors import writing
 TINY = {
     "tiny-bagel": "reca_fast.models.bagel.tiny:write_tiny_bagel",
     "tiny-auxiliary": "reca_fast.models.auxiliary.tiny:write_tiny_auxiliary",
+    "tiny-harmon": "reca_fast.models.harmon.tiny:write_tiny_harmon",
 }
 """Name of a tiny model -> the module and the function that writes its checkpoint folder. A recipe has the same name."""
 

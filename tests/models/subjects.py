@@ -12,6 +12,8 @@ from reca_fast.models.auxiliary import AuxiliaryModel
 from reca_fast.models.auxiliary.tiny import write_tiny_vlm
 from reca_fast.models.bagel import BagelModel
 from reca_fast.models.bagel.tiny import write_tiny_checkpoint
+from reca_fast.models.harmon import HarmonModel
+from reca_fast.models.harmon.tiny import write_tiny_checkpoint as write_tiny_harmon
 from reca_fast.models.showo import ShowoModel
 from reca_fast.models.showo.tiny import write_tiny_checkpoint as write_tiny_showo
 from reca_fast.sample import I2T, RECA, T2I, TASKS
@@ -77,6 +79,15 @@ SUBJECTS = [
         published_condition=ResizeConfig(336, 336, 14, fit="squash"),
         draws=False,
         discarded=("decoder.",),
+    ),
+    Subject(
+        *("harmon", "reca_fast.models.harmon:HarmonModel", HarmonModel),
+        partial(write_tiny_harmon, head=False, hidden_size=48, intermediate_size=64, mar_width=32),
+        *(TASKS, "Harmon-1.5B"),
+        data=DataConfig(condition_resize=ResizeConfig(56, 56, 8), target_resize=ResizeConfig(32, 16, 8)),
+        options=("--data.condition_resize.stride", "8"),
+        freezes=(False,),
+        published_condition=ResizeConfig(64, 64, 16),
     ),
     Subject("toy", "tests.models.toy:ToyModel", ToyModel, write_toy_checkpoint, (RECA, T2I), "toy-1m"),
 ]

@@ -1,0 +1,5 @@
+"""Harmon, a masked autoregressive model: a language model between the encoder and the decoder of MAR."""
+
+from .model import HarmonModel
+
+__all__ = ["HarmonModel"]

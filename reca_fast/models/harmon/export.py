@@ -1,0 +1,99 @@
+"""Writing a checkpoint folder that the authors' code reads: the base's files, with the trained weights in place."""
+
+import fnmatch
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from reca_fast.errors import UserError
+from reca_fast.models.files import Change, after, open_weights, rewrite_weights
+from reca_fast.models.files.folder import copy_files, files_inside
+from reca_fast.models.files.pth import TORCH_SUFFIXES
+from reca_fast.models.files.write_torch import rewrite_torch
+from reca_fast.models.parts.qwen_tokenizer import TOKENIZER_FILES
+
+from .config import HarmonConfig
+from .names import EMBEDDING, HEAD
+from .network import Harmon
+from .weights import AUTHORS, HF_FILES, VAE_FILE, check_weights
+
+COPIED = (
+    *("config.json", VAE_FILE, *TOKENIZER_FILES),
+    *("generation_config.json", "preprocessor_config.json", "LICENSE", "LICENSE.txt", "NOTICE"),
+)
+"""What is copied from the base, beside the code (*.py) that a folder of transformers brings along."""
+
+
+def export_folder(
+    base: Path,
+    folder: Path,
+    config: HarmonConfig,
+    trained: Mapping[str, Change],
+    dtype: torch.dtype | None,
+    weights: Path,
+) -> list[str]:
+    """Copy `base` to `folder`, every weight in `trained` replacing the base's.
+
+    A .pth stays a .pth of the same name; weights in safetensors become one model.safetensors.
+
+    Args:
+        base: the checkpoint folder that the training began with.
+        folder: must not exist, or be empty.
+        config: the architecture of the base.
+        trained: name in the model -> weight, or what is made of the base's; each is asked for when it is written.
+        dtype: of all weights in the new file; None keeps that of the base's file, tensor by tensor.
+        weights: the base's file of weights.
+
+    Returns:
+        The names of what else lies in the base and was not copied (see COPIED).
+
+    Raises:
+        UserError: the folder is not empty, the base is not whole or has a link that leads nowhere or out of it, a
+            trained weight does not fit it, or the folder cannot be written. What was written is removed.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} exists and is not empty; name another folder.")
+    torch_file = weights.suffix in TORCH_SUFFIXES
+    authors = weights.name if fnmatch.fnmatch(weights.name, AUTHORS) else "harmon.pth"
+    out = folder / (authors if torch_file else HF_FILES[0])
+    with torch.device("meta"):
+        module = Harmon(config)
+    with open_weights(weights) as stored:
+        keys = {name: key for key, name in check_weights(module, stored).items()}
+        if strangers := trained.keys() - keys.keys():
+            raise UserError(f"The training checkpoint holds {min(strangers)}, which {base} has no place for.")
+        changed: dict[str, Callable[[Tensor], Tensor]] = {
+            keys[name]: partial(_fitting, trained, name, stored.shapes[keys[name]], base) for name in trained
+        }
+        if HEAD in stored.shapes and EMBEDDING in changed:
+            changed[HEAD] = changed[EMBEDDING]
+        code = sorted(path.name for path in base.glob("*.py"))
+        files = files_inside(base, (*COPIED, *code))
+        rewrite = rewrite_torch if torch_file else rewrite_weights
+        try:
+            copy_files(files, folder)
+            unfinished = folder / f"{out.name}.partial"
+            rewrite(stored, unfinished, changed=changed, added={}, dtype=dtype)
+            unfinished.rename(out)
+        except OSError as error:
+            raise UserError(f"The export to {folder} failed and was removed: {error}.") from None
+        finally:
+            if not os.path.exists(out):  # the last thing to be there
+                shutil.rmtree(folder, ignore_errors=True)
+    return sorted({item.name for item in base.iterdir()} - {weights.name, *COPIED, *code})
+
+
+def _fitting(trained: Mapping[str, Change], name: str, shape: tuple[int, ...], base: Path, stored: Tensor) -> Tensor:
+    """A trained weight, which must have the shape of the one that it replaces."""
+    tensor = after(trained[name], stored)
+    if tuple(tensor.shape) != shape:
+        raise UserError(
+            f"The training checkpoint holds {name} {list(tensor.shape)}, which {base} has no place for: there it is "
+            f"{list(shape)}."
+        )
+    return tensor
