@@ -37,7 +37,8 @@ class HarmonBatch:
         """Task -> number of tokens whose losses are summed. A predicted token counts once for each noisy copy."""
         tokens = sum(self.predicted.values())
         copies = len(self.timesteps) // tokens if tokens else 0
-        return {task: copies * count for task, count in self.predicted.items()} | {I2T: len(self.language.labels)}
+        said = {I2T: len(self.language.labels)} if len(self.language.labels) else {}
+        return {task: copies * count for task, count in self.predicted.items()} | said
 
     def to(self, device: torch.device | str) -> "HarmonBatch":
         """The batch with every tensor on `device`. The host does not wait for the copies."""
