@@ -6,7 +6,7 @@ what would be drawn without the prompt, sampling.image_guidance from what would 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from reca_fast.cli.options import parse
@@ -49,7 +49,8 @@ def main(args: Sequence[str]) -> int:
     from reca_fast.memory import fill_to_draw
     from reca_fast.models import open_model
 
-    options.data.source, options.data.cache = options.images, ""  # a recipe may name one: of other pictures
+    # A recipe may name a cache or conversations: of other pictures, which are not reconstructed.
+    options.data = replace(options.data, source=options.images, cache="", instructions="", serve="one")
     model = open_model(options.model)
     source, passed_over = open_source(options.data), Reasons()
     builder = SampleBuilder(options.data, model.inputs(options.data))

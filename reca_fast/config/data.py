@@ -141,3 +141,8 @@ class DataConfig:
     def has_instructions(self) -> bool:
         """Whether i2t learns from conversations."""
         return bool(self.instructions) and self.tasks.i2t > 0
+
+    @property
+    def needs_captions(self) -> bool:
+        """Whether some task learns from captions of source."""
+        return self.tasks.t2i > 0 or (self.tasks.i2t > 0 and not self.instructions)

@@ -36,7 +36,7 @@ class HuggingFaceSource:
         rows = _from_folder(folder, config.split) if folder else _from_hub(config.source, config.split)
         where = f"data.source {config.source!r}"
         check_column("data.image_column", config.image_column, rows.column_names, where)
-        if config.tasks.t2i > 0 or config.tasks.i2t > 0:
+        if config.needs_captions:
             check_column("data.caption_column", config.caption_column, rows.column_names, where)
         if not len(rows):
             raise UserError(f"{where}: split {config.split!r} holds no rows.")

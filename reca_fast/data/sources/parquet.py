@@ -109,7 +109,7 @@ class ParquetSource:
             if schema.names.count(column) > 1:
                 raise UserError(f"{file} has several columns {column!r}; rename all but one of them.")
         check_column("data.image_column", self._image, schema.names, file)
-        if config.tasks.t2i > 0 or config.tasks.i2t > 0:
+        if config.needs_captions:
             check_column("data.caption_column", self._caption, schema.names, file)
         kind = _kind_of_cell(schema.field(self._image).type)
         is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)

@@ -232,3 +232,37 @@ def test_entries_are_found_wherever_the_window_ends(chunk, monkeypatch) -> None:
         spoiled = bytearray(data)
         spoiled[chance.randrange(len(spoiled))] = chance.randrange(256)
         assert all(isinstance(entry, Entry | Fault) for entry in entries(io.BytesIO(bytes(spoiled))))
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl"])
+def test_no_spoiled_file_does_more_than_leave_out_its_entries(ending, images, tmp_path) -> None:
+    """Bytes changed, taken out, doubled or cut off, anywhere: the file is refused in a sentence, or what is left of it is
+    read, and each record can be read or is bad.
+    """
+    chance = random.Random(ending)
+    entry_list = [GOOD | {"image": NAMES[n % 3], "conversations": said(f"<image>\n{n}?", "é" * n)} for n in range(1, 6)]
+    whole = json.dumps(entry_list) if ending == "json" else "\n".join(map(json.dumps, entry_list))
+    ends = {"refused": 0, "whole": 0, "less": 0}
+    for _ in range(150):
+        data = bytearray(whole.encode())
+        for _ in range(chance.choice((1, 1, 3))):
+            at = chance.randrange(len(data))
+            match chance.randrange(4):
+                case 0:
+                    data[at] = chance.choice(b'\0"\\{}[],:\xff\x80 a9')
+                case 1:
+                    del data[at : at + chance.randrange(1, 40)]
+                case 2:
+                    data[at:at] = data[at : at + chance.randrange(1, 400)]
+                case 3 if chance.random() < 0.2:
+                    del data[at:]
+        try:
+            source = opened(tmp_path, images, bytes(data) or b"[]", f"a.{ending}")
+        except UserError as refusal:
+            ends["refused"] += 1
+            assert str(refusal).count("\n") == 0
+            continue
+        ends["whole" if len(source) == 5 else "less"] += 1
+        for index in range(len(source)):
+            assert source.read(index).turns
+    assert min(ends.values()) > 0, ends
