@@ -28,6 +28,7 @@ __all__ = [
 
 MODELS = {
     "bagel": "reca_fast.models.bagel:BagelModel",
+    "openuni": "reca_fast.models.openuni:OpenUniModel",
     "showo": "reca_fast.models.showo:ShowoModel",
     "auxiliary": "reca_fast.models.auxiliary:AuxiliaryModel",
     "harmon": "reca_fast.models.harmon:HarmonModel",

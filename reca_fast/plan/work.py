@@ -1,5 +1,6 @@
 """What a step computes and moves, operation by operation."""
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -140,12 +141,26 @@ def _attention_backward_flops(*args: Any, **__: Any) -> int:
     return int(10 * _pairs(cu_q, cu_k, len(q), max_k) * q.shape[1] * q.shape[2])
 
 
+def _convolution_backward_flops(*args: Any, **__: Any) -> int:
+    """Each gradient takes what the forward pass takes. torch counts that of a weight as if every channel saw all."""
+    grad, x, weight, _, _, _, _, transposed, _, _, wanted = args
+    pixels = x if transposed else grad  # those that a kernel stands over
+    passed = 2 * weight.numel() * pixels.shape[0] * math.prod(pixels.shape[2:])
+    return int(passed * sum(wanted[:2]))
+
+
 def _formulas() -> dict[Any, Callable[..., int]]:
-    """What torch's own varlen attention multiplies. Some releases of torch count it as nothing, others read numbers."""
+    """What torch counts otherwise: some of its releases count its own varlen attention as nothing, others read numbers;
+    convolutions in groups.
+    """
     import torch.nn.attention.varlen  # which enters the operations
 
     ops = torch.ops.torch_attn
-    return {ops._varlen_attn: _attention_flops, ops._varlen_attn_backward: _attention_backward_flops}
+    return {
+        ops._varlen_attn: _attention_flops,
+        ops._varlen_attn_backward: _attention_backward_flops,
+        torch.ops.aten.convolution_backward: _convolution_backward_flops,
+    }
 
 
 FORMULAS = _formulas()

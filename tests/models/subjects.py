@@ -14,6 +14,8 @@ from reca_fast.models.bagel import BagelModel
 from reca_fast.models.bagel.tiny import write_tiny_checkpoint
 from reca_fast.models.harmon import HarmonModel
 from reca_fast.models.harmon.tiny import write_tiny_checkpoint as write_tiny_harmon
+from reca_fast.models.openuni import OpenUniModel
+from reca_fast.models.openuni.tiny import write_tiny_checkpoint as write_tiny_openuni
 from reca_fast.models.showo import ShowoModel
 from reca_fast.models.showo.tiny import write_tiny_checkpoint as write_tiny_showo
 from reca_fast.sample import I2T, RECA, T2I, TASKS
@@ -58,6 +60,11 @@ write_tiny_bagel = partial(
 )
 SUBJECTS = [
     Subject("bagel", "reca_fast.models.bagel:BagelModel", BagelModel, write_tiny_bagel, TASKS, "BAGEL-7B-MoT"),
+    Subject(
+        *("openuni", "reca_fast.models.openuni:OpenUniModel", OpenUniModel),
+        *(partial(write_tiny_openuni, stage=2, layers=2, sana_layers=2), (RECA, T2I), "OpenUni-L-512"),
+        freezes=(True,),
+    ),
     Subject(
         *("showo", "reca_fast.models.showo:ShowoModel", ShowoModel),
         *(partial(write_tiny_showo, clip=True, layers=2), TASKS, "Show-o-CLIP-512"),

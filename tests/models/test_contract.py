@@ -249,7 +249,7 @@ def test_it_is_on_the_meta_device_until_it_is_filled_as_place_says(folder) -> No
 def test_it_is_built_at_its_published_size_without_any_file(subject) -> None:
     model = published_model(subject.published, ModelConfig(freeze_und=subject.freezes[0]))
     assert all(p.is_meta for p in model.module.parameters()) and model.blocks()
-    sizes = DataConfig(target_resize=ResizeConfig(64, 64, 16), condition_resize=ResizeConfig(56, 56, 14))
+    sizes = DataConfig(target_resize=ResizeConfig(64, 64, 32), condition_resize=ResizeConfig(56, 56, 14))
     inputs = model.inputs(replace(sizes, condition_resize=subject.published_condition or sizes.condition_resize))
     plan = inputs.plan([RECA], (64, 64), Text((1, 2, 3)))
     assert plan.num_tokens > 3

@@ -1,6 +1,7 @@
 """Checksums by which a run recognises the checkpoint that it started from, wherever its folder lies now."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,14 +19,17 @@ in a file of 29 GB.
 
 
 def identity_of_files(files: Sequence[Path]) -> dict[str, str]:
-    """File name -> checksum (xxh3, 128 bits, hexadecimal) of the file's size and content.
+    """File name -> checksum (xxh3, 128 bits, hexadecimal) of the file's size and content. Files of one name have their
+    folder's in front: vae/config.json.
 
     Large files are read in part (see BLOCKS), so that 29 GB take seconds.
 
     Raises:
         UserError: a file cannot be read.
     """
-    return {path.name: _checksum(path) for path in files}
+    names = Counter(path.name for path in files)
+    called = {(path.name if names[path.name] == 1 else f"{path.parent.name}/{path.name}"): path for path in files}
+    return {name: _checksum(path) for name, path in called.items()}
 
 
 def _checksum(path: Path) -> str:

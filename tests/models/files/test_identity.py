@@ -42,3 +42,11 @@ def test_of_a_large_file_the_beginning_and_pieces_are_read(path, monkeypatch) ->
 def test_a_missing_file_is_named(tmp_path) -> None:
     with pytest.raises(UserError, match="gone is missing"):
         identity_of_files([tmp_path / "gone"])
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(path, tmp_path) -> None:
+    for part in ("vae", "llm"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text(part)
+    found = identity_of_files([path, tmp_path / "vae" / "config.json", tmp_path / "llm" / "config.json"])
+    assert found.keys() == {"weights", "vae/config.json", "llm/config.json"} and len(set(found.values())) == 3

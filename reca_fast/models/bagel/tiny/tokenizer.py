@@ -1,6 +1,7 @@
 """A small tokenizer of Qwen's kind, trained on the prompt templates, in the files that Qwen publishes."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from reca_fast.data.templates import templates
@@ -10,12 +11,13 @@ from reca_fast.models.files.folder import write_object
 END_OF_TEXT = "<|endoftext|>"
 
 
-def write_tokenizer(folder: Path, vocabulary_size: int) -> None:
+def write_tokenizer(folder: Path, vocabulary_size: int, markers: Sequence[str] = tuple(MARKERS.values())) -> None:
     """Train a byte-level BPE and write it twice: as tokenizer.json, and as the three older files beside it.
 
     Args:
         folder: which exists.
-        vocabulary_size: entries, without the five special tokens.
+        vocabulary_size: entries, without the special tokens.
+        markers: the special tokens besides END_OF_TEXT.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -39,7 +41,7 @@ def write_tokenizer(folder: Path, vocabulary_size: int) -> None:
         show_progress=False,
     )
     tokenizer.train_from_iterator(templates(), trainer)
-    special = [END_OF_TEXT, *MARKERS.values()]
+    special = [END_OF_TEXT, *markers]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     tokenizer.save(str(folder / "tokenizer.json"))
     tokenizer.model.save(str(folder))
