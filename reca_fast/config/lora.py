@@ -10,14 +10,13 @@ from .declare import fixed
 
 @dataclass
 class LoraConfig:
-    """Train low-rank adapters of the generation side's linear layers, and nothing else. A layer then computes
+    """Train low-rank adapters of the linear layers that would be trained, and nothing else. A layer then computes
     W x + scale * B A x, with A [rank, in] and B [out, rank] trained in fp32 and W frozen. With memory.frozen=nf4 or
     int8 W is quantised as well, which is called QLoRA. `export` merges the adapters into the base's own weights.
     """
 
     rank: Annotated[int, Range(0, 1024)] = fixed(0)
-    """Rank of the adapters; 0 is off, 16 to 64 are usual. Needs peft. Excludes model.freeze_und=false and
-    memory.matmul.
+    """Rank of the adapters; 0 is off, 16 to 64 are usual. Needs peft. Excludes memory.matmul and memory.swap.
     """
     alpha: PositiveFloat = fixed(32.0)
     """The adapters' product is scaled by alpha / rank."""

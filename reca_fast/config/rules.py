@@ -77,7 +77,6 @@ def check_lora(config: RunConfig) -> None:
     if not config.lora.rank:
         return
     wrong = {
-        "adapts the generation side alone: set --model.freeze_und true": not config.model.freeze_und,
         "leaves no trained layer for memory.matmul: set --memory.matmul plain": config.memory.matmul != "plain",
         "leaves nothing to swap: set --memory.swap 0, and --memory.frozen_on host to move the frozen weights": (
             config.memory.swap > 0

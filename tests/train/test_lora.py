@@ -77,7 +77,10 @@ def test_an_export_holds_the_adapters_merged_into_the_base_s_own_weights(run, ta
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
-        ({"model.freeze_und": False}, r"lora\.rank=4 adapts the generation side alone: set --model\.freeze_und true"),
+        (
+            {"memory.order": "layer", "memory.recompute": "blocks", "memory.swap": 1},
+            r"lora\.rank=4 leaves nothing to swap",
+        ),
         ({"memory.matmul": "int8"}, r"lora\.rank=4 leaves no trained layer for memory\.matmul"),
     ],
     ids=str,

@@ -199,7 +199,8 @@ class ShowoModel:
         Args:
             keep_casts: keep the narrow copies of the weights until the context ends. Drawing uses them in every step.
         """
-        if self.module.lm_head.weight.dtype == self.dtype:
+        trained = {p.dtype for p in self.module.parameters() if p.requires_grad}
+        if {self.dtype} == trained | {self.module.lm_head.weight.dtype}:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype, cache_enabled=keep_casts)
 
