@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from reca_fast.kernels.fused_linear_cross_entropy.contract import fused_linear_cross_entropy
@@ -181,6 +182,27 @@ def run_sum(tensors, labels, settings, dtype) -> tuple[Tensor, ...]:
     leaves = [None if x is None else x.detach().to(dtype or x.dtype).requires_grad_() for x in tensors]
     loss = plain(leaves, labels, settings, "sum")
     return torch.autograd.grad(loss, [x for x in leaves[:3] if x is not None])
+
+
+@pytest.mark.parametrize("hooked", [False, True], ids=["", "with a hook"])
+def test_losses_of_one_weight_add_up(hooked) -> None:
+    """In weight.grad, which the first of them becomes; other uses of the weight, and a gradient from before, count."""
+    hidden, weight = torch.randn(2, 5, 4), torch.randn(9, 4, requires_grad=True)
+    labels = torch.tensor([2, 5, IGNORED, 2, 2])
+
+    def loss() -> Tensor:
+        each = [fused_linear_cross_entropy(rows, weight, labels, reduction="sum") for rows in hidden]
+        return 3 * each[0] + each[1] + weight.square().sum()
+
+    logits = [F.cross_entropy(rows @ weight.t(), labels, ignore_index=IGNORED, reduction="sum") for rows in hidden]
+    (expected,) = torch.autograd.grad(3 * logits[0] + logits[1] + weight.square().sum(), weight)
+    torch.testing.assert_close(torch.autograd.grad(loss(), weight)[0], expected)
+    assert weight.grad is None
+    if hooked:
+        weight.register_hook(lambda gradient: gradient * 1)
+    for times in (1, 2):
+        loss().backward()
+        torch.testing.assert_close(weight.grad, times * expected)
 
 
 @pytest.mark.parametrize("hooked", [False, True], ids=["", "with a hook"])

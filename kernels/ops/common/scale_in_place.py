@@ -33,6 +33,8 @@ def scale_in_place(gradient: Tensor, upstream: Tensor) -> None:
     """gradient *= upstream, in place; upstream is [] on the same device."""
     if runs_triton(gradient, upstream):
         launch_scale(gradient, upstream)
+    elif gradient.dtype == upstream.dtype:
+        gradient.mul_(upstream)
     else:  # not mul_: on a GPU that would round the factor to the gradient's dtype, and a loss scale to infinity
         gradient.copy_(gradient.to(upstream.dtype) * upstream)
 

@@ -15,7 +15,8 @@ them, in place, with the gradient of the total, by a kernel that returns at once
 computes them anew. With "none" they are computed in the backward pass, from logits that are computed again.
 
 The weight's gradient is summed over chunks in fp32. Its rows outside `vocab_range` are never computed. Autograd wants a
-gradient of all rows; that is written once, in the backward pass, unless `weight.grad` is there to be added to.
+gradient of all rows; that is written once, in the backward pass, unless `weight.grad` is there to be added to. Without
+a range, the gradient itself becomes `weight.grad` where autograd would only put it there.
 
 Memory beyond arguments and gradients: the logits of a chunk, 2048 rows of D numbers, and with several chunks an fp32
 gradient of the weight; under autocast also the weight of the range, cast. In fp16 the gradient of the weight is fp32
@@ -156,24 +157,33 @@ def _(hidden_states, weight, bias, labels, factor, needs, start, stop, *_):
 
 
 def _add_in_place(weight: Tensor, start: int, gradient: Tensor) -> bool:
-    """Whether the gradient of the classes from `start` on has been added to those rows of weight.grad.
+    """Whether the gradient of the classes from `start` on has been added to those rows of weight.grad, or, where there
+    was none, the gradient of all classes has become it.
 
-    That is done only where autograd would do no more with a dense gradient than add it; then the dense one, zero
-    outside the range, need not be made.
+    That is done only where autograd would do no more with a gradient than add it. A dense one, zero outside the range,
+    need not be made then. And autograd adds up what several losses want of one weight before it adds that to
+    weight.grad: at Show-o's size, that would be one more tensor of half a gigabyte.
     """
-    total = weight.grad if weight.is_leaf else None
-    if total is None or type(total) is not Tensor or type(weight) not in (Tensor, torch.nn.Parameter):
+    if not weight.is_leaf or type(weight) not in (Tensor, torch.nn.Parameter) or type(gradient) is not Tensor:
         return False
-    if total.dtype != weight.dtype or total.layout != torch.strided or total.requires_grad:
+    total = weight.grad
+    if total is None and gradient.shape != weight.shape:
         return False
-    if weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None) or type(gradient) is not Tensor:
+    if total is not None and (type(total) is not Tensor or total.layout != torch.strided or total.requires_grad):
+        return False
+    if (gradient if total is None else total).dtype != weight.dtype:
+        return False
+    if weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None):
         return False
     try:
         if not torch._C._will_engine_execute_node(get_gradient_edge(weight).node):
             return False
     except RuntimeError:  # autograd.grad(), which wants the gradient itself
         return False
-    total[start : start + len(gradient)].add_(gradient)
+    if total is None:
+        weight.grad = gradient
+    else:
+        total[start : start + len(gradient)].add_(gradient)
     return True
 
 
@@ -188,11 +198,13 @@ def _for_autograd(ctx, weight: Tensor, bias: Tensor, gradients: Sequence[Tensor]
     """The gradients as autograd wants them: those of weight and bias for the whole vocabulary, None where unneeded."""
     start, stop = ctx.settings.start, ctx.settings.stop
     out: list[Tensor | None] = list(gradients)
-    if ctx.needs[1] and stop - start < len(weight):
-        added = _add_in_place(weight, start, gradients[1])
-        out[1] = None if added else _spread(gradients[1], weight, start)
-    elif ctx.needs[1]:
-        out[1] = gradients[1].to(weight.dtype)
+    if ctx.needs[1]:
+        if _add_in_place(weight, start, gradients[1]):
+            out[1] = None
+        elif stop - start < len(weight):
+            out[1] = _spread(gradients[1], weight, start)
+        else:
+            out[1] = gradients[1].to(weight.dtype)
     if ctx.needs[2]:
         whole = stop - start == len(bias)
         out[2] = gradients[2].to(bias.dtype) if whole else _spread(gradients[2], bias, start)
