@@ -17,6 +17,8 @@ from reca_fast.errors import writing
 TINY = {
     "tiny-bagel": "reca_fast.models.bagel.tiny:write_tiny_bagel",
     "tiny-openuni": "reca_fast.models.openuni.tiny:write_tiny_openuni",
+    "tiny-showo": "reca_fast.models.showo.tiny:write_tiny_showo",
+    "tiny-showo-vq": "reca_fast.models.showo.tiny:write_tiny_showo_vq",
     "tiny-auxiliary": "reca_fast.models.auxiliary.tiny:write_tiny_auxiliary",
     "tiny-harmon": "reca_fast.models.harmon.tiny:write_tiny_harmon",
 }

@@ -37,3 +37,13 @@ def write_tiny_checkpoint(folder: str | Path, *, seed: int = 0, **sizes: Any) ->
         write_object(folder / "clip" / "config.json", config.clip_config())
         save_file(tower(config, seed), folder / "clip" / "model.safetensors")
     return config
+
+
+def write_tiny_showo(folder: Path) -> None:
+    """Write the checkpoint folder that the recipe tiny-showo trains, whose conditions are seen through CLIP."""
+    write_tiny_checkpoint(folder, clip=True)
+
+
+def write_tiny_showo_vq(folder: Path) -> None:
+    """Write the checkpoint folder that the recipe tiny-showo-vq trains, whose conditions are codes."""
+    write_tiny_checkpoint(folder)
