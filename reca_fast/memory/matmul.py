@@ -94,12 +94,14 @@ class Int8Linear(nn.Linear):
     """A linear layer that multiplies in int8, apart from its weight's gradient."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """[N, in] -> [N, out], in autocast's dtype where that is on, else in that of `input`."""
-        if input.shape[0] < FEWEST_ROWS:
+        """[..., in] -> [..., out], in autocast's dtype where that is on, else in that of `input`."""
+        rows = input.reshape(-1, input.shape[-1])
+        if len(rows) < FEWEST_ROWS:
             return F.linear(input, self.weight, self.bias)
         kind = input.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
-        out: Tensor = _Int8Product.apply(input.to(dtype), self.weight)  # type: ignore[no-untyped-call]
+        product: Tensor = _Int8Product.apply(rows.to(dtype), self.weight)  # type: ignore[no-untyped-call]
+        out = product.view(*input.shape[:-1], -1)
         return out if self.bias is None else out + self.bias.to(dtype)
 
 

@@ -37,7 +37,7 @@ from .vae import CONFIG as VAE_CONFIG
 from .vae import WEIGHTS as VAE_WEIGHTS
 from .vae import vae_config
 from .vlm import VLM, build_vlm
-from .weights import check_vlm, fill_decoder, fill_language, numbers, weights_file
+from .weights import check_vlm, fill_decoder, fill_language, holds_own_head, numbers, weights_file
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -79,7 +79,10 @@ class AuxiliaryModel:
         self.wording = wording or Wording.of(open_chat(self.folder, family, self.vlm.text.vocab_size))
 
     def _build(self) -> VLM:
-        return build_vlm(self.values, str(self.folder / CONFIG))
+        vlm = build_vlm(self.values, str(self.folder / CONFIG))
+        if self.options.path and vlm.language.is_tied and holds_own_head(self.weights, vlm.family):
+            vlm.language.untie()
+        return vlm
 
     @classmethod
     def recognises(cls, folder: Path) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from reca_fast.errors import UserError
@@ -41,6 +42,15 @@ class LanguageSide(nn.Module):
         self.backend, self.dtype = "sdpa", torch.float32
         self.tables = tables_of(self)
         text.config._attn_implementation = PACKED  # the layers hold this very object
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the head is the embedding table."""
+        return self.lm_head.weight is self.embed_tokens.weight
+
+    def untie(self) -> None:
+        """Give the head a weight of its own, on the meta device."""
+        self.lm_head.weight = nn.Parameter(torch.empty_like(self.embed_tokens.weight))
 
     def forward(self, ids: Tensor, positions: Tensor, segments: Varlen, image_rows: Tensor, features: Tensor) -> Tensor:
         """Hidden states behind the last norm.
@@ -162,7 +172,7 @@ def build_vlm(values: Mapping[str, Any], where: str) -> VLM:
             with weights_on_meta():
                 vlm = cls(config)
                 vlm.tie_weights()
-    except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError, StrictDataclassError) as error:
         said = " ".join(str(error).split())[:200]
         raise UserError(f"{where} describes no {kind.CLASS} that transformers can build ({said}).") from None
     family = kind(config)

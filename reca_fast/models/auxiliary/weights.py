@@ -44,6 +44,20 @@ def weights_file(folder: Path, choice: str = "auto") -> Path:
     return folder / found[0]
 
 
+def holds_own_head(path: Path, family: Family) -> bool:
+    """Whether a file holds a head that is not its embedding table again. Configurations do not tell: InternVL's says
+    tied unless it is told otherwise, and transformers too believes the file. A few rows are compared.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    with open_sharded(path) as weights:
+        names = names_of(weights, family).language
+        head, table = (names.key(f"{name}.weight") for name in ("lm_head", "embed_tokens"))
+        rows = (slice(0, 64),)
+        return head in weights.shapes and not torch.equal(weights.tensor(head, rows), weights.tensor(table, rows))
+
+
 def check_vlm(language: LanguageSide, tower: Tower, path: Path) -> None:
     """Refuse files whose keys or shapes differ from the modules'.
 
