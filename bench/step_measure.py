@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from bench.step_ways import WAYS, Work, build
+from bench.ways import Model, Work
 from reca_fast.plan.tracker import MemoryTracker
 
 SQUARE = {"cpu": 1024, "cuda": 8192}
@@ -44,9 +44,9 @@ class Flops(TorchDispatchMode):
         return out
 
 
-def measure(way: str, work: Work, steps: int) -> dict[str, Any]:
-    """The figures of one way. Times are CPU seconds, on a GPU the device's; before each step the rate of a matrix
-    product is taken, so that a change in the machine's load meets both.
+def measure(model: Model, way: str, work: Work, steps: int) -> dict[str, Any]:
+    """The figures of one of a model's ways. Times are CPU seconds, on a GPU the device's; before each step the rate of
+    a matrix product is taken, so that a change in the machine's load meets both.
 
     Returns:
         seconds, wall_s: one number a step; share: of the machine's rate that the step's arithmetic came to, a step;
@@ -55,10 +55,10 @@ def measure(way: str, work: Work, steps: int) -> dict[str, Any]:
         on a CPU.
     """
     if work.device.type == "cuda":
-        return _on_gpu(way, work, steps)
+        return _on_gpu(model, way, work, steps)
     tracker, flops = MemoryTracker(), Flops()
     with tracker:
-        step = build(WAYS[way], work)
+        step = model.build(model.WAYS[way], work)
         weights = tracker.now().total
         loss = step()
         tracker.forget_peak()
@@ -83,8 +83,8 @@ def measure(way: str, work: Work, steps: int) -> dict[str, Any]:
     }
 
 
-def _on_gpu(way: str, work: Work, steps: int) -> dict[str, Any]:
-    step, flops = build(WAYS[way], work), Flops()
+def _on_gpu(model: Model, way: str, work: Work, steps: int) -> dict[str, Any]:
+    step, flops = model.build(model.WAYS[way], work), Flops()
     weights = torch.cuda.memory_allocated()
     loss = step()
     with flops:

@@ -11,7 +11,8 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from bench import step
 from bench.step_measure import Flops, measure
 from bench.step_report import ratios, summarise
-from bench.step_ways import WAYS, Work, sized, write_weights
+from bench.ways import Work, bagel
+from bench.ways.bagel import WAYS
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 NARROWED = ("ours, frozen int8", "ours, frozen nf4")
@@ -21,14 +22,14 @@ NARROWED = ("ours, frozen int8", "ours, frozen nf4")
 @pytest.fixture(scope="module")
 def work(tmp_path_factory) -> Work:
     folder = tmp_path_factory.mktemp("weights")
-    write_weights("tiny", folder)
-    return Work(*sized("tiny"), folder, "fp32", torch.device("cpu"), update=True)
+    bagel.write("tiny", folder)
+    return Work("tiny", folder, "fp32", torch.device("cpu"), update=True)
 
 
 @pytest.fixture(scope="module")
 def figures(work) -> dict[str, dict]:
     """Of every way that needs no library beside the suite's."""
-    return {name: measure(name, work, steps=1) for name, way in WAYS.items() if way.runs("fp32", update=True)}
+    return {name: measure(bagel, name, work, steps=1) for name, way in WAYS.items() if way.runs("fp32", update=True)}
 
 
 def test_every_way_begins_with_the_same_loss(figures) -> None:
@@ -69,7 +70,7 @@ def test_like_is_compared_with_like_inside_a_round() -> None:
         round_of(authors=4, ours=2, authors__recomputed=9, ours__recomputed=3),
         round_of(authors=12, ours=3, authors__recomputed=10, ours__recomputed=5),
     ]
-    assert ratios(rounds) == {
+    assert ratios(rounds, WAYS) == {
         "authors / ours": {"median": 3, "least": 2, "most": 4},
         "authors, recomputed / ours, recomputed": {"median": 2.5, "least": 2, "most": 3},
     }
@@ -118,3 +119,8 @@ def test_a_way_that_fails_is_told_and_the_others_go_on(run, tmp_path, monkeypatc
 def test_a_way_that_does_not_exist_in_this_arithmetic_is_one_sentence(run) -> None:
     code, _, error = run("--ways", "ours, trained bf16")
     assert code == 2 and "ours, trained bf16: not with --precision fp32" in error
+
+
+def test_a_way_of_another_model_is_one_sentence(run) -> None:
+    code, _, error = run("--model", "harmon", "--ways", "grouped")
+    assert code == 2 and "harmon has no way 'grouped'; it has 'authors'" in error

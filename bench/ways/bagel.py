@@ -1,4 +1,4 @@
-"""The ways of taking one RECA training step that `bench/step.py` compares: what they compute is the same.
+"""BAGEL's ways.
 
 - **authors**: the authors' layout in eager torch (`bench/scatter_reference.py`): rows of both experts in one sequence,
   gathered and scattered around every operation, AdamW over a list of tensors.
@@ -8,23 +8,21 @@
 - **ours**: reca_fast's own `train_step`, plain and with each lever pulled.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from operator import attrgetter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bench.random_pack import Sample, build_config, pack_inputs, random_weights
-from bench.scatter_reference import AttentionKernel, ScatterBagel
+from bench.scatter_reference import ScatterBagel
 
-Precision = Literal["fp32", "bf16"]
-Step = Callable[[], float]
-"""One step; returns the loss that it began with."""
-SEED, LR = 7, 1e-4
+from .way import LR, Step, Way, Work, clip_and_step, our_step, ours, settings
+
+SEED = 7
+WEIGHTS = "ema.safetensors"
 SIZES: dict[str, dict[str, Any]] = {
     # Two samples of 256 ViT + 40 text + 1024 latent tokens and image markers: 2648 packed tokens, 58 M parameters.
     "recorded": {
@@ -61,70 +59,29 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class Way:
-    """How a step is taken; `recomputes` says with whom it is compared."""
-
-    kind: Literal["authors", "grouped", "ours"]
-    recomputes: bool = False
-    kernel: AttentionKernel = "generic"  # of attention, in the authors' layout
-    options: Mapping[str, Any] = field(default_factory=dict)  # reca_fast's settings
-    cached: bool = False  # the frozen encoders' work is done beforehand
-
-    def runs(self, precision: Precision, *, update: bool) -> bool:
-        """Whether it exists in that arithmetic, and as forward and backward passes alone."""
-        narrow = self.options.get("memory.trained") == "bf16" or "memory.matmul" in self.options
-        return (precision == "bf16" or not narrow) and (update or self.options.get("memory.order") != "layer")
-
-
-def _ours(recomputes: bool = False, **levers: Any) -> Way:
-    levers = {"recompute": "blocks", **levers} if recomputes else levers
-    return Way("ours", recomputes, options={f"memory.{name}": value for name, value in levers.items()})
-
-
 LAYER: dict[str, Any] = {"recomputes": True, "order": "layer"}
 WAYS: dict[str, Way] = {
     "authors": Way("authors"),
     "authors fused": Way("authors", kernel="fused"),
     "grouped": Way("grouped"),
-    "ours": _ours(),
+    "ours": ours(),
     "ours, cached": Way("ours", cached=True),
-    "ours, trained bf16": _ours(trained="bf16"),
-    "ours, frozen int8": _ours(frozen="int8"),
-    "ours, frozen nf4": _ours(frozen="nf4"),
-    "ours, matmul int8": _ours(matmul="int8"),
+    "ours, trained bf16": ours(trained="bf16"),
+    "ours, frozen int8": ours(frozen="int8"),
+    "ours, frozen nf4": ours(frozen="nf4"),
+    "ours, matmul int8": ours(matmul="int8"),
     "authors, recomputed": Way("authors", recomputes=True),
     "authors fused, recomputed": Way("authors", recomputes=True, kernel="fused"),
     "grouped, recomputed": Way("grouped", recomputes=True),
-    "ours, recomputed": _ours(recomputes=True),
-    "ours, selective": _ours(recomputes=True, recompute="selective"),
-    "ours, layer-major": _ours(**LAYER),
-    "ours, gradients on host": _ours(**LAYER, gradients="host"),
-    "ours, gradients twice": _ours(**LAYER, gradients="twice"),
-    "ours, frozen on host": _ours(**LAYER, frozen_on="host"),
-    "ours, half swapped": _ours(**LAYER, gradients="host", swap=0.5),
+    "ours, recomputed": ours(recomputes=True),
+    "ours, selective": ours(recomputes=True, recompute="selective"),
+    "ours, layer-major": ours(**LAYER),
+    "ours, gradients on host": ours(**LAYER, gradients="host"),
+    "ours, gradients twice": ours(**LAYER, gradients="twice"),
+    "ours, frozen on host": ours(**LAYER, frozen_on="host"),
+    "ours, half swapped": ours(**LAYER, gradients="host", swap=0.5),
 }
 """Name -> way, those that recompute behind those that do not."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What every way is given: a model's sizes, its weights in a file, one packed batch."""
-
-    config: dict[str, Any]
-    inputs: dict[str, Tensor]
-    folder: Path
-    precision: Precision
-    device: torch.device
-    update: bool
-
-    @property
-    def weights(self) -> Path:
-        return self.folder / "ema.safetensors"
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.float32 if self.precision == "fp32" else torch.bfloat16
 
 
 def sized(size: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -135,9 +92,9 @@ def sized(size: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, pack_inputs(config, samples, SEED)
 
 
-def write_weights(size: str, folder: Path) -> None:
+def write(size: str, folder: Path) -> None:
     """The weights that all ways begin with, under the checkpoint's names."""
-    save_file(random_weights(ScatterBagel(sized(size)[0]), SEED), folder / "ema.safetensors")
+    save_file(random_weights(ScatterBagel(sized(size)[0]), SEED), folder / WEIGHTS)
 
 
 def build(way: Way, work: Work) -> Step:
@@ -146,15 +103,16 @@ def build(way: Way, work: Work) -> Step:
 
 def authors_step(way: Way, work: Work) -> Step:
     """In bf16 the layers hold bf16 weights, as sharding gives them to the authors, and AdamW changes fp32 originals."""
+    sizes, given = sized(work.size)
     with torch.device("meta"):  # takes over the given weights instead of copying them
-        model = ScatterBagel(work.config, kernel=way.kernel, checkpointing=way.recomputes)
-    stored = {name: tensor.to(work.device) for name, tensor in load_file(work.weights).items()}
+        model = ScatterBagel(sizes, kernel=way.kernel, checkpointing=way.recomputes)
+    stored = {name: tensor.to(work.device) for name, tensor in load_file(work.folder / WEIGHTS).items()}
     model.load_state_dict({name: tensor.to(work.dtype) for name, tensor in stored.items()}, assign=True)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     masters = {name: nn.Parameter(stored[name]) if work.precision == "bf16" else p for name, p in trained.items()}
     del stored
     optimizer = torch.optim.AdamW(masters.values(), lr=LR, eps=1e-15, weight_decay=0.0)
-    inputs = {n: x.to(work.device, work.dtype if x.is_floating_point() else x.dtype) for n, x in work.inputs.items()}
+    inputs = {n: x.to(work.device, work.dtype if x.is_floating_point() else x.dtype) for n, x in given.items()}
 
     def step() -> float:
         with torch.device(work.device):  # where it makes tensors of its own
@@ -164,7 +122,7 @@ def authors_step(way: Way, work: Work) -> Step:
             for name, parameter in trained.items():
                 if masters[name] is not parameter and parameter.grad is not None:
                     masters[name].grad, parameter.grad = parameter.grad.float(), None
-            _clip_and_step(optimizer, masters.values())
+            clip_and_step(optimizer, masters.values())
             for name, parameter in trained.items():
                 if masters[name] is not parameter:
                     parameter.data.copy_(masters[name].data)
@@ -194,7 +152,7 @@ def grouped_step(way: Way, work: Work) -> Step:
         loss = weighted_loss(model.loss_sums(model.encode(batch)), batch.counts, LossWeights())
         loss.backward()
         if work.update:
-            _clip_and_step(optimizer, parameters)
+            clip_and_step(optimizer, parameters)
         module.zero_grad(set_to_none=True)
         return float(loss.detach())
 
@@ -202,37 +160,13 @@ def grouped_step(way: Way, work: Work) -> Step:
 
 
 def ours_step(way: Way, work: Work) -> Step:
-    from reca_fast.data.loader import Pack
-    from reca_fast.objectives import weighted_loss
-    from reca_fast.train.assemble import assemble
-    from reca_fast.train.distributed import Processes
-    from reca_fast.train.step import train_step
-
-    config, model, batch = _open(work, way.options)
-    processes = Processes()
-    processes.join(work.device.type)
-    run = assemble(config, processes, model)
-    if way.cached:
-        batch = run.model.encode(batch)
-    pack = Pack(lane=0, number=0, batch=batch, keys=(), num_tokens=batch.num_tokens)
-
-    def step() -> float:
-        if work.update:
-            stats = train_step(run, [pack])
-            totals = dict(zip(stats.terms, stats.sums, strict=True))
-        else:
-            totals = run.passes.gradients([batch], lambda sums: weighted_loss(sums, batch.counts, run.config.loss))
-            run.model.module.zero_grad(set_to_none=True)
-        return float(weighted_loss(totals, batch.counts, run.config.loss))
-
-    return step
+    return our_step(way, work, *_open(work, way.options))
 
 
 def _open(work: Work, options: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     """(configuration, reca_fast's model on the meta device, batch on the device). Imported in here, so that the
     authors' step is measured without it.
     """
-    from reca_fast.config import ModelConfig, OptimConfig, RunConfig
     from reca_fast.models.bagel.cases import RecordedCase
     from reca_fast.models.bagel.config import BagelConfig
     from reca_fast.models.bagel.model import BagelModel
@@ -243,16 +177,6 @@ def _open(work: Work, options: Mapping[str, Any]) -> tuple[Any, Any, Any]:
         def fill_encoders(self, device: torch.device) -> None:
             self.encoders.fill_vit(self.weights, self.dtype, device)
 
-    config = RunConfig(model=ModelConfig(path=str(work.folder), precision=work.precision), steps=1000)
-    config.optim = OptimConfig(lr=LR, warmup_steps=0)
-    for name, value in options.items():
-        owner, _, leaf = name.rpartition(".")
-        setattr(attrgetter(owner)(config), leaf, value)
-    case = RecordedCase(Path(), BagelConfig.from_dict(work.config, "the benchmark"), work.config, work.inputs)
+    config, (sizes, inputs) = settings(work, options), sized(work.size)
+    case = RecordedCase(Path(), BagelConfig.from_dict(sizes, "the benchmark"), sizes, inputs)
     return config, WithoutVAE(case.config, config.model), case.batch().to(work.device)
-
-
-def _clip_and_step(optimizer: torch.optim.Optimizer, parameters: Any) -> None:
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
