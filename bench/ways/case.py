@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .way import LR, Step, Way, Work, clip_and_step, our_step, settings
+from .way import LR, Step, Work, clip_and_step
 
 SEED = 7
+WEIGHTS = "weights.safetensors"
 
 
 def write_case(
@@ -27,7 +28,7 @@ def write_case(
     for name, shape in shapes.items():
         scale = max(math.prod(shape[1:]), 16) ** -0.5 if len(shape) > 1 else 0.05
         weights[name] = torch.randn(*shape, generator=draw) * scale + (len(shape) == 1 and name.endswith("weight"))
-    save_file(weights, folder / "weights.safetensors")
+    save_file(weights, folder / WEIGHTS)
     save_file(inputs, folder / "inputs.safetensors")
     (folder / "config.json").write_text(json.dumps(config))
 
@@ -42,7 +43,7 @@ def authors_step(
         loss_of: its loss on the inputs of the case.
     """
     model = build(json.loads((work.folder / "config.json").read_text()))
-    model.load(load_file(work.folder / "weights.safetensors")).to(work.device)
+    model.load(load_file(work.folder / WEIGHTS)).to(work.device)
     inputs = {name: tensor.to(work.device) for name, tensor in load_file(work.folder / "inputs.safetensors").items()}
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LR, eps=1e-8, weight_decay=0.0)
@@ -57,12 +58,3 @@ def authors_step(
         return float(loss.detach())
 
     return step
-
-
-def ours_of_case(way: Way, work: Work, run: str = "recon") -> Step:
-    """reca_fast's step on the run of the case that is called so."""
-    from reca_fast.verify.replay import open_case
-
-    config = settings(work, way.options)
-    model, batch = open_case(work.folder).step(config.model, run)
-    return our_step(way, work, config, model, batch.to(work.device))

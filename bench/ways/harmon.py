@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .case import authors_step, ours_of_case, write_case
+from .case import WEIGHTS, authors_step, write_case
 from .harmon_eager import REPEATS, EagerHarmon
-from .way import Step, Way, Work, ours
+from .way import Step, Way, Work, our_step, ours, settings
 
 SEED, HIDDEN, TEXT = 7, 0.867, 32
 SIZES: dict[str, dict[str, Any]] = {
@@ -97,4 +97,24 @@ def build(way: Way, work: Work) -> Step:
             lambda config: EagerHarmon(config, recompute=way.recomputes),
             lambda model, inputs: model(inputs, "recon"),
         )
-    return ours_of_case(way, work)
+    config, model, batch = _open(way, work)
+    return our_step(way, work, config, model, batch.to(work.device))
+
+
+def _open(way: Way, work: Work) -> tuple[Any, Any, Any]:
+    """(configuration, reca_fast's model on the meta device, batch). Imported in here, so that the authors' step is
+    measured without it.
+    """
+    from reca_fast.models.harmon.cases import RecordedCase
+    from reca_fast.models.harmon.model import HarmonModel
+
+    class WithoutVAE(HarmonModel):
+        """The batch holds latents."""
+
+        def fill_encoders(self, device: torch.device) -> None:
+            pass
+
+    options = {"model.weights": str(work.folder / WEIGHTS), "model.freeze_und": False}
+    config, case = settings(work, {**options, **way.options}), RecordedCase.open(work.folder)
+    assert case is not None
+    return config, WithoutVAE(case.config, config.model), case.batch("recon", case.latents(case.inputs["raw_latents"]))
