@@ -2,7 +2,7 @@
 reca_fast takes it with each of its levers. BAGEL has a grouped and fused baseline besides.
 
     python bench/step.py                                     # every way of BAGEL at the recorded size: minutes a round
-    python bench/step.py --model harmon                      # or openuni, showo
+    python bench/step.py --model harmon                      # or openuni
     python bench/step.py --ways authors ours --rounds 3
     python bench/step.py --no-update                         # forward and backward passes alone
     python bench/step.py --size real --precision bf16        # BAGEL's width, two layers: on a GPU

@@ -12,7 +12,7 @@ from .way import Precision, Step, Way, Work
 
 __all__ = ["MODELS", "Model", "Precision", "Step", "Way", "Work", "ways_of"]
 
-MODELS = ("bagel", "openuni", "harmon", "showo")
+MODELS = ("bagel", "openuni", "harmon")
 
 
 class Model(Protocol):

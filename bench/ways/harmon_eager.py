@@ -229,7 +229,7 @@ class EagerHarmon(nn.Module):
 
         super().__init__()
         self.config, self.grid = config, tuple(config["grid"])
-        llm = Qwen2Config(**config["llm"], attn_implementation="sdpa", use_cache=False)
+        llm = Qwen2Config(**config["llm"], use_cache=False)
         self.llm = Qwen2ForCausalLM(llm)
         if recompute:
             self.llm.gradient_checkpointing_enable({"use_reentrant": False})

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .case import authors_step, ours_of_case, write_case
+from .case import WEIGHTS, authors_step, write_case
 from .openuni_eager import EagerOpenUni
-from .way import Step, Way, Work, ours
+from .way import Step, Way, Work, our_step, ours, settings
 
 SEED = 7
 IMG, END, CONTEXT = 10, 11, 12
@@ -108,4 +108,19 @@ def write(size: str, folder: Path) -> None:
 def build(way: Way, work: Work) -> Step:
     if way.kind == "authors":
         return authors_step(work, EagerOpenUni, lambda model, inputs: model(inputs))
-    return ours_of_case(way, work)
+    config, model, batch = _open(way, work)
+    return our_step(way, work, config, model, batch.to(work.device))
+
+
+def _open(way: Way, work: Work) -> tuple[Any, Any, Any]:
+    """(configuration, reca_fast's model on the meta device, batch). Imported in here, so that the authors' step is
+    measured without it.
+    """
+    from reca_fast.models.openuni.cases import RecordedCase
+    from reca_fast.models.openuni.model import OpenUniModel
+    from reca_fast.models.openuni.tokenizer import PUBLISHED_TOKENS
+
+    options = {"model.path": "", "model.weights": str(work.folder / WEIGHTS)}
+    config, case = settings(work, {**options, **way.options}), RecordedCase.open(work.folder)
+    assert case is not None
+    return config, OpenUniModel(case.config, config.model, PUBLISHED_TOKENS), case.batch(work.dtype)

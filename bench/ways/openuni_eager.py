@@ -85,11 +85,11 @@ class EagerOpenUni(nn.Module):
             image_seq_length=config["lmm"]["num_image_token"],
             downsample_ratio=config["lmm"]["downsample_ratio"],
             tie_word_embeddings=False,
-            attn_implementation="sdpa",
         )
         self.lmm = InternVLModel(lmm).requires_grad_(False)
-        self.vae = AutoencoderDC(**config["vae"]).requires_grad_(False)
-        self.transformer = SanaTransformer2DModel(**config["sana"])
+        self.vae: Any = AutoencoderDC(**config["vae"])
+        self.vae.requires_grad_(False)
+        self.transformer: Any = SanaTransformer2DModel(**config["sana"])
         self.connector = Connector(config["connector"])
         width = config["connector"]["hidden_size"]
         self.projector = nn.Linear(width, config["sana"]["caption_channels"])
