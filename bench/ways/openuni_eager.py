@@ -87,8 +87,8 @@ class EagerOpenUni(nn.Module):
             tie_word_embeddings=False,
         )
         self.lmm = InternVLModel(lmm).requires_grad_(False)
-        self.vae: Any = AutoencoderDC(**config["vae"])
-        self.vae.requires_grad_(False)
+        vae: Any = AutoencoderDC(**config["vae"])
+        self.vae = vae.requires_grad_(False)
         self.transformer: Any = SanaTransformer2DModel(**config["sana"])
         self.connector = Connector(config["connector"])
         width = config["connector"]["hidden_size"]
