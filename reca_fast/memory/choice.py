@@ -1,13 +1,21 @@
 """Which results each block keeps: the rules behind `memory.recompute` selective and budget."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 from .block_cost import BlockCost, Product
 from .keeping import Name
 
 GIB = 2**30
+
+
+class Kind(NamedTuple):
+    """Blocks that are alike."""
+
+    cost: BlockCost  # of one of them
+    blocks: tuple[int, ...]  # their numbers
 
 
 @dataclass(frozen=True)
@@ -18,28 +26,32 @@ class Choice:
     bytes: int  # of all that is kept, the blocks' inputs included
     flops: int  # of the products that are computed again
 
-    def says(self, cost: BlockCost) -> str:
+    def says(self, kinds: Sequence[Kind]) -> str:
         """The choice in one line."""
-        count, whole = len(self.kept), sum(kept is None for kept in self.kept)
-        numbers = [sum(kept is not None and x.name in kept for kept in self.kept) for x in cost.products]
-        parts = [f"everything in {whole} of {count} blocks"] if whole else []
-        for number, group in groupby(zip(numbers, cost.products, strict=True), key=lambda pair: pair[0]):
-            if number:
-                parts.append(f"{', '.join(dict.fromkeys(x.label for _, x in group))} in {number} of {count} blocks")
-        keeps = "; ".join(parts) or f"the inputs of {count} blocks alone"
+        parts = []
+        for cost, blocks in kinds:
+            kept, count = [self.kept[number] for number in blocks], len(blocks)
+            if whole := sum(each is None for each in kept):
+                parts.append(f"everything in {whole} of {count} blocks")
+            numbers = [sum(each is not None and x.name in each for each in kept) for x in cost.products]
+            for number, group in groupby(zip(numbers, cost.products, strict=True), key=lambda pair: pair[0]):
+                if number:
+                    labels = ", ".join(dict.fromkeys(x.label for _, x in group))
+                    parts.append(f"{labels} in {number} of {count} blocks")
+        keeps = "; ".join(parts) or f"the inputs of {len(self.kept)} blocks alone"
         return f"recompute: keeps {keeps}: {self.bytes / GIB:.2f} GiB; computes {self.flops / 1e12:.3g} TFLOP again"
 
 
-Rule = Callable[[BlockCost, int], Choice]
-"""What one block costs, and the number of blocks -> what each of them keeps."""
+Rule = Callable[[Sequence[Kind]], Choice]
+"""The kinds of blocks, in the order in which they run -> what each block keeps."""
 
 
-def keep_narrow(cost: BlockCost, blocks: int) -> Choice:
+def keep_narrow(kinds: Sequence[Kind]) -> Choice:
     """Every product whose result takes no more memory than the block's own, in every block: attention and its
     projections, but not an MLP's wide inner rows.
     """
-    chosen = [x for x in cost.products if x.bytes <= cost.rows]
-    return _choice(cost, [chosen] * blocks, whole=0)
+    narrow = {number: [x for x in cost.products if x.bytes <= cost.rows] for cost, blocks in kinds for number in blocks}
+    return _choice(kinds, narrow, whole=set())
 
 
 def keep_within(budget: int, *, whole_blocks: bool = True) -> Rule:
@@ -53,27 +65,34 @@ def keep_within(budget: int, *, whole_blocks: bool = True) -> Rule:
         whole_blocks: False where every block has to run again, because its weights are elsewhere between the passes.
     """
 
-    def rule(cost: BlockCost, blocks: int) -> Choice:
-        left = budget - blocks * cost.rows
-        chosen: list[list[Product]] = [[] for _ in range(blocks)]
-        for product in sorted(cost.products, key=lambda x: -x.flops / max(x.bytes, 1)):
-            number = min(blocks, max(left, 0) // max(product.bytes, 1))
-            left -= number * product.bytes
-            for keeps in chosen[blocks - number :]:
-                keeps.append(product)
-        rest = cost.everything - sum(x.bytes for x in cost.products)
-        complete = sum(len(keeps) == len(cost.products) for keeps in chosen)
-        whole = min(complete, max(left, 0) // max(rest, 1)) if whole_blocks else 0
-        return _choice(cost, chosen, whole)
+    def rule(kinds: Sequence[Kind]) -> Choice:
+        left = budget - sum(len(blocks) * cost.rows for cost, blocks in kinds)
+        chosen: dict[int, list[Product]] = {number: [] for _, blocks in kinds for number in blocks}
+        products = [(product, blocks) for cost, blocks in kinds for product in cost.products]
+        for product, blocks in sorted(products, key=lambda pair: -pair[0].flops / max(pair[0].bytes, 1)):
+            fitting = min(len(blocks), max(left, 0) // max(product.bytes, 1))
+            left -= fitting * product.bytes
+            for number in blocks[len(blocks) - fitting :]:
+                chosen[number].append(product)
+        whole: set[int] = set()
+        for cost, blocks in reversed(kinds) if whole_blocks else ():
+            rest = cost.everything - sum(x.bytes for x in cost.products)
+            complete = sum(len(chosen[number]) == len(cost.products) for number in blocks)
+            fitting = min(complete, max(left, 0) // max(rest, 1))
+            left -= fitting * rest
+            whole.update(blocks[len(blocks) - fitting :])
+        return _choice(kinds, chosen, whole)
 
     return rule
 
 
-def _choice(cost: BlockCost, chosen: list[list[Product]], whole: int) -> Choice:
-    """With `chosen` products kept in each block, and everything in the last `whole` blocks."""
-    first_whole = len(chosen) - whole
-    size = len(chosen) * cost.rows + whole * cost.everything
-    size += sum(x.bytes for keeps in chosen[:first_whole] for x in keeps)
-    again = sum(x.flops for keeps in chosen[:first_whole] for x in cost.products if x not in keeps)
-    kept = [frozenset(x.name for x in keeps) for keeps in chosen[:first_whole]]
-    return Choice((*kept, *[None] * whole), size, again)
+def _choice(kinds: Sequence[Kind], chosen: dict[int, list[Product]], whole: set[int]) -> Choice:
+    """With `chosen` products kept in each block, and everything in the blocks `whole`."""
+    size = again = 0
+    kept: dict[int, frozenset[Name] | None] = {}
+    for cost, blocks in kinds:
+        for number in blocks:
+            size += cost.rows + (cost.everything if number in whole else sum(x.bytes for x in chosen[number]))
+            again += 0 if number in whole else sum(x.flops for x in cost.products if x not in chosen[number])
+            kept[number] = None if number in whole else frozenset(x.name for x in chosen[number])
+    return Choice(tuple(kept[number] for number in sorted(kept)), size, again)

@@ -109,7 +109,7 @@ class _InChunks(torch.autograd.Function):
                 if more is not None:
                     before = sums[number]
                     sums[number] = _widened(more) if before is None else before.add_(more)
-            del found, more
+            del found
         totals = iter(sums)
         grads = []
         for weight in weights:

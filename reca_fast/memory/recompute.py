@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from .block_cost import block_cost
-from .choice import Choice, Rule
+from .block_cost import BlockCost, block_cost
+from .choice import Choice, Kind, Rule
 from .keeping import Name, run_keeping, run_keeping_compiled
 
 Forward = Callable[..., Any]
@@ -46,7 +46,8 @@ def recompute_rest(
 
     The rule decides when the first block runs for the first time, from what the block really computes there, and anew
     when a longer pack arrives. So a budget holds for every pack, and no model or kernel is known here. For that, the
-    block runs once more, keeping nothing. All blocks have to be alike.
+    block runs once more, keeping nothing. Where blocks are of several kinds (of other classes or sizes), one of each is
+    watched, and until the last of them has run the blocks keep their inputs alone.
 
     Price, excludes: as `recompute`, with less arithmetic and more memory, as the rule says.
 
@@ -55,7 +56,7 @@ def recompute_rest(
             must be known inside of it.
         say: is told each decision, in one line.
     """
-    shared = _Decision(rule, len(blocks), say)
+    shared = _Decision(rule, blocks, say)
     for number, block in enumerate(blocks):
         block.forward = _Kept(block, number, shared, compiled)
 
@@ -63,21 +64,43 @@ def recompute_rest(
 class _Decision:
     """The choice in force, which all blocks share."""
 
-    def __init__(self, rule: Rule, blocks: int, say: Callable[[str], None]) -> None:
-        self._rule, self._blocks, self._say = rule, blocks, say
+    def __init__(self, rule: Rule, blocks: Sequence[nn.Module], say: Callable[[str], None]) -> None:
+        self._rule, self._say = rule, say
+        alike: dict[Any, list[int]] = {}
+        for number, block in enumerate(blocks):
+            alike.setdefault(_kind(block), []).append(number)
+        self._numbers = list(alike.values())
+        self._first = {numbers[0]: kind for kind, numbers in enumerate(self._numbers)}  # of each kind its first block
         self._choice: Choice | None = None
-        self._longest = 0
+        self._said: Choice | None = None
+        self._costs: dict[int, BlockCost] = {}
+        self._longest: dict[int, int] = {}
 
     def names(self, call: "_Kept", args: tuple[Any, ...], kwargs: dict[str, Any]) -> frozenset[Name] | None:
-        size = sum(x.numel() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
-        if self._choice is None or (call.number == 0 and size > self._longest):
-            self._longest = size
-            cost = block_cost(call.block, call.plain, args, kwargs)
-            choice = self._rule(cost, self._blocks)
-            if self._choice is None or choice.kept != self._choice.kept:
-                self._say(choice.says(cost))
-            self._choice = choice
-        return self._choice.kept[call.number]
+        kind = self._first.get(call.number)
+        if kind is not None:
+            size = sum(x.numel() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+            if kind not in self._costs or size > self._longest[kind]:
+                if call.number == 0:  # a longer pack: what the other kinds took of shorter ones says nothing
+                    self._costs, self._choice = {}, None
+                self._longest[kind], self._costs[kind] = size, block_cost(call.block, call.plain, args, kwargs)
+                self._decide()
+        return frozenset() if self._choice is None else self._choice.kept[call.number]
+
+    def _decide(self) -> None:
+        """Choose, once a block of every kind was watched."""
+        if len(self._costs) < len(self._numbers):
+            return
+        kinds = [Kind(self._costs[kind], tuple(numbers)) for kind, numbers in enumerate(self._numbers)]
+        self._choice = self._rule(kinds)
+        if self._said is None or self._choice.kept != self._said.kept:
+            self._say(self._choice.says(kinds))
+        self._said = self._choice
+
+
+def _kind(block: nn.Module) -> Any:
+    """What blocks that are alike have in common: their class, and the names and shapes of their trained weights."""
+    return type(block), tuple((name, tuple(p.shape)) for name, p in block.named_parameters() if p.requires_grad)
 
 
 class _Kept:

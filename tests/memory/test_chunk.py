@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from reca_fast.config import MemoryConfig
+from reca_fast.memory.chunk import chunk_mlps
 from tests.memory.steps import batch_of, gradients, levered
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -23,6 +25,25 @@ def test_gradients_are_the_same_to_rounding(tiny_folder, recompute, precision):
     for name, gradient in whole.items():
         assert gradient.any() and chunked[name].dtype == gradient.dtype
         assert (chunked[name] - gradient).norm() <= tolerance * gradient.norm(), name
+
+
+class Frozen(nn.Module):
+    """A block whose MLP is frozen and has a gradient passed through it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(8, 16), nn.SiLU(), nn.Linear(16, 8)).requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.mlp(x)
+
+
+def test_a_gradient_passes_through_a_frozen_mlp():
+    block, x = Frozen(), torch.randn(5, 8, requires_grad=True)
+    (whole,) = torch.autograd.grad(block(x).square().sum(), [x])
+    chunk_mlps([block], 2)
+    (chunked,) = torch.autograd.grad(block(x).square().sum(), [x])
+    torch.testing.assert_close(chunked, whole)
 
 
 HIDDEN, WIDE = 64, 96

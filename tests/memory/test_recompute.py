@@ -156,6 +156,50 @@ def test_a_longer_pack_is_decided_anew(one_thread):
     ]
 
 
+class Narrow(nn.Module):
+    """A block of another kind, of one product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.only = nn.Linear(8, 8, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.only(x).tanh().exp()
+
+
+def test_blocks_of_two_kinds_share_one_budget(one_thread):
+    """One of each kind is watched in the first pass; from the second on, what saves most is kept, whosoever's it is."""
+
+    def run(rule: Any) -> tuple[list[list[Any]], list[str], list[int]]:
+        torch.manual_seed(0)
+        blocks = [Overwrites(), Overwrites(), Narrow(), Narrow(), Narrow()]
+        said: list[str] = []
+        if rule is not None:
+            recompute_rest(blocks, rule, say=said.append)
+        gradients, flops = [], []
+        for rows in (4, 4, 8, 8):
+            x = torch.randn(rows, 8, requires_grad=True)
+            with FlopCounterMode(display=False) as counter:
+                out = x
+                for block in blocks:
+                    out = block(out)
+                out.sum().backward()
+            gradients.append([p.grad for p in (x, *(p for block in blocks for p in block.parameters()))])
+            for block in blocks:
+                block.zero_grad()
+            flops.append(counter.get_total_flops())
+        return gradients, said, flops
+
+    plain, _, least = run(None)
+    for rule in (keep_narrow, keep_within(2200), keep_within(10_000)):
+        kept, said, flops = run(rule)
+        for ours, theirs in zip(kept, plain, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        assert flops[0] > flops[1] >= least[1] and flops[2] > flops[3] >= least[3]
+    assert flops[1] == least[1] and flops[3] == least[3]  # with room for everything, nothing is computed again
+    assert said[0].startswith("recompute: keeps everything in 2 of 2 blocks; everything in 3 of 3 blocks: ")
+
+
 def test_no_narrow_copy_of_a_weight_outlives_its_product(tiny_folder):
     """Under bf16, recomputation leaves nothing of the layers' weights behind: 13 GB at BAGEL's size."""
     model = open_model(ModelConfig(str(tiny_folder), precision="bf16"))
