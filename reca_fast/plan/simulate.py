@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,6 @@ from reca_fast.errors import UserError
 from reca_fast.kernels import assume_gpu
 from reca_fast.memory.place import training_place
 from reca_fast.models import Model
-from reca_fast.randomness import draw_of_pack
 from reca_fast.sample import I2T, TASKS, Encoded, Sample, Text
 from reca_fast.train.assemble import assemble
 from reca_fast.train.distributed import Processes
@@ -27,6 +27,7 @@ from reca_fast.train.state import Run, trained
 from reca_fast.train.step import train_step
 
 from .tracker import MemoryTracker, Usage
+from .typical import typical_batch
 from .work import Work, WorkLog
 
 PROMPT = Text(tuple(range(21)))
@@ -229,7 +230,8 @@ def make_packs(config: RunConfig, model: Model, packs: int) -> list[Pack[Any]]:
         turn = tasks_in_turn(data)[number % len(tasks_in_turn(data))] if data.mix == "pack" else None
         samples, tokens = _filled({k: v for k, v in kinds.items() if turn is None or k == (turn,)}, data)
         keys = tuple(sample.key for sample in samples)
-        made.append(Pack(0, number, inputs.collate(samples, draw_of_pack(0, 0, number)), keys, tokens))
+        batch = typical_batch(partial(inputs.collate, samples), model.flops, number)
+        made.append(Pack(0, number, batch, keys, tokens))
     return made
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -121,24 +121,30 @@ def _is_view(func: Any, given: list[Tensor], made: list[Tensor]) -> bool:
     return all(x.untyped_storage()._cdata in known for x in made)
 
 
-def _pairs(cu_q: Tensor, cu_k: Tensor, queries: int, longest: int) -> float:
+def _pairs(given: Mapping[str, Any]) -> float:
     """Pairs of query and key in a call of attention: exact where the offsets are known, else as if all segments of keys
-    were as long as the longest.
+    were as long as the longest. Under the causal rule the last query of a segment sees all m keys of it, the first of n
+    sees m - (n - 1), and kernels leave out what is not seen.
     """
+    queries, cu_q, cu_k = len(given["query"]), given["cu_seq_q"], given["cu_seq_k"]
+    causal = given.get("is_causal") or list(given.get("window_size") or ()) == [-1, 0]
     if isinstance(cu_q, FakeTensor) or cu_q.is_meta:
-        return float(queries * longest)
+        return float(queries * given["max_k"]) / (2 if causal else 1)
     with _disable_current_modes():  # real offsets have values even where every other tensor is fake
-        return float((cu_q.diff().double() * cu_k.diff().double()).sum())
+        n, m = cu_q.diff().double(), cu_k.diff().double()
+        return float((n * m - (n * (n - 1) / 2 if causal else 0)).sum())
 
 
-def _attention_flops(*args: Any, **__: Any) -> int:
-    q, _, _, cu_q, cu_k, _, max_k, *_ = args
-    return int(4 * _pairs(cu_q, cu_k, len(q), max_k) * q.shape[1] * q.shape[2])
+def _counted(operation: Any, products: int) -> Callable[..., int]:
+    """The count of an operation of attention that multiplies so many matrices of queries by keys."""
+    names = [argument.name for argument in operation.default._schema.arguments]
 
+    def count(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
+        given = dict(zip(names, args, strict=False)) | kwargs
+        _, heads, width = given["query"].shape
+        return int(2 * products * _pairs(given) * heads * width)
 
-def _attention_backward_flops(*args: Any, **__: Any) -> int:
-    _, q, _, _, _, _, cu_q, cu_k, _, max_k, *_ = args
-    return int(10 * _pairs(cu_q, cu_k, len(q), max_k) * q.shape[1] * q.shape[2])
+    return count
 
 
 def _convolution_backward_flops(*args: Any, **__: Any) -> int:
@@ -157,8 +163,8 @@ def _formulas() -> dict[Any, Callable[..., int]]:
 
     ops = torch.ops.torch_attn
     return {
-        ops._varlen_attn: _attention_flops,
-        ops._varlen_attn_backward: _attention_backward_flops,
+        ops._varlen_attn: _counted(ops._varlen_attn, 2),
+        ops._varlen_attn_backward: _counted(ops._varlen_attn_backward, 5),
         torch.ops.aten.convolution_backward: _convolution_backward_flops,
     }
 

@@ -12,12 +12,11 @@ from reca_fast.sample import I2T, T2I, Encoded, Sample
 
 from .batch import LATENTS, HarmonBatch
 from .config import HarmonConfig, MarConfig
+from .diffusion import STEPS
 from .layout import Piece, build_layout
 from .positions import Grid
 from .tokenizer import HarmonTokenizer
 
-STEPS = 1000
-"""Of the diffusion process."""
 MEAN, DEVIATION = 1.0, 0.25
 """Of the normal distribution that the hidden share comes from, cut off below `mask_ratio_min` and above 1."""
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from reca_fast.kernels import adaln_modulate, gated_residual, mar_residual_block
 from reca_fast.models.parts.timestep import TimestepEmbedder
 
+from .diffusion import STEPS
 from .mar import EPS, LayerNorm
 
 
@@ -88,14 +89,14 @@ class Denoiser(nn.Module):
 
         Args:
             x_t: [R * N, C], R noisy copies of N tokens: all tokens, then all of them again.
-            timesteps: int64 [R * N] in 0..999.
+            timesteps: int64 [R * N] in 0..999, or [1] for all.
             z: [N, Dd], one row for each token: it is projected once for all copies.
 
         Returns:
             [R * N, 2 C]: the noise, and where the variance lies between its bounds.
         """
         copies = len(x_t) // len(z) if len(z) else 1
-        condition = F.silu(self.time_embed(timesteps) + self.cond_embed(z).repeat(copies, 1))
+        condition = F.silu(self._embedded(timesteps) + self.cond_embed(z).repeat(copies, 1))
         if not torch.is_autocast_enabled(x_t.device.type):  # autocast casts x_t by itself
             x_t = x_t.to(self.input_proj.weight.dtype)
         a = self.input_proj(x_t)
@@ -103,3 +104,12 @@ class Denoiser(nn.Module):
             a = block(a, condition)
         out: Tensor = self.final_layer(a, condition)
         return out
+
+    def _embedded(self, timesteps: Tensor) -> Tensor:
+        """What each row gets of its timestep, [N, W]. Of more rows than there are timesteps, each of these is embedded
+        once, for all rows that have it.
+        """
+        if len(timesteps) <= STEPS:
+            embedded: Tensor = self.time_embed(timesteps)
+            return embedded
+        return F.embedding(timesteps, self.time_embed(torch.arange(STEPS, device=timesteps.device)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from reca_fast.errors import UserError
 
 STEPS = 1000
+"""Of the diffusion process."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from reca_fast.kernels import Varlen, costs
 
 from .batch import HarmonBatch
 from .config import HarmonConfig
+from .diffusion import STEPS
 
 
 def step_flops(config: HarmonConfig, batch: HarmonBatch) -> float:
@@ -28,7 +29,8 @@ def step_flops(config: HarmonConfig, batch: HarmonBatch) -> float:
     kv = llm.num_key_value_heads * llm.head_dim
     inner = 2 * hidden**2 + 3 * hidden * llm.intermediate_size
     weights += (llm.num_hidden_layers - 1) * rows * (inner + 2 * hidden * kv) + asked * inner + rows * 2 * hidden * kv
-    per_row = 256 * width + width**2 + 3 * mar.token_dim * width + 2 * width**2
+    weights += min(noisy, STEPS) * (256 * width + width**2)
+    per_row = 3 * mar.token_dim * width + 2 * width**2
     weights += noisy * (per_row + 5 * mar.diffloss_d * width**2) + sum(batch.predicted.values()) * width * (
         mar.decoder_embed_dim
     )

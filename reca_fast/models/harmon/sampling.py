@@ -192,7 +192,7 @@ def _denoise(
     x, between = (part.to(z.device) for part in noise)
     flat = z.flatten(0, 1)
     for number, step in enumerate(reversed(steps)):
-        times = torch.full((branches * tokens,), step.number, device=z.device)
+        times = torch.full((1,), step.number, device=z.device)
         predicted: Tensor = model.denoiser(x.repeat(branches, 1), times, flat).float()
         eps, nu = predicted.unflatten(0, (branches, tokens)).chunk(2, dim=-1)
         guided = eps[0] if branches == 1 else eps[1] + scale * (eps[0] - eps[1])
