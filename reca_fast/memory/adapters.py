@@ -2,8 +2,8 @@
 
 Around each layer comes one of peft's, which keeps it as `base_layer`; the adapters are its parameters
 `lora_A.default.weight` [rank, in], `lora_B.default.weight` [out, rank] and, with DoRA,
-`lora_magnitude_vector.default.weight` [out]. Nothing else of the model is trained then, so a checkpoint holds these
-alone.
+`lora_magnitude_vector.default.weight` [out]. Nothing else of the model is trained then, apart from what no
+base has (`Fresh`), so a checkpoint holds these alone.
 """
 
 import math
@@ -20,6 +20,7 @@ from reca_fast.errors import UserError, did_you_mean
 from reca_fast.extras import library
 from reca_fast.models import Model
 from reca_fast.models.files import Change, Place
+from reca_fast.models.parts.fresh import Fresh
 from reca_fast.models.parts.lean_import import lean_import
 from reca_fast.randomness import generator
 
@@ -70,7 +71,8 @@ class RowLengths(nn.Module):
 
 
 def add_adapters(module: nn.Module, blocks: Sequence[nn.Module], options: LoraConfig) -> None:
-    """Freeze a module and put adapters on the linear layers of its blocks that were trained.
+    """Freeze a module and put adapters on the linear layers of its blocks that were trained. Parts that no checkpoint
+    holds (`Fresh`) stay trained.
 
     Price: of each adapted layer two products of rank size; nothing is saved of the arithmetic, for gradients still pass
     through every layer. Saved are the gradients and the optimizer's states of all that is frozen now, 13.1 GB of bf16
@@ -112,6 +114,9 @@ def add_adapters(module: nn.Module, blocks: Sequence[nn.Module], options: LoraCo
     module.requires_grad_(False)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name.endswith((A, B, MAGNITUDE)))
+    for part in module.modules():
+        if isinstance(part, Fresh):
+            part.requires_grad_(True)
 
 
 def fill_adapters(module: nn.Module, place: Place, seed: int) -> None:

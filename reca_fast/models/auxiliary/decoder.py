@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reca_fast.models.files import Weights
+from reca_fast.models.parts.fresh import Fresh
 from reca_fast.randomness import generator
 
 GROUPS = 8
@@ -36,7 +37,7 @@ class Stage(nn.Module):
         return F.gelu(self.norm(self.up(x)))
 
 
-class ReconstructionDecoder(nn.Module):
+class ReconstructionDecoder(Fresh):
     """The decoder.
 
     Args:

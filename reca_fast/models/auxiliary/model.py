@@ -239,6 +239,8 @@ class AuxiliaryModel:
     ) -> list[Tensor]:
         """What the decoder makes of each condition's hidden states, in one pass. Prompts and seeds change nothing."""
         sampling.filled(AuxiliarySampling)
+        if any(sample.condition_size is None for sample in conditions):
+            raise UserError("A VLM with an auxiliary decoder draws what it sees again; it draws nothing from a text.")
         out = self.module.decoder.out.weight
         if not out.requires_grad and not out.any():  # neither trained nor in training
             raise UserError(
@@ -247,10 +249,6 @@ class AuxiliaryModel:
             )
         pictures = []
         for sample, (width, height) in zip(conditions, sizes, strict=True):
-            if sample.condition_size is None:
-                raise UserError(
-                    "A VLM with an auxiliary decoder draws what it sees again; it draws nothing from a text."
-                )
             if width % self.goal.cell or height % self.goal.cell:
                 raise UserError(
                     f"A picture of {width} x {height} cannot be drawn: both sides must be multiples of "
