@@ -237,8 +237,8 @@ def test_useful_arithmetic_grows_with_the_batch(subject, opened) -> None:
 # Weights
 
 
-def test_it_is_on_the_meta_device_until_it_is_filled_as_place_says(folder) -> None:
-    model = open_model(ModelConfig(path=str(folder)))
+def test_it_is_on_the_meta_device_until_it_is_filled_as_place_says(subject, folder) -> None:
+    model = open_model(ModelConfig(path=str(folder), freeze_und=subject.freezes[0]))
     assert all(p.is_meta for p in model.module.parameters())
     model.fill(uniform(torch.bfloat16, "cpu"))
     placed = set(model.module.parameters()) - host_tables(model.module)
@@ -259,7 +259,7 @@ def test_an_export_is_a_checkpoint_with_the_trained_weights(subject, folder, ope
     model = opened()
     trained = {name: p.detach() + 1 for name, p in model.module.named_parameters() if p.requires_grad}
     model.export(tmp_path / "export", trained, None)
-    again = open_model(ModelConfig(path=str(tmp_path / "export"), precision="fp32"))
+    again = open_model(ModelConfig(path=str(tmp_path / "export"), precision="fp32", freeze_und=subject.freezes[0]))
     fill_model(again, torch.device("cpu"))
     for name, parameter in again.module.named_parameters():
         if name.startswith(subject.discarded):

@@ -31,7 +31,10 @@ from reca_fast.schema import Range, from_dict, read_json
 INDEX_FILE = "cache.json"
 RECORDS = "records"
 """Key in the metadata of a shard."""
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int64": torch.int64}
+DTYPES = {
+    **{"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16},
+    **{"int64": torch.int64, "int16": torch.int16},
+}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 Count = Annotated[int, Range(0, 2**53)]
 
@@ -67,7 +70,8 @@ class StoredTensor:
 
     picture: Literal["condition", "target"]
     name: str  # the model's own
-    dtype: Literal["fp32", "bf16", "fp16", "int64"]  # as the model made it; a file may hold it in fewer bits, exactly
+    dtype: Literal["fp32", "bf16", "fp16", "int64", "int16"]
+    """As the model made it; a file may hold it in fewer bits, exactly."""
 
 
 @dataclass

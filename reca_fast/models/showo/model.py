@@ -169,6 +169,11 @@ class ShowoModel:
 
     def _choose_operations(self, place: Place) -> torch.device:
         """Choose how the device that `place` names computes; that device."""
+        if self.options.freeze_und and any(p.requires_grad for p in self.module.parameters()):
+            raise UserError(
+                "model.freeze_und=true cannot be: Show-o understands and draws with the same weights. Set "
+                "--model.freeze_und false; loss.i2t above 0 keeps its understanding in training."
+            )
         norm = "final_layernorm.weight"
         device = torch.device(place(norm, self.module.final_layernorm.weight).device)
         self.module.attention = choose_operations(self.options, device, self.dtype)
@@ -185,11 +190,6 @@ class ShowoModel:
         return self.tokenizer.encode(text)
 
     def inputs(self, config: DataConfig) -> ShowoInputs:
-        if self.options.freeze_und:
-            raise UserError(
-                "model.freeze_und=true cannot be: Show-o understands and draws with the same weights. Set "
-                "--model.freeze_und false; loss.i2t above 0 keeps its understanding in training."
-            )
         return ShowoInputs(self.tokenizer, self.encoders.config, config, clip_sees=self.clip_sees)
 
     def autocast(self, *, keep_casts: bool = False) -> AbstractContextManager[object]:

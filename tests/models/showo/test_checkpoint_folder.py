@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from reca_fast.config import DataConfig, ModelConfig
 from reca_fast.errors import UserError
 from reca_fast.models import recognised
+from reca_fast.models.files import uniform
 from reca_fast.models.showo import ShowoModel
 
 from .conftest import as_bin
@@ -105,7 +106,7 @@ def test_a_number_that_is_none_is_found(own_copy) -> None:
 
 def test_settings_that_it_cannot_follow_are_refused(clip_folder, codes_folder) -> None:
     with pytest.raises(UserError, match=r"model\.freeze_und=true cannot be"):
-        ShowoModel.open(ModelConfig(path=str(clip_folder))).inputs(DataConfig())
+        ShowoModel.open(ModelConfig(path=str(clip_folder))).fill(uniform(torch.float32, "cpu"))
     with pytest.raises(UserError, match=r"model\.condition=understanding needs a checkpoint with CLIP"):
         ShowoModel.open(ModelConfig(path=str(codes_folder), condition="understanding"))
     with pytest.raises(UserError, match=r"data\.target_resize\.stride is 12"):
