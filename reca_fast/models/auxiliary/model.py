@@ -187,6 +187,11 @@ class AuxiliaryModel:
         return self.chat.encode(text)
 
     def inputs(self, config: DataConfig) -> AuxiliaryInputs:
+        if self.options.condition == "generation":
+            raise UserError(
+                "model.condition=generation: a plain VLM sees pictures through its own vision tower alone; set "
+                "--model.condition auto."
+            )
         if self.options.freeze_und:
             raise UserError(
                 "model.freeze_und=true leaves nothing to learn: the auxiliary decoder is there to train the VLM that "
