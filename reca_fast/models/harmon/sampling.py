@@ -94,7 +94,7 @@ def sample_latents(
     total = grid[0] * grid[1]
     latents = torch.zeros(total, mar.token_dim, device=device)
     order = chance.order(total)
-    prefixes = [prefix, unguided] if sampling.guidance > 1 else [prefix]
+    prefixes = [prefix, unguided] if sampling.guidance != 1 else [prefix]
     past = encode_prefixes(model, prefixes)
     hidden = total
     for number in range(sampling.steps):
@@ -121,10 +121,12 @@ def hidden_after(number: int, steps: int, total: int, hidden: int) -> int:
 
 
 def _guidance(sampling: HarmonSampling, keep: int, total: int) -> float:
-    """The scale of guidance in an outer step that leaves `keep` tokens hidden."""
+    """The scale of guidance in an outer step that leaves `keep` tokens hidden. The authors count one as hidden still in
+    the last step, which draws all.
+    """
     if sampling.guidance_schedule == "constant":
         return sampling.guidance
-    return 1 + (sampling.guidance - 1) * (total - keep) / total
+    return 1 + (sampling.guidance - 1) * (total - max(1, keep)) / total
 
 
 class Past(NamedTuple):

@@ -69,5 +69,6 @@ def test_tokens_drawn_at_the_published_size() -> None:
 
 def test_linear_guidance_grows_with_what_is_drawn() -> None:
     linear = HarmonSampling(guidance=3.0, guidance_schedule="linear")
-    assert [_guidance(linear, keep, 100) for keep in (100, 50, 0)] == [1.0, 2.0, 3.0]
+    assert [_guidance(linear, keep, 100) for keep in (100, 50, 1)] == [1.0, 2.0, 2.98]
+    assert _guidance(linear, 0, 100) == 2.98, "the last step is guided as if one token stayed hidden, as the authors do"
     assert _guidance(HarmonSampling(), 100, 100) == 3.0

@@ -39,7 +39,7 @@ def plain(start: list[int], raw: Tensor, uniform: Tensor, steps: int) -> list[li
             for j, code in enumerate(codes)
         ]
         unknown = codes.count(MASKED)
-        count = max(1, min(unknown - 1, math.floor(len(codes) * math.cos(math.pi / 2 * k / steps))))
+        count = max(1, min(unknown - 1, math.floor(len(codes) * float(torch.tensor(k / steps).mul(math.pi / 2).cos()))))
         least = sorted(range(len(codes)), key=confidence.__getitem__)[:count]
         out.append(filled)
         codes = [MASKED if j in least else code for j, code in enumerate(filled)]
@@ -64,6 +64,11 @@ def test_ever_fewer_places_are_masked_again() -> None:
     counts = [int(step.masked.sum()) for step in steps]
     assert counts == [int(step.to_mask) for step in steps] == sorted(counts, reverse=True)
     assert counts[0] == math.floor(PLACES * math.cos(math.pi / 16)) and counts[-1] == 1
+
+
+def test_the_cosine_is_one_of_fp32() -> None:
+    steps = decoding_steps(lambda codes: torch.zeros(16, CODES), torch.full((16,), MASKED), 3, 1.0, SeededDraws(0))
+    assert [int(step.to_mask) for step in steps] == [13, 7, 1]  # cos(pi/3) is less than 0.5 in fp32
 
 
 def test_a_single_place_is_drawn() -> None:
