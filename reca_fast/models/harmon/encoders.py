@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from reca_fast.models.files import open_weights
+from reca_fast.models.files.sharded import open_sharded
 from reca_fast.models.parts.kl_vae import KLVAE, empty_kl_vae, fill_kl_vae, picture_moments
 
 from .batch import HarmonBatch
@@ -34,7 +34,7 @@ class HarmonEncoders:
             UserError: there is no file of it, or the tensors are not the VAE's.
         """
         path, prefix = vae_place(folder, weights)
-        with open_weights(path) as stored:
+        with open_sharded(path) as stored:
             self.vae = fill_kl_vae(stored, self.config.vae, device, torch.float32, prefix)
 
     def fill_empty(self, device: torch.device | str) -> None:

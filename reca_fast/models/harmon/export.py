@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from reca_fast.errors import UserError
-from reca_fast.models.files import Change, after, open_weights, rewrite_weights
+from reca_fast.models.files import Change, after, rewrite_weights
 from reca_fast.models.files.folder import copy_files, files_inside
 from reca_fast.models.files.pth import TORCH_SUFFIXES
+from reca_fast.models.files.sharded import open_sharded, weight_files
 from reca_fast.models.files.write_torch import rewrite_torch
 from reca_fast.models.parts.qwen_tokenizer import TOKENIZER_FILES
 
@@ -63,7 +64,7 @@ def export_folder(
     out = folder / (authors if torch_file else HF_FILES[0])
     with torch.device("meta"):
         module = Harmon(config)
-    with open_weights(weights) as stored:
+    with open_sharded(weights) as stored:
         keys = {name: key for key, name in check_weights(module, stored).items()}
         if strangers := trained.keys() - keys.keys():
             raise UserError(f"The training checkpoint holds {min(strangers)}, which {base} has no place for.")
@@ -74,6 +75,7 @@ def export_folder(
             changed[HEAD] = changed[EMBEDDING]
         code = sorted(path.name for path in base.glob("*.py"))
         files = files_inside(base, (*COPIED, *code))
+        read = [path.name for path in weight_files(weights)]
         rewrite = rewrite_torch if torch_file else rewrite_weights
         try:
             copy_files(files, folder)
@@ -85,7 +87,7 @@ def export_folder(
         finally:
             if not os.path.exists(out):  # the last thing to be there
                 shutil.rmtree(folder, ignore_errors=True)
-    return sorted({item.name for item in base.iterdir()} - {weights.name, *COPIED, *code})
+    return sorted({item.name for item in base.iterdir()} - {weights.name, *read, *COPIED, *code})
 
 
 def _fitting(trained: Mapping[str, Change], name: str, shape: tuple[int, ...], base: Path, stored: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from reca_fast.data.inputs import Size
 from reca_fast.errors import UserError
 from reca_fast.kernels import mar_diffusion_loss, mar_noise
 from reca_fast.models.choices import choose_operations
-from reca_fast.models.files import Change, EmptyWeights, Place, check_finite, fill, open_weights, stored_shapes
+from reca_fast.models.files import Change, EmptyWeights, Place, check_finite, fill
+from reca_fast.models.files.sharded import INDEX, open_sharded, weight_files
 from reca_fast.models.parts.qwen_tokenizer import TOKENIZER_FILES
 from reca_fast.models.protocol import Case, FrozenPart
 from reca_fast.objectives import next_token_loss
@@ -33,7 +34,7 @@ from .network import Harmon, Prediction
 from .sampling import HarmonSampling, Prefix, Seeded, sample_latents
 from .tokenizer import PUBLISHED_TOKENIZER, HarmonTokenizer, open_tokenizer
 from .understanding import frozen_parts, understanding_logits
-from .weights import VAE_FILE, check_head, check_weights, found_weights, shapes_of, vae_place, weights_file
+from .weights import VAE_FILE, check_head, check_weights, found_weights, holds_mar, shapes_of, vae_place, weights_file
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -71,7 +72,7 @@ class HarmonModel:
         names = found_weights(folder)
         if any(name.startswith("harmon") for name in names):
             return True
-        return any(key.startswith("mar.") for name in names for key in stored_shapes(folder / name))
+        return any(holds_mar(folder / name) for name in names)
 
     @classmethod
     def open(cls, options: ModelConfig) -> "HarmonModel":
@@ -92,12 +93,12 @@ class HarmonModel:
     def check(cls, folder: Path, weights: str = "auto") -> str:
         model = cls.open(ModelConfig(path=str(folder), weights=weights, freeze_und=False))
         path = model.weights
-        with open_weights(path) as stored:
+        with open_sharded(path) as stored:
             check_weights(model.module, stored)
             check_head(stored)
             tensors = f"{len(stored.shapes)} tensors in {path.name}"
         model.encoders.fill(folder, path, "cpu")
-        for each in dict.fromkeys((path, vae_place(folder, path)[0])):
+        for each in dict.fromkeys((*weight_files(path), *weight_files(vae_place(folder, path)[0]))):
             check_finite(each)
         numbers = sum(p.numel() for p in model.module.parameters())
         return f"{folder}: a whole Harmon checkpoint, {tensors}, {numbers / 1e9:.3f} G parameters."
@@ -119,7 +120,8 @@ class HarmonModel:
 
     def files(self) -> Sequence[Path]:
         beside = (self.folder / name for name in (VAE_FILE, "config.json", *TOKENIZER_FILES))
-        return [path for path in (self.weights, *beside) if path.is_file()]
+        index = [self.weights] if self.weights.name.endswith(INDEX) else []
+        return [path for path in (*weight_files(self.weights), *index, *beside) if path.is_file()]
 
     def says_weights(self) -> str:
         return f"weights: {self.weights}"
@@ -133,7 +135,7 @@ class HarmonModel:
 
     def fill(self, place: Place) -> None:
         self._choose_operations(place)
-        with open_weights(self.weights) as stored:
+        with open_sharded(self.weights) as stored:
             check_weights(self.module, stored)
             fill(self.module, stored, place, NETWORK_NAMES)
 

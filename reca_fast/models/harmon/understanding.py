@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reca_fast.kernels import choose_backend
-from reca_fast.models.files import fill, open_weights, uniform
+from reca_fast.models.files import fill, uniform
+from reca_fast.models.files.sharded import INDEX, open_sharded, shards_of
 from reca_fast.models.parts.kl_vae_names import kl_vae_names
 from reca_fast.models.protocol import FrozenPart
 from reca_fast.sample import Text
@@ -27,12 +28,20 @@ TEXT = "Is there a red cup on a table beside 2 green books?"
 
 def frozen_parts(module: Harmon, config: HarmonConfig, folder: Path, weights: Path) -> list[FrozenPart]:
     """The frozen tensors of the files in a checkpoint folder (see `reca_fast.models.protocol.Model.frozen`)."""
-    unread = tuple(NETWORK_NAMES.key(name) for name, p in module.named_parameters() if not p.requires_grad)
+    unread = [NETWORK_NAMES.key(name) for name, p in module.named_parameters() if not p.requires_grad]
     path, prefix = vae_place(folder, weights)
     names = kl_vae_names(config.vae).within(file=prefix)
-    with open_weights(path) as stored:
-        vae = tuple(key for key in stored.shapes if names.has(key))
-    return [FrozenPart("table of classes", weights, unread), FrozenPart("VAE", path, vae)]
+    with open_sharded(path) as stored:
+        vae = [key for key in stored.shapes if names.has(key)]
+    return [*_in_files("table of classes", weights, unread), *_in_files("VAE", path, vae)]
+
+
+def _in_files(name: str, path: Path, keys: list[str]) -> list[FrozenPart]:
+    """A part of this name in each of the files that hold it: an index lists several."""
+    if not path.name.endswith(INDEX):
+        return [FrozenPart(name, path, tuple(keys))]
+    shards = {file: tuple(key for key in held if key in keys) for file, held in shards_of(path).items()}
+    return [FrozenPart(name, path.parent / file, held) for file, held in shards.items() if held]
 
 
 @torch.inference_mode()
@@ -45,7 +54,7 @@ def understanding_logits(config: HarmonConfig, tokenizer: HarmonTokenizer, folde
     device = torch.device("cpu")
     with torch.device("meta"):
         module = Harmon(config).requires_grad_(False)
-    with open_weights(weights) as stored:
+    with open_sharded(weights) as stored:
         dtype = stored.dtype(EMBEDDING)
         fill(module, stored, uniform(dtype, device), NETWORK_NAMES)
     module.attention = choose_backend("auto", device, dtype)

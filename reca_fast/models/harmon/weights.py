@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from reca_fast.errors import UserError
-from reca_fast.models.files import Weights, check_fit, open_weights, stored_shapes
+from reca_fast.models.files import Weights, check_fit
 from reca_fast.models.files.fill import ORIGIN
+from reca_fast.models.files.sharded import open_sharded
 from reca_fast.schema import shown
 
 from .names import EMBEDDING, HEAD, NETWORK_NAMES, VAE_PREFIX
@@ -59,13 +60,20 @@ def weights_file(folder: Path, choice: str = "auto") -> Path:
     return folder / found[0]
 
 
+def holds_mar(path: Path) -> bool:
+    """Whether a file of weights has tensors of MAR, which no other architecture here has."""
+    with open_sharded(path) as stored:
+        return any(key.startswith("mar.") for key in stored.shapes)
+
+
 def shapes_of(path: Path) -> Mapping[str, tuple[int, ...]]:
     """Key -> shape of every tensor in a Harmon's file of weights.
 
     Raises:
         UserError: the file is missing or damaged, or holds another model.
     """
-    shapes = stored_shapes(path)
+    with open_sharded(path) as stored:
+        shapes = dict(stored.shapes)
     if not any(key.startswith("mar.") for key in shapes):
         raise UserError(f"{path} is no Harmon's: it holds no tensor mar.*; take another file.")
     return shapes
@@ -77,7 +85,7 @@ def vae_place(folder: Path, weights: Path) -> tuple[Path, str]:
     Raises:
         UserError: neither does.
     """
-    with open_weights(weights) as stored:
+    with open_sharded(weights) as stored:
         if any(key.startswith(VAE_PREFIX) for key in stored.shapes):
             return weights, VAE_PREFIX
     if not (folder / VAE_FILE).exists():

@@ -132,6 +132,26 @@ def test_a_config_that_contradicts_itself(section, change, sentence, copy) -> No
         HarmonModel.open(ModelConfig(path=str(copy)))
 
 
+def test_weights_in_several_files_become_one_file(tiny_hf, tmp_path) -> None:
+    folder = Path(shutil.copytree(tiny_hf, tmp_path / "sharded"))
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    keys, where = sorted(tensors), {}
+    for number, part in enumerate((keys[::2], keys[1::2]), start=1):
+        name = f"model-0000{number}-of-00002.safetensors"
+        save_file({key: tensors[key] for key in part}, folder / name)
+        where |= dict.fromkeys(part, name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    assert recognised(folder) is HarmonModel and "a whole Harmon checkpoint" in HarmonModel.check(folder)
+    model, one = filled(folder), filled(tiny_hf)
+    assert {part.file for part in model.frozen()} <= set(model.files())
+    assert sum(len(part.keys) for part in model.frozen()) == sum(len(part.keys) for part in one.frozen())
+    assert torch.equal(model.understanding(), one.understanding())
+    assert model.export(tmp_path / "out", {}, None) == []
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert written.keys() == tensors.keys() and all(torch.equal(written[key], tensors[key]) for key in written)
+
+
 @pytest.mark.parametrize("layout", ["authors", "transformers"])
 def test_an_export_has_the_base_s_layout(layout, tiny, tiny_hf, tmp_path) -> None:
     base = {"authors": tiny, "transformers": tiny_hf}[layout]
