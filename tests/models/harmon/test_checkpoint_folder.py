@@ -136,7 +136,7 @@ def test_weights_in_several_files_become_one_file(tiny_hf, tmp_path) -> None:
     folder = Path(shutil.copytree(tiny_hf, tmp_path / "sharded"))
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    keys, where = sorted(tensors), {}
+    keys, where = sorted(tensors), dict[str, str]()
     for number, part in enumerate((keys[::2], keys[1::2]), start=1):
         name = f"model-0000{number}-of-00002.safetensors"
         save_file({key: tensors[key] for key in part}, folder / name)
