@@ -87,3 +87,17 @@ def test_a_mistake_in_any_stage_is_told_before_the_first_one_begins(stages, says
     recipe.write_text(f"base: tiny-bagel\nstages: {stages}\n")
     assert says in reca_fast("train", "--config", recipe, "--out", tmp_path / "out").sentence
     assert not (tmp_path / "out").exists()
+
+
+def test_two_processes_train_the_stages_of_one(reca_fast, launch, arguments, tmp_path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("base: tiny-bagel\n", ""))
+    options = ["--config", str(tmp_path / "recipe.yaml"), "--steps", "2"]
+    together = launch(tmp_path / "two", *options, processes=2)
+    assert reca_fast("train", *arguments(tmp_path / "one"), *options).code == 0
+    assert together.wait(120) == 0, together.said
+    for stage in ("1-sft", "2-reca"):
+        one, two = (
+            [json.loads(line)["loss"] for line in (tmp_path / run / stage / "metrics.jsonl").read_text().splitlines()]
+            for run in ("one", "two")
+        )
+        assert two == pytest.approx(one, rel=1e-5)
