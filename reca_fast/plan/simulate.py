@@ -26,6 +26,7 @@ from reca_fast.train.distributed import Processes
 from reca_fast.train.state import Run, trained
 from reca_fast.train.step import train_step
 
+from .alike import alike_once
 from .tracker import MemoryTracker, Usage
 from .typical import typical_batch
 from .work import Work, WorkLog
@@ -187,17 +188,17 @@ def _kind(batch: Any) -> Kind:
 
 @contextmanager
 def _shortened(model: Model, tracker: MemoryTracker) -> Iterator[dict[Kind, WorkLog]]:
-    """Inside, the model's encoders run once for each kind of pack, and their work is in the log of that kind. The
-    batches' useful operations are not counted, which reads numbers.
+    """Inside, the model's encoders run once for each kind of pack and of picture, and their work is in the log of that
+    kind. The batches' useful operations are not counted, which reads numbers.
     """
     logs: dict[Kind, WorkLog] = {}
-    encode, encoded = model.encode, dict[Kind, Any]()
+    encode, encoded, known = model.encode, dict[Kind, Any](), dict[Any, Any]()
 
     def once(batch: Any) -> Any:
         kind = _kind(batch)
         if kind not in encoded:
-            logs[kind] = WorkLog(tracker.is_on_host)
-            with logs[kind]:
+            log = logs[kind] = WorkLog(tracker.is_on_host)
+            with log, alike_once(log, known):
                 encoded[kind] = encode(batch)
         return encoded[kind]
 

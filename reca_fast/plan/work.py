@@ -69,6 +69,14 @@ class WorkLog(TorchDispatchMode):
         """What was done so far."""
         return Work(self._launches, **self._moved)
 
+    def launches(self) -> Counter[Launch]:
+        """The operations so far, to be compared with later ones."""
+        return self._launches.copy()
+
+    def add(self, launches: Counter[Launch]) -> None:
+        """Count operations as if they had been done again."""
+        self._launches.update(launches)
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

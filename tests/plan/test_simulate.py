@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from reca_fast.config import DataConfig, LossWeights, MemoryConfig, ModelConfig, ResizeConfig, RunConfig, TaskWeights
 from reca_fast.errors import UserError
@@ -14,7 +15,9 @@ from reca_fast.models.bagel.tiny.config import DEMO_VAE
 from reca_fast.models.parts.kl_vae import KLVAE
 from reca_fast.models.parts.siglip_config import SiglipConfig
 from reca_fast.plan import Simulated, estimate, simulate
+from reca_fast.plan.alike import alike_once
 from reca_fast.plan.simulate import further, make_packs, step_on_fakes
+from reca_fast.plan.work import WorkLog
 from tests.builders import MARKERS
 
 SMALL = BagelConfig(
@@ -118,3 +121,22 @@ def test_a_faster_gpu_takes_less_time(plain: Simulated) -> None:
     slow, fast = (estimate(plain, RunConfig(), find_gpu(name)) for name in ("rtx3060", "H100"))
     assert 0 < fast.step_seconds <= slow.step_seconds
     assert torch.tensor(list(fast.parts.values())).sum() >= fast.step_seconds
+
+
+def test_pictures_of_one_size_are_encoded_once_and_counted_each() -> None:
+    torch.manual_seed(0)
+    inner, calls = nn.Linear(4, 4), []
+    encoder = nn.Sequential(inner, nn.ReLU())
+    inner.register_forward_pre_hook(lambda *_: calls.append(1))
+
+    def encode() -> None:
+        for rows in (3, 3, 5, 3):
+            assert encoder(torch.ones(rows, 4)).shape == (rows, 4)
+
+    plain, short = WorkLog(lambda x: False), WorkLog(lambda x: False)
+    with plain:
+        encode()
+    calls.clear()
+    with short, alike_once(short, {}):
+        encode()
+    assert len(calls) == 2 and short.work.flops == plain.work.flops == 2 * 4 * 4 * (3 + 3 + 5 + 3)
