@@ -44,11 +44,11 @@ def alike_once(log: WorkLog, known: dict[Any, tuple[Any, Counter[Launch]]]) -> I
         known[key] = out, log.launches() - before
         return out
 
-    nn.Module.__call__ = once
+    nn.Module.__call__ = once  # type: ignore[method-assign]
     try:
         yield
     finally:
-        nn.Module.__call__ = call
+        nn.Module.__call__ = call  # type: ignore[method-assign]
 
 
 def _like(x: Any) -> Any:
