@@ -8,6 +8,7 @@ import torch
 from reca_fast.config import RunConfig
 from reca_fast.demo.photos import crops
 from reca_fast.evaluation.reconstruction import Reconstruction
+from reca_fast.models.showo import ShowoModel
 from reca_fast.sample import RECA
 from reca_fast.train.distributed import Processes
 from reca_fast.train.stats import StepStats
@@ -66,3 +67,20 @@ def test_a_warning_is_said_once_and_written_every_time(telemetry, tmp_path, caps
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     written = {line["step"]: line["warnings"] for line in lines if "warnings" in line}
     assert written == {2: [NOISE], 4: [NOISE]} | {s: [COPIED_TOKENS] for s in range(LINES, LINES + 3)}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_a_run_of_show_o_tells_both(reca_fast, tmp_path, monkeypatch) -> None:
+    """How losses and grids come to where they are looked at; that they are that bad has to be pretended."""
+    monkeypatch.setattr(ShowoModel, "copying_below", 100.0)
+    monkeypatch.setattr("reca_fast.train.symptoms.is_noise", lambda grid: len(grid) == 1)
+    options = ["--steps", LINES + 1, "--sample_every", 3, "--sample_count", 1, "--sampling.steps", 1]
+    options += [f"--{group}.{task}=0" for group in ("data.tasks", "loss") for task in ("t2i", "i2t")]
+    options += ["--data.tokens_per_pack", 200, "--device", "cpu"]
+    said = reca_fast("train", "--config", "tiny-showo-vq", "--out", tmp_path, *options)
+    assert said.code == 0, said
+    assert said.out.count(f"Warning {COPIED_TOKENS}, step {LINES}: ") == said.out.count("Warning copied") == 1
+    assert said.out.count(f"Warning {NOISE}, step 3: ") == said.out.count("Warning samples") == 1
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line.get("warnings") for line in lines[2:]] == [[NOISE], None, [COPIED_TOKENS], [NOISE, COPIED_TOKENS]]
