@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from reca_fast.config import AuxiliaryConfig, DataConfig, ModelConfig, ResizeConfig, SamplingConfig, TaskWeights
 from reca_fast.data.records import BadRecord
@@ -14,6 +15,7 @@ from reca_fast.memory import fill_model
 from reca_fast.models import recognised
 from reca_fast.models.auxiliary import AuxiliaryModel
 from reca_fast.models.auxiliary.vae import vae_config
+from reca_fast.models.files import uniform
 from reca_fast.sample import I2T, RECA, T2I, Sample, Turn
 
 from .conftest import FLAVOURS, SQUARES, collated, picture, sample_of
@@ -239,3 +241,13 @@ def test_a_head_of_its_own_in_the_file_counts_though_the_config_says_tied(folder
     assert torch.equal(model.module.language.lm_head.weight, 2 * model.module.language.embed_tokens.weight)
     theirs = transformers.InternVLForConditionalGeneration.from_pretrained(tmp_path / "copy", dtype=torch.float32)
     assert torch.equal(theirs.lm_head.weight, model.module.language.lm_head.weight)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_the_tower_runs_on_tensors_without_numbers_so_that_runs_can_be_planned(flavour, opened) -> None:
+    """What transformers would read from the device comes ready-made, so nothing has to be read."""
+    model, seen = opened(flavour), picture(56, 56)
+    real = model.encode_condition(seen)["features"]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.fill_empty(uniform(torch.float32, "cpu"))
+        assert model.encode_condition(seen)["features"].shape == real.shape
