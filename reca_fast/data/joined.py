@@ -10,6 +10,7 @@ from reca_fast.data.instructions import InstructionSource, open_instructions
 from reca_fast.data.reasons import Reasons
 from reca_fast.data.records import Record
 from reca_fast.data.sources import Source, open_source
+from reca_fast.data.sources.folder import ROW_WITHOUT_PICTURE
 from reca_fast.data.sources.limited import LimitedSource
 from reca_fast.sample import RECA, T2I
 
@@ -70,6 +71,18 @@ def open_pictures(config: DataConfig) -> Source:
     """The pictures that grids show, not from a cache: those of `data.source`, or of conversations where it is empty."""
     config = replace(config, cache="")
     return open_source(config) if config.source or not config.instructions else open_instructions(config)
+
+
+def says_left_out(source: Source) -> list[str]:
+    """A line about each file that names pictures which are not there, or conversations that cannot be used: a mistyped
+    folder shows before a run of days.
+    """
+    pictures, conversations = parts_of(source)
+    lines = [conversations.says_left_out()] if conversations else []
+    if pictures is not None and (lost := pictures.ignored.counts.get(ROW_WITHOUT_PICTURE)):
+        first = ", ".join(pictures.ignored.examples[ROW_WITHOUT_PICTURE])
+        lines.append(f"data.source: {lost} rows of metadata name a picture that is not there (e.g. {first}).")
+    return [line for line in lines if line]
 
 
 def cache_behind(source: Source) -> CacheSource | None:

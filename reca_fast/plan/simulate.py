@@ -178,12 +178,12 @@ def _assign(tracker: MemoryTracker, run: Run) -> None:
         parameter.register_post_accumulate_grad_hook(lambda p: tracker.assign([p.grad], "gradients"))
 
 
-Kind = tuple[int, tuple[tuple[str, int], ...]]
-"""Tokens and counts of a batch: packs of a kind are alike."""
+Kind = tuple[int, tuple[str, ...]]
+"""Tokens and tasks of a batch: packs of a kind hold the same pictures, whatever was drawn for them."""
 
 
 def _kind(batch: Any) -> Kind:
-    return batch.num_tokens, tuple(sorted(batch.counts.items()))
+    return batch.num_tokens, tuple(task for task, count in batch.counts.items() if count)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from reca_fast.config.rules import check_run
 from reca_fast.data.cache.origin import check_origin
 from reca_fast.data.coverage import check_captions
 from reca_fast.data.identity import identities
-from reca_fast.data.joined import cache_behind, conversations_in, open_data, open_pictures, parts_of
+from reca_fast.data.joined import cache_behind, conversations_in, open_data, open_pictures, says_left_out
 from reca_fast.data.loader import PackLoader
 from reca_fast.data.samples import SampleBuilder
 from reca_fast.errors import UserError
@@ -85,8 +85,8 @@ def train_together(config: RunConfig, processes: Processes) -> None:
                 check_content(saved.state.content, content, config)
             if cache := cache_behind(source):
                 check_origin(cache, content["model.path"], config.model, config.data)
-            if (conversations := parts_of(source)[1]) and (left_out := conversations.says_left_out()):
-                telemetry.console.print(left_out)
+            for line in says_left_out(source):
+                telemetry.console.print(line)
             telemetry.console.print(model.says_weights())
             run = assemble(config, processes, model, say=telemetry.console.print)
             run.content = content

@@ -82,6 +82,16 @@ def test_every_step_learns_from_both(whole, mixed, tmp_path, capsys) -> None:
     assert said.count(left_out) == 2  # at the start, and in what became of the data
 
 
+def test_captions_of_pictures_that_are_not_there_are_told_at_the_start(mixed, talk, tmp_path, capsys) -> None:
+    pictures = tmp_path / "pictures"
+    shutil.copytree(talk, pictures)
+    rows = [{"file_name": name, "caption": "a cat"} for name in ("00.png", "99.png")]
+    (pictures / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    running.train(replace(mixed(tmp_path / "run", source=str(pictures)), steps=1))
+    said = capsys.readouterr().out
+    assert "data.source: 1 rows of metadata name a picture that is not there (e.g. 99.png).\n" in said
+
+
 def test_a_killed_run_goes_on_exactly_also_where_its_data_moved(whole, half, mixed, talk, tmp_path) -> None:
     shutil.copytree(talk, tmp_path / "moved")
     running.train(mixed(half, tmp_path / "moved"))

@@ -9,6 +9,8 @@ from reca_fast.data.records import BadRecord, Record, record
 from reca_fast.data.sources.base import MAX_PICTURE_BYTES
 from reca_fast.data.sources.sidecars import first_usable, group
 
+ROW_WITHOUT_PICTURE = "row of metadata whose picture is missing"
+
 
 class FolderSource:
     """The pictures among some files. Keys are their paths from `base`, with forward slashes.
@@ -32,7 +34,7 @@ class FolderSource:
         self._beside = [grouped[key] for key in self._keys]
         self._captions = dict(captions)
         for path in captions.keys() - {self._path(key) for key in self._keys} if captions else ():
-            ignored.add("row of metadata whose picture is missing", os.path.relpath(path, base))
+            ignored.add(ROW_WITHOUT_PICTURE, os.path.relpath(path, base))
 
     def __len__(self) -> int:
         return len(self._keys)
