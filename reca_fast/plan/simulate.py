@@ -33,8 +33,10 @@ from .work import Work, WorkLog
 
 PROMPT = Text(tuple(range(21)))
 """As long as the templates are on average."""
-MOST_PACKS = 3
-"""More packs of one process than these are not run but reckoned: each one more adds what the third added."""
+FEWEST_PACKS, LONGEST_TURN = 2, 4
+"""More packs of one process than the fewest, and one turn of all tasks (`data.mix`) beyond them, are not run but
+reckoned: each turn more adds what that one added. Of longer turns, each pack adds what the third one added.
+"""
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,9 @@ class Alone(Processes):
 def simulate(config: RunConfig, model: Model, packs: int, gpus: int = 1) -> Simulated:
     """One step of training as a GPU would take it: two steps are run on fake tensors, and the second is counted.
 
-    What is not run but reckoned: packs of one process beyond the third (with `data.mix=pack`, beyond those in which
-    every task has had its turn), each of which adds what the last one added; and several processes that share the
-    weights (FSDP2), see `shared_out`.
+    What is not run but reckoned: packs of one process beyond the third, each of which adds what the third added (with
+    `data.mix=pack`, turns of all tasks beyond the second); and several processes that share the weights (FSDP2), see
+    `shared_out`.
 
     Args:
         config: of the run. `memory.compile` has no effect: it changes how operations are launched and hardly what is
@@ -84,9 +86,12 @@ def simulate(config: RunConfig, model: Model, packs: int, gpus: int = 1) -> Simu
         else config
     )
     spare = deepcopy(model)  # on the meta device, for its sizes
-    most = MOST_PACKS if config.data.mix == "sample" else max(MOST_PACKS, len(tasks_in_turn(config.data)))
-    if packs > most:
-        step = further(step_on_fakes(run, deepcopy(model), most - 1), step_on_fakes(run, model, most), packs - most)
+    turn = len(tasks_in_turn(config.data)) if config.data.mix == "pack" else 1
+    turn = turn if turn <= LONGEST_TURN else 1
+    few = FEWEST_PACKS + (packs - FEWEST_PACKS) % turn
+    if packs > few + turn:
+        more = (packs - few) // turn - 1
+        step = further(step_on_fakes(run, deepcopy(model), few), step_on_fakes(run, model, few + turn), more)
     else:
         step = step_on_fakes(run, model, packs)
     if sharded:
@@ -117,7 +122,7 @@ def step_on_fakes(config: RunConfig, model: Model, packs: int, *, on_gpu: bool =
 
 
 def further(two: Simulated, three: Simulated, more: int) -> Simulated:
-    """A step of `more` packs beyond those of `three`, each of which adds what the last pack of `three` added."""
+    """A step of more packs than `three`: `more` times what `three` has beyond `two` is added to it."""
 
     def grown(a: Mapping[Any, Any], b: Mapping[Any, Any]) -> dict[Any, Any]:
         return {key: b[key] + more * (b[key] - a.get(key, 0)) for key in b}
