@@ -35,9 +35,13 @@ INDEX = Index(
 )
 WIDE = torch.tensor([[1 / 3, -2.0, 0.0]])
 """Its first number takes more than bf16 can hold."""
+CODES = torch.arange(5)
 TENSORS = {
     "condition": {"features": torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).bfloat16()},
-    "target": {"wide": WIDE, "narrow": WIDE.bfloat16().float(), "codes": torch.arange(5), "none": torch.zeros(0, 2)},
+    "target": {
+        **{"wide": WIDE, "narrow": WIDE.bfloat16().float(), "none": torch.zeros(0, 2)},
+        **{"codes": CODES, "short": CODES.to(torch.int16)},
+    },
 }
 
 
