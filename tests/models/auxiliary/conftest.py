@@ -27,7 +27,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for flavour in FLAVOURS:
         shards = "100KB" if flavour == "qwen" else "1GB"
         write_tiny_vlm(root / flavour, flavour, side=56, hidden_size=32, shard_size=shards)
-    return {flavour: root / flavour for flavour in FLAVOURS}
+    write_tiny_vlm(root / "qwen2", "qwen2", side=56, hidden_size=32)
+    return {flavour: root / flavour for flavour in (*FLAVOURS, "qwen2")}
 
 
 @pytest.fixture

@@ -47,13 +47,13 @@ def their_loss(model: AuxiliaryModel, whole: Any, sample: Sample, data: DataConf
     return out.loss * len(batch.labels)
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("flavour", (*FLAVOURS, "qwen2"))
 def test_the_text_loss_and_all_its_gradients_are_those_of_transformers(flavour, opened) -> None:
     """A pack of two conversations and a picture that is only reconstructed, against two calls of their class. Lambda is
     0 here: what a reconstruction adds to the loss is left out, and nothing else of it shows.
     """
     model = opened(flavour)
-    data = WIDE if flavour == "qwen" else SQUARES
+    data = WIDE if "qwen" in flavour else SQUARES
     size = (100, 60)
     talks = [
         sample_of(model, (I2T, RECA), *TALK, size=size, data=data, seed=1),

@@ -38,7 +38,7 @@ def write_tiny_vlm(
 
     Args:
         folder: made if it is not there.
-        flavour: llava, qwen (Qwen2.5-VL) or internvl.
+        flavour: llava, qwen (Qwen2.5-VL), qwen2 (Qwen2-VL) or internvl.
         side: of the pictures that llava and internvl see, a multiple of 14 or 28.
         hidden_size: of the language model.
         layers: of it.
@@ -47,8 +47,8 @@ def write_tiny_vlm(
         text: more settings of the language model, as transformers calls them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    ids = write_tokenizer(folder, flavour, VOCABULARY)
-    markers = MARKERS[flavour]
+    ids = write_tokenizer(folder, flavour.rstrip("2"), VOCABULARY)
+    markers = MARKERS[flavour.rstrip("2")]
     sizes: dict[str, Any] = {
         "hidden_size": hidden_size,
         "intermediate_size": 3 * hidden_size,
@@ -98,6 +98,17 @@ def _qwen(text: dict[str, Any], image: int, side: int) -> Any:
     return Qwen2_5_VLForConditionalGeneration(config)
 
 
+def _qwen2(text: dict[str, Any], image: int, side: int) -> Any:
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    width = text["hidden_size"]
+    quarter = width // text["num_attention_heads"] // 8
+    vision = {"depth": 2, "embed_dim": 48, "hidden_size": width, "num_heads": 4, "mlp_ratio": 2, "patch_size": 14}
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2 * quarter, quarter, quarter]}
+    config = Qwen2VLConfig(vision_config=vision, text_config=text | {"rope_parameters": rope}, image_token_id=image)
+    return Qwen2VLForConditionalGeneration(config)
+
+
 def _internvl(text: dict[str, Any], image: int, side: int) -> Any:
     from transformers import InternVLConfig, InternVLForConditionalGeneration
 
@@ -109,7 +120,7 @@ def _internvl(text: dict[str, Any], image: int, side: int) -> Any:
 
 
 _TOWER = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
-_MAKERS = {"llava": _llava, "qwen": _qwen, "internvl": _internvl}
+_MAKERS = {"llava": _llava, "qwen": _qwen, "qwen2": _qwen2, "internvl": _internvl}
 
 
 def _write_vae(folder: Path) -> None:
