@@ -94,6 +94,7 @@ def test_each_further_pack_adds_what_the_third_added() -> None:
     assert reckoned.device.total == pytest.approx(four.device.total, rel=0.01)
 
 
+@pytest.mark.slow
 def test_tasks_are_mixed_as_in_training() -> None:
     """By sample, a pack holds samples of both tasks; by pack, the second of two packs holds those of i2t alone, which
     are shorter and need no VAE.
@@ -107,9 +108,7 @@ def test_tasks_are_mixed_as_in_training() -> None:
     assert counts["sample"][0] == counts["sample"][1] == {"reca": 64, "t2i": 0, "i2t": 22}
     assert counts["pack"] == [{"reca": 2 * 64, "t2i": 0, "i2t": 0}, {"reca": 0, "t2i": 0, "i2t": 6 * 22}]
     config = replace(config, loss=LossWeights(reca=1.0, i2t=1.0))
-    assert simulate(config, model, 2).images == 2 + 6
-    model = BagelModel(SMALL, ModelConfig(freeze_und=False), MARKERS)
-    assert simulate(config, model, 7).images == 4 * 2 + 3 * 6  # of which three packs and five are run
+    assert simulate(config, model, 6).images == 3 * 2 + 3 * 6  # of which two packs and four are run
 
 
 def test_a_picture_that_fits_no_pack_is_told() -> None:
