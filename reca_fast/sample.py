@@ -5,13 +5,15 @@ record       a picture as a source holds it: encoded bytes, a key, and perhaps c
 condition    a picture resized for the understanding encoder, usually smaller than the target
 target       a picture resized for the generation side, which learns to draw it
 caption      a text about a picture that came with it
+conversation questions about a picture and their answers, in turns, where instruction data take the place of captions
 template     a sentence of this project that asks for the description of a picture
 prompt       the text of one sample: a template for the task `reca`, a caption for the others
 task         what a sample teaches, and the term of the loss that it adds to: `reca`, `t2i` or `i2t`
 sample       one training example: condition, target and prompt, of which some may be absent
 pack         samples that share one forward pass, chosen so that together they fill a budget of tokens
 batch        a pack as a model takes it: tensors, with every random number of the step already drawn
-lane         one of the `data.packs_per_step` streams of packs; each gives one pack to every step
+lane         one of the `data.packs_per_step` lines of packs; each gives one pack to every step
+stream       a part of the records, which lanes go through for some of the tasks in an order of its own
 step         one update of the weights, from the packs of all lanes
 
 Data flow one way: source -> record -> sample -> pack -> batch -> model -> loss -> update -> checkpoint.
