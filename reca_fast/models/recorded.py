@@ -4,13 +4,14 @@
 another run on the same inputs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from reca_fast.errors import UserError
 from reca_fast.models.files.folder import read_object
 from reca_fast.models.files.read import open_safetensors
 
@@ -19,6 +20,41 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Every tensor of a safetensors file, by name. Raises UserError when the file is missing or damaged."""
     with open_safetensors(path) as file:
         return {key: file.tensor(key).clone() for key in file.shapes}  # replaying may write to them
+
+
+def read_inputs(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a case's inputs.safetensors, by name.
+
+    Raises:
+        UserError: the file is missing or damaged, or a tensor holds NaN or infinite numbers.
+    """
+    path = folder / "inputs.safetensors"
+    inputs = read_tensors(path)
+    for name, tensor in inputs.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{path}: {name} holds NaN or infinite numbers.")
+    return inputs
+
+
+def recorded_tensor(inputs: Mapping[str, Tensor], name: str, shape: tuple[int | None, ...], where: Path) -> Tensor:
+    """The input of this name.
+
+    Args:
+        inputs: of a case.
+        name: of one of them.
+        shape: the shape that it must have; None stands for any length.
+        where: their file, for messages.
+
+    Raises:
+        UserError: there is none, or it has another shape.
+    """
+    tensor, wanted = inputs.get(name), ", ".join("any" if length is None else str(length) for length in shape)
+    if tensor is None:
+        raise UserError(f"{where} lacks {name}, of shape [{wanted}].")
+    lengths = zip(tensor.shape, shape, strict=False)
+    if tensor.dim() != len(shape) or any(length not in (None, found) for found, length in lengths):
+        raise UserError(f"{where}: {name} is {list(tensor.shape)}; its shape must be [{wanted}].")
+    return tensor
 
 
 def expected_tensors(folder: Path, run: str = "") -> dict[str, Tensor]:

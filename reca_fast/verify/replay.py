@@ -31,8 +31,13 @@ def replay(
         UserError: the case contradicts itself, or this machine cannot compute it as asked.
     """
     try:
-        return dict(case.replay(attention=attention, dtype=dtype, weights=weights))
+        got = dict(case.replay(attention=attention, dtype=dtype, weights=weights))
     except KeyError as error:
         raise UserError(f"{folder} cannot be replayed: it lacks {error}.") from error
-    except (RuntimeError, ValueError, IndexError) as error:
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise UserError(f"{folder} cannot be replayed: {' '.join(str(error).split())}.") from error
+    if (broken := next((name for name, tensor in got.items() if not tensor.isfinite().all()), None)) is not None:
+        raise UserError(
+            f"{folder} gives NaN or infinite numbers, first in {broken}; its weights hold such, or are broken."
+        )
+    return got

@@ -15,7 +15,7 @@ from torch import Tensor
 from reca_fast.errors import UserError
 from reca_fast.models.files import stored_shapes
 from reca_fast.models.files.folder import read_object
-from reca_fast.models.recorded import expected_tensors, read_tensors
+from reca_fast.models.recorded import expected_tensors, read_inputs, recorded_tensor
 from reca_fast.sample import RECA, T2I
 from reca_fast.schema import PositiveInt, from_dict
 
@@ -30,9 +30,6 @@ TASKS = {"recon": RECA, "text2image": T2I, "image2text": ""}
 """What the authors call a task -> the task of its targets; "" where it has none."""
 SEEN = ("recon", "image2text")
 """Those with a condition."""
-NEEDED = {"input_ids": 2, "attention_mask": 2}
-DRAWN = {"mask": 2, "noise": 2, "timesteps": 1}
-"""Tensor of a task -> its number of dimensions."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ class RecordedCase:
         if not isinstance(raw.get("mar"), dict) or not isinstance(raw.get("llm"), dict):
             return None
         config = HarmonConfig.from_dict(raw, str(path), stored_shapes(folder / "weights.safetensors"))
-        case = cls(folder, config, raw, read_tensors(folder / "inputs.safetensors"))
+        case = cls(folder, config, raw, read_inputs(folder))
         case._check()
         return case
 
@@ -80,15 +77,35 @@ class RecordedCase:
             raise UserError(f"{self.folder / 'config.json'} states no grid of rows and columns.")
         if not {"raw_latents", "pixel_values"} & self.inputs.keys():
             raise UserError(f"{path} holds neither raw_latents nor pixel_values.")
+        samples = self._pictures(path)
         for task in self.tasks:
-            for name, dimensions in (NEEDED | (DRAWN if TASKS[task] else {"labels": 2})).items():
-                tensor = self.inputs.get(f"{task}.{name}")
-                if tensor is None or tensor.dim() != dimensions:
-                    raise UserError(f"{path} lacks {task}.{name} in {dimensions} dimensions.")
-            ids = self.inputs[f"{task}.input_ids"]
+            ids = recorded_tensor(self.inputs, f"{task}.input_ids", (samples, None), path)
+            for name, shape in self._shapes(task, tuple(ids.shape)).items():
+                recorded_tensor(self.inputs, f"{task}.{name}", shape, path)
             real = ids[ids != self.image_token]
             if real.numel() and not 0 <= int(real.min()) <= int(real.max()) < self.config.llm.vocab_size:
                 raise UserError(f"{path}: {task}.input_ids holds ids beyond the vocabulary.")
+
+    def _pictures(self, path: Path) -> int:
+        """How many pictures there are. Raises UserError where they are not those of the grid."""
+        (rows, columns), mar = self.grid, self.config.mar
+        name, channels, side = "raw_latents", mar.vae_embed_dim, mar.patch_size
+        if name not in self.inputs:
+            name, channels, side = "pixel_values", 3, mar.stride
+        return len(recorded_tensor(self.inputs, name, (None, channels, rows * side, columns * side), path))
+
+    def _shapes(self, task: str, ids: tuple[int, ...]) -> dict[str, tuple[int | None, ...]]:
+        """The shape of each tensor of a task, by name, where its ids have this one."""
+        shapes: dict[str, tuple[int | None, ...]] = {"attention_mask": ids}
+        if not TASKS[task]:
+            return shapes | {"labels": ids}
+        tokens = self.grid[0] * self.grid[1]
+        drawn = ids[0] * tokens * self.config.mar.diffusion_batch_mul
+        return shapes | {
+            "mask": (ids[0], tokens),
+            "timesteps": (drawn,),
+            "noise": (drawn, self.config.mar.token_dim),
+        }
 
     @property
     def tasks(self) -> list[str]:

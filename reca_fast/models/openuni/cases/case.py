@@ -14,7 +14,7 @@ from torch import Tensor
 from reca_fast.errors import UserError
 from reca_fast.models.files.folder import read_object
 from reca_fast.models.parts.qwen2_config import Qwen2Config
-from reca_fast.models.recorded import expected_tensors, read_tensors
+from reca_fast.models.recorded import expected_tensors, read_inputs, recorded_tensor
 from reca_fast.sample import RECA, T2I
 from reca_fast.schema import from_dict
 
@@ -138,7 +138,7 @@ def _inputs(folder: Path) -> dict[str, Tensor]:
         UserError: the file is missing or damaged, or a tensor is missing or has another form.
     """
     path = folder / "inputs.safetensors"
-    inputs = read_tensors(path)
+    inputs = read_inputs(folder)
     for name, dimensions in NEEDED.items():
         if name not in inputs:
             raise UserError(f"{path} lacks {name}.")
@@ -148,6 +148,10 @@ def _inputs(folder: Path) -> dict[str, Tensor]:
     counts = {name: len(inputs[name]) for name in NEEDED}
     if len(set(counts.values())) > 1 or inputs["input_ids"].shape != inputs["attention_mask"].shape:
         raise UserError(f"{path}: the tensors are of different numbers of samples: {counts}.")
+    if "image_latents" in inputs:
+        recorded_tensor(inputs, "image_latents", tuple(inputs["noise"].shape), path)
+    if "pixel_values" in inputs:
+        recorded_tensor(inputs, "pixel_values", (len(inputs["noise"]), 3, None, None), path)
     if inputs["input_ids"].is_floating_point() or int(inputs["input_ids"].min()) < 0:
         raise UserError(f"{path}: input_ids must be whole numbers from 0 on.")
     return inputs

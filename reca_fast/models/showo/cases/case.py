@@ -16,7 +16,7 @@ from reca_fast.models.files import open_weights
 from reca_fast.models.files.folder import read_object
 from reca_fast.models.parts.clip_vision_config import ClipVisionConfig
 from reca_fast.models.parts.magvit_config import MAGVIT_V2, MagvitConfig
-from reca_fast.models.recorded import expected_tensors, read_tensors
+from reca_fast.models.recorded import expected_tensors, read_inputs, recorded_tensor
 from reca_fast.schema import Fraction, Range, from_dict
 
 from ..config import ShowoConfig
@@ -24,6 +24,12 @@ from ..encoders import EncoderConfig
 
 CLIP, MAGVIT = "vision_tower.", "vq_model."
 """Prefixes of the frozen encoders' names in the file of weights."""
+KINDS = ("t2i", "lm", "mmu", "recon")
+"""Kinds of recorded rows."""
+TARGETS = ("recon", "t2i")
+"""Those that end with a target."""
+VECTOR = -100
+"""Stands for one of CLIP's vectors among the recorded ids."""
 EXACT = ("codes", "gen_tokens", "gen_mask_len", "gen_masked_after")
 """Parts of the names of tensors that hold whole numbers."""
 
@@ -82,7 +88,41 @@ class RecordedCase:
             return None
         where = str(folder / "config.json")
         config = ShowoConfig.from_dict(raw, where)
-        return cls(folder, config, _settings(raw, where), read_tensors(folder / "inputs.safetensors"))
+        case = cls(folder, config, _settings(raw, where), read_inputs(folder))
+        case._check()
+        return case
+
+    def _check(self) -> None:
+        """Raises UserError for inputs that are no recorded rows."""
+        path, inputs, codes = self.folder / "inputs.safetensors", self.inputs, self.config.num_vq_tokens
+        for kind in KINDS:
+            if f"{kind}_input_ids" not in inputs:
+                continue
+            ids = recorded_tensor(inputs, f"{kind}_input_ids", (None, None), path)
+            shapes: dict[str, tuple[int | None, ...]] = {f"{kind}_labels": tuple(ids.shape)}
+            if kind in TARGETS:
+                shapes = {f"{kind}_mask_u": (len(ids),), f"{kind}_mask_rand": (len(ids), codes)}
+            shapes |= {f"codes_{kind}": (len(ids), codes)} if f"codes_{kind}" in inputs else {}
+            shapes |= {f"pixels_{kind}": (len(ids), 3, None, None)} if f"pixels_{kind}" in inputs else {}
+            for name, shape in shapes.items():
+                recorded_tensor(inputs, name, shape, path)
+            self._check_ids(f"{kind}_input_ids", VECTOR if self.config.w_clip_vit else 0)
+        if self.settings.gen is not None and "gen_input_ids" in inputs:
+            ids = recorded_tensor(inputs, "gen_input_ids", (None, None), path)
+            drawn = (self.settings.gen.timesteps, len(ids), codes)
+            for name in ("gen_raw_samples", "gen_uniform"):
+                recorded_tensor(inputs, name, drawn, path)
+            if self.settings.gen.guidance_scale > 0:
+                recorded_tensor(inputs, "gen_uncond_ids", tuple(ids.shape), path)
+
+    def _check_ids(self, name: str, least: int) -> None:
+        """Raises UserError for ids that are neither in the vocabulary nor this negative number."""
+        ids = self.inputs[name]
+        real = ids[ids != least] if least < 0 else ids
+        if ids.is_floating_point() or (
+            real.numel() and not 0 <= int(real.min()) <= int(real.max()) < self.config.vocab_size
+        ):
+            raise UserError(f"{self.folder / 'inputs.safetensors'}: {name} holds ids beyond the vocabulary.")
 
     def encoders(self, weights: Path) -> EncoderConfig:
         """Sizes of the frozen encoders, the tokenizer's from the file of weights. Where the case has none, those of the

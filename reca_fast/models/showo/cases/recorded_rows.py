@@ -7,9 +7,7 @@ from torch import Tensor
 from ..config import ShowoConfig
 from ..layout import CAUSAL, FULL, LEAD
 from ..rows import GIVEN, TARGET, VECTORS, Piece, Spans, text_piece
-
-VECTOR = -100
-"""Stands for one of CLIP's vectors among the recorded ids."""
+from .case import VECTOR
 
 
 class Marks(NamedTuple):

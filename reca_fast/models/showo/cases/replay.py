@@ -21,7 +21,7 @@ from ..encoders import ShowoEncoders
 from ..names import NETWORK_NAMES
 from ..rows import Spans
 from ..weights import weights_file
-from .case import CLIP, MAGVIT, RecordedCase
+from .case import CLIP, MAGVIT, TARGETS, RecordedCase
 from .drawn import replay_drawing
 from .recorded_rows import spans_of
 
@@ -29,9 +29,6 @@ TASKS = {"t2i": T2I, "lm": I2T, "mmu": I2T, "recon": RECA}
 """Kind of recorded rows -> the task that they are rows of; the authors' texts alone (lm) are no task of training here,
 and are learnt like the texts of i2t.
 """
-TARGETS = ("recon", "t2i")
-"""Kinds of rows that end with a target."""
-
 Build = Callable[..., Any]
 """Makes the model to be replayed: `ShowoModel`, which opens cases and is therefore not imported here."""
 

@@ -80,7 +80,11 @@ def test_padding_does_not_count(reca_fast, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "sentence"),
     [
-        ("recon.timesteps", lambda x: None, "lacks recon.timesteps in 1 dimensions"),
+        ("recon.timesteps", lambda x: None, "lacks recon.timesteps, of shape ["),
+        ("text2image.noise", lambda x: x[:, :1], "its shape must be [128, 6]"),
+        ("image2text.labels", lambda x: x[:, 1:], "image2text.labels is"),
+        ("raw_latents", lambda x: x.flatten(2), "raw_latents is"),
+        ("recon.mask", lambda x: x / 0, "holds NaN or infinite numbers"),
         ("image2text.input_ids", lambda x: x + 120, "ids beyond the vocabulary"),
         ("image2text.labels", lambda x: x.flip(1), "are not the tokens behind the condition"),
     ],

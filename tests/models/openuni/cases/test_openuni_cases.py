@@ -53,6 +53,15 @@ def test_a_wrong_weight_is_seen(folder, reca_fast, tmp_path) -> None:
     assert said.code == 1 and "FAIL  connector_output" in said.out and "ok    llm_query_hidden" in said.out
 
 
+def test_weights_that_are_not_finite_are_one_sentence(folder, reca_fast, tmp_path) -> None:
+    weights = load_file(folder / "weights.safetensors")
+    weights["connector.layers.0.mlp.fc1.bias"][3] = float("nan")
+    save_file(weights, tmp_path / "weights.safetensors")
+    said = reca_fast("verify", folder, "--weights", tmp_path / "weights.safetensors", "--out", tmp_path / "out")
+    assert "gives NaN or infinite numbers, first in connector_output" in said.sentence
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_broken_case_is_one_sentence(folder, reca_fast, tmp_path) -> None:
     case = Path(shutil.copytree(folder, tmp_path / "case"))
     inputs = load_file(case / "inputs.safetensors")

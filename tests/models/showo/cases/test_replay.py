@@ -2,11 +2,12 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from reca_fast.errors import UserError
@@ -100,6 +101,26 @@ def test_a_case_with_weights_of_another_is_one_sentence() -> None:
     case = ShowoModel.case(SHOWO / "recorded_clip")
     with pytest.raises(UserError, match="mm_projector"):
         list(case.replay(attention="auto", dtype=torch.float32, weights=SHOWO / "recorded_codes/weights.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "sentence"),
+    [
+        ("recon_mask_u", lambda x: None, "lacks recon_mask_u, of shape [2]"),
+        ("lm_input_ids", lambda x: x.flatten(), "its shape must be [any, any]"),
+        ("mmu_labels", lambda x: x[:, 1:], "mmu_labels is"),
+        ("t2i_input_ids", lambda x: x + 100, "ids beyond the vocabulary"),
+        ("pixels_recon", lambda x: x / 0, "holds NaN or infinite numbers"),
+    ],
+)
+def test_a_broken_case_is_one_sentence(name, change, sentence, tmp_path) -> None:
+    copy = Path(shutil.copytree(SHOWO / "recorded_clip", tmp_path / "case"))
+    inputs = load_file(copy / "inputs.safetensors")
+    changed = change(inputs.pop(name))
+    save_file(inputs if changed is None else inputs | {name: changed.contiguous()}, copy / "inputs.safetensors")
+    with pytest.raises(UserError) as refused:
+        ShowoModel.case(copy)
+    assert sentence in str(refused.value)
 
 
 def test_gradients_of_every_parameter_are_given() -> None:
