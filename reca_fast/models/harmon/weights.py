@@ -79,15 +79,20 @@ def shapes_of(path: Path) -> Mapping[str, tuple[int, ...]]:
     return shapes
 
 
+def holds_vae(path: Path) -> bool:
+    """Whether a file of weights holds the VAE too."""
+    with open_sharded(path) as stored:
+        return any(key.startswith(VAE_PREFIX) for key in stored.shapes)
+
+
 def vae_place(folder: Path, weights: Path) -> tuple[Path, str]:
     """The file that holds the VAE, and the prefix of its tensors there: the file of weights itself, or kl16.ckpt.
 
     Raises:
         UserError: neither does.
     """
-    with open_sharded(weights) as stored:
-        if any(key.startswith(VAE_PREFIX) for key in stored.shapes):
-            return weights, VAE_PREFIX
+    if holds_vae(weights):
+        return weights, VAE_PREFIX
     if not (folder / VAE_FILE).exists():
         raise UserError(f"{folder / VAE_FILE} is missing, the VAE: {weights.name} holds none; copy it from the hub.")
     return folder / VAE_FILE, ""

@@ -23,7 +23,7 @@ from ..config import HarmonConfig
 from ..names import NETWORK_NAMES
 from ..network import Harmon
 from ..sampling import sample_latents
-from ..weights import weights_file
+from ..weights import holds_vae, weights_file
 from .case import SEEN, TASKS, RecordedCase
 
 Build = Callable[[HarmonConfig, ModelConfig], Any]
@@ -49,8 +49,9 @@ class HarmonCase:
         model.fill(uniform(dtype, "cpu"))
 
         raw = case.inputs.get("raw_latents")
-        if raw is None:
+        if raw is None or holds_vae(path):
             model.encoders.fill(case.folder, path, "cpu")
+        if raw is None:
             with torch.no_grad():
                 raw = model.encoders.vae.moments(case.inputs["pixel_values"]).chunk(2, dim=1)[0]
             yield "vae.raw_latents", raw
