@@ -7,7 +7,6 @@ With `data.mix=sample` there is one stream, whose samples draw their tasks, and 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import lru_cache
 
 import torch
@@ -18,6 +17,8 @@ from reca_fast.errors import UserError
 from reca_fast.randomness import generator
 from reca_fast.sample import I2T, TASKS
 
+LONGEST_TURN = 1000
+"""After so many packs at most, the tasks begin anew. A ratio that needs more is met as closely as these allow."""
 ANY = ""
 """In place of a task: packs that hold samples of every task."""
 
@@ -87,13 +88,16 @@ def _setting(conversations: bool) -> str:
 @lru_cache(maxsize=8)
 def _in_turn(weights: Sequence[tuple[str, float]]) -> tuple[str, ...]:
     """The tasks of packs one after another, spread evenly; after the last one they begin anew."""
-    shares = {task: Fraction(weight).limit_denominator(1000) for task, weight in weights}
-    common = math.lcm(*(share.denominator for share in shares.values()))
-    counts = {task: max(1, int(share * common)) for task, share in shares.items()}
-    divisor = math.gcd(*counts.values())
-    counts = {task: count // divisor for task, count in counts.items()}
+    shares = {task: weight / sum(weight for _, weight in weights) for task, weight in weights}
+    exact = (n for n in range(1, LONGEST_TURN) if all(_is_whole(share * n) for share in shares.values()))
+    length = next(exact, LONGEST_TURN)
+    counts = {task: max(1, round(share * length)) for task, share in shares.items()}
     places = [((2 * n + 1) / count, task) for task, count in counts.items() for n in range(count)]
     return tuple(task for _, task in sorted(places, key=lambda place: place[0]))
+
+
+def _is_whole(number: float) -> bool:
+    return number > 0.5 and abs(number - round(number)) < 1e-6
 
 
 def tasks_in_turn(config: DataConfig) -> tuple[str, ...]:
@@ -114,6 +118,11 @@ def task_of_pack(config: DataConfig, lane: int, number: int) -> str:
 
 def lanes_of(task: str, config: DataConfig) -> tuple[int, ...]:
     """The lanes that serve a task in some of their packs, with `data.mix=pack`."""
-    turns = range(len(tasks_in_turn(config)))  # after as many packs, a lane's tasks begin anew
-    lanes = range(config.packs_per_step)
-    return tuple(lane for lane in lanes if any(task_of_pack(config, lane, number) == task for number in turns))
+    return _lanes_of(task, tasks_in_turn(config), config.packs_per_step)
+
+
+@lru_cache(maxsize=8)
+def _lanes_of(task: str, turn: Sequence[str], lanes: int) -> tuple[int, ...]:
+    step = math.gcd(lanes, len(turn))  # a lane's packs stand at every so-manieth place of the turn
+    served = {place % step for place, each in enumerate(turn) if each == task}
+    return tuple(lane for lane in range(lanes) if lane % step in served)

@@ -82,6 +82,17 @@ def test_ratios_are_exact_whatever_the_number_of_lanes() -> None:
             assert sorted(items) == list(range(50))
 
 
+def test_odd_ratios_are_met_closely_in_turns_that_are_not_endless() -> None:
+    for weights in ((1e9, 0.0, 1e-3), (3.14159, 2.71828, 1.41421), (1e-12, 0.0, 1.0), (0.1, 0.2, 0.7)):
+        config = DataConfig(mix="pack", packs_per_step=64, tasks=TaskWeights(*weights))
+        turn = tasks_in_turn(config)
+        assert len(turn) <= 1001
+        for task, weight in zip(TASKS, weights, strict=True):
+            assert turn.count(task) / len(turn) == pytest.approx(weight / sum(weights), abs=2e-3)
+            assert (task in turn) == (weight > 0)
+    assert len(turn) == 10
+
+
 @pytest.mark.parametrize("mix", ["sample", "pack"])
 def test_i2t_learns_from_conversations_and_the_others_from_pictures(mix, folders) -> None:
     config = small(folders, mix=mix, packs_per_step=4)
