@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reca_fast.kernels import Varlen, varlen_attention
+from reca_fast.kernels import Varlen, swiglu, varlen_attention
 from reca_fast.models.parts.rms_norm import RMSNorm
 from reca_fast.models.parts.timestep import TimestepEmbedder
 
@@ -115,7 +115,7 @@ class GatedConv(nn.Module):
         picture = wide.unflatten(1, (rows, columns)).permute(0, 3, 1, 2)  # channels last, as it lies in memory
         mixed = self.conv_depth(picture).permute(0, 2, 3, 1).flatten(1, 2)
         value, gate = mixed.chunk(2, dim=-1)
-        out: Tensor = self.conv_point(value * F.silu(gate))
+        out: Tensor = self.conv_point(swiglu(gate, value))
         return out
 
 
