@@ -1,6 +1,5 @@
 """Writing a checkpoint folder that the authors' code reads: the base's files, with the trained weights in place."""
 
-import fnmatch
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ from reca_fast.models.parts.qwen_tokenizer import TOKENIZER_FILES
 from .config import HarmonConfig
 from .names import EMBEDDING, HEAD
 from .network import Harmon
-from .weights import AUTHORS, HF_FILES, VAE_FILE, check_weights
+from .weights import HF_FILES, VAE_FILE, check_weights, is_authors
 
 COPIED = (
     *("config.json", VAE_FILE, *TOKENIZER_FILES),
@@ -60,7 +59,7 @@ def export_folder(
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} exists and is not empty; name another folder.")
     torch_file = weights.suffix in TORCH_SUFFIXES
-    authors = weights.name if fnmatch.fnmatch(weights.name, AUTHORS) else "harmon.pth"
+    authors = weights.name if is_authors(weights.name) else "harmon.pth"
     out = folder / (authors if torch_file else HF_FILES[0])
     with torch.device("meta"):
         module = Harmon(config)

@@ -34,7 +34,17 @@ from .network import Harmon, Prediction
 from .sampling import HarmonSampling, Prefix, Seeded, sample_latents
 from .tokenizer import PUBLISHED_TOKENIZER, HarmonTokenizer, open_tokenizer
 from .understanding import frozen_parts, understanding_logits
-from .weights import VAE_FILE, check_head, check_weights, found_weights, holds_mar, shapes_of, vae_place, weights_file
+from .weights import (
+    VAE_FILE,
+    check_head,
+    check_weights,
+    found_weights,
+    holds_mar,
+    is_authors,
+    shapes_of,
+    vae_place,
+    weights_file,
+)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -70,7 +80,7 @@ class HarmonModel:
     def recognises(cls, folder: Path) -> bool:
         """By a file of the authors' name, or by a file of weights with MAR's tensors."""
         names = found_weights(folder)
-        if any(name.startswith("harmon") for name in names):
+        if any(map(is_authors, names)):
             return True
         return any(holds_mar(folder / name) for name in names)
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
@@ -19,14 +20,20 @@ VAE_FILE = "kl16.ckpt"
 HF_FILES = ("model.safetensors", "model.safetensors.index.json")
 """The weights of a folder in the layout of transformers, which hold the VAE too."""
 AUTHORS = "harmon*.pth"
-"""What the authors call the others."""
+"""What the authors call the others, in letters of any case; where there is none, any .pth may be one."""
 SUFFIXES = (".pth", ".pt", ".safetensors", ".safetensors.index.json")
 
 
 def found_weights(folder: Path) -> list[str]:
     """The names of the files in a folder that may be a Harmon's weights."""
-    names = sorted(path.name for path in folder.glob(AUTHORS))
-    return names + [name for name in HF_FILES if os.path.lexists(folder / name)]
+    names = sorted(path.name for path in folder.glob("*.pth"))
+    authors = [name for name in names if is_authors(name)]
+    return (authors or names) + [name for name in HF_FILES if os.path.lexists(folder / name)]
+
+
+def is_authors(name: str) -> bool:
+    """Whether a file is called as the authors call their weights."""
+    return fnmatch(name.lower(), AUTHORS)
 
 
 def weights_file(folder: Path, choice: str = "auto") -> Path:

@@ -100,6 +100,14 @@ def test_several_files_of_weights_are_to_be_chosen_from(copy) -> None:
     assert filled(copy, weights="harmon_other.pth").weights.name == "harmon_other.pth"
 
 
+@pytest.mark.parametrize("name", ["Harmon-1.5B-RecA.pth", "iter_5000.pth"])
+def test_files_of_other_names_are_told_by_their_tensors(name, copy) -> None:
+    (copy / WEIGHTS).rename(copy / name)
+    assert recognised(copy) is HarmonModel and filled(copy).weights.name == name
+    torch.save({"blocks.0.weight": torch.zeros(2, 2)}, copy / name)
+    assert HarmonModel.recognises(copy) == name.startswith("Harmon")
+
+
 def test_weights_of_another_model(copy) -> None:
     torch.save({"blocks.0.weight": torch.zeros(2, 2)}, copy / WEIGHTS)
     with pytest.raises(UserError, match=r"is no Harmon's: it holds no tensor mar\."):
