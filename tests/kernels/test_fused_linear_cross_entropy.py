@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from reca_fast.kernels.fused_linear_cross_entropy.contract import fused_linear_cross_entropy
 from reca_fast.kernels.fused_linear_cross_entropy.ragged_matmul import ragged_losses_and_gradients
@@ -203,6 +204,15 @@ def test_losses_of_one_weight_add_up(hooked) -> None:
     for times in (1, 2):
         loss().backward()
         torch.testing.assert_close(weight.grad, times * expected)
+
+
+def test_several_processes_see_every_gradient_at_autograds_own_node(monkeypatch) -> None:
+    """There DistributedDataParallel waits for it."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    hidden, weight, seen = torch.randn(5, 4), torch.randn(9, 4, requires_grad=True), []
+    get_gradient_edge(weight).node.register_prehook(lambda gradients: seen.append(gradients[0]))
+    fused_linear_cross_entropy(hidden, weight, torch.tensor([2, 5, IGNORED, 2, 2]), reduction="sum").backward()
+    assert len(seen) == 1 and torch.equal(seen[0], weight.grad)
 
 
 @pytest.mark.parametrize("hooked", [False, True], ids=["", "with a hook"])

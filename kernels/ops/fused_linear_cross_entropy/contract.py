@@ -166,6 +166,8 @@ def _add_in_place(weight: Tensor, start: int, gradient: Tensor) -> bool:
     """
     if not weight.is_leaf or type(weight) not in (Tensor, torch.nn.Parameter) or type(gradient) is not Tensor:
         return False
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return False  # DistributedDataParallel watches autograd's own node, where nothing in Python shows it
     total = weight.grad
     if total is None and gradient.shape != weight.shape:
         return False
