@@ -210,7 +210,8 @@ def test_several_processes_see_every_gradient_at_autograds_own_node(monkeypatch)
     """There DistributedDataParallel waits for it."""
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     hidden, weight, seen = torch.randn(5, 4), torch.randn(9, 4, requires_grad=True), []
-    get_gradient_edge(weight).node.register_prehook(lambda gradients: seen.append(gradients[0]))
+    node = get_gradient_edge(weight).node  # which lives as long as somebody holds it
+    node.register_prehook(lambda gradients: seen.append(gradients[0]))
     fused_linear_cross_entropy(hidden, weight, torch.tensor([2, 5, IGNORED, 2, 2]), reduction="sum").backward()
     assert len(seen) == 1 and torch.equal(seen[0], weight.grad)
 
