@@ -24,6 +24,8 @@ from ..encoders import EncoderConfig
 
 CLIP, MAGVIT = "vision_tower.", "vq_model."
 """Prefixes of the frozen encoders' names in the file of weights."""
+MARKS = ("pad", "soi", "eoi", "sov", "eov", "t2i", "mmu", "t2v", "v2v", "lvg")
+"""The tokens behind those of the text, in their order."""
 KINDS = ("t2i", "lm", "mmu", "recon")
 """Kinds of recorded rows."""
 TARGETS = ("recon", "t2i")
@@ -88,6 +90,7 @@ class RecordedCase:
             return None
         where = str(folder / "config.json")
         config = ShowoConfig.from_dict(raw, where)
+        _check_tokens(raw.get("token_ids", {}), config, where)
         case = cls(folder, config, _settings(raw, where), read_inputs(folder))
         case._check()
         return case
@@ -96,7 +99,7 @@ class RecordedCase:
         """Raises UserError for inputs that are no recorded rows."""
         path, inputs, codes = self.folder / "inputs.safetensors", self.inputs, self.config.num_vq_tokens
         for kind in KINDS:
-            if f"{kind}_input_ids" not in inputs:
+            if not any(f"{kind}_{part}" in inputs for part in ("input_ids", "labels", "mask_u", "mask_rand")):
                 continue
             ids = recorded_tensor(inputs, f"{kind}_input_ids", (None, None), path)
             shapes: dict[str, tuple[int | None, ...]] = {f"{kind}_labels": tuple(ids.shape)}
@@ -107,7 +110,9 @@ class RecordedCase:
             for name, shape in shapes.items():
                 recorded_tensor(inputs, name, shape, path)
             self._check_ids(f"{kind}_input_ids", VECTOR if self.config.w_clip_vit else 0)
-        if self.settings.gen is not None and "gen_input_ids" in inputs:
+        if any(name.startswith("gen_") for name in inputs):
+            if self.settings.gen is None:
+                raise UserError(f"{self.folder / 'config.json'} lacks gen, which says how pictures were drawn.")
             ids = recorded_tensor(inputs, "gen_input_ids", (None, None), path)
             drawn = (self.settings.gen.timesteps, len(ids), codes)
             for name in ("gen_raw_samples", "gen_uniform"):
@@ -157,6 +162,14 @@ class RecordedCase:
         if dtype is torch.bfloat16:
             return 0.1 if "grad" in name else 0.05
         return 1e-6 if "scalar/" in name and "grad" not in name else 1e-5
+
+
+def _check_tokens(stated: Any, config: ShowoConfig, where: str) -> None:
+    """Raises UserError for ids of special tokens that are not those that follow from the sizes of the vocabulary."""
+    wanted = {name: config.llm_vocab_size + number for number, name in enumerate(MARKS)}
+    wanted |= {"image_offset": config.first_code, "mask": config.vocab_size - 1, "vocab_size": config.vocab_size}
+    if not isinstance(stated, dict) or any(stated.get(name, number) != number for name, number in wanted.items()):
+        raise UserError(f"{where}: token_ids are not those of a vocabulary of {config.llm_vocab_size} tokens of text.")
 
 
 def _settings(raw: dict[str, Any], where: str) -> Settings:

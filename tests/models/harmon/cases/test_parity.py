@@ -49,7 +49,6 @@ MISTAKES = {
     "vae_scale": (lambda raw: raw | {"vae_scale": 0.25}, "latent_tokens"),
     "heads": (lambda raw: raw | {"mar": raw["mar"] | {"encoder_num_heads": 1}}, "recon.enc_full"),
     "guidance": (lambda raw: raw | {"sample": raw["sample"] | {"cfg": 1.5}}, "sample.tokens"),
-    "kept steps": (lambda raw: raw | {"mar": raw["mar"] | {"num_sampling_steps": "8"}}, "sample.tokens"),
     "rope": (lambda raw: raw | {"llm": raw["llm"] | {"rope_theta": 9e5}}, "recon.llm_hidden_tail"),
 }
 
@@ -62,6 +61,14 @@ def test_a_wrong_setting_is_seen(mistake, reca_fast, tmp_path) -> None:
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     said = reca_fast("verify", copy)
     assert said.code == 1 and f"FAIL  {seen}" in said.out
+
+
+def test_steps_that_contradict_each_other_are_one_sentence(reca_fast, tmp_path) -> None:
+    copy = Path(shutil.copytree(PARITY / "harmon" / "recorded_latents", tmp_path / "case"))
+    raw = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(raw | {"mar": raw["mar"] | {"num_sampling_steps": "8"}}))
+    said = reca_fast("verify", copy)
+    assert said.code == 2 and "timestep_map is not what mar.num_sampling_steps '8' keeps" in said.err
 
 
 def test_padding_does_not_count(reca_fast, tmp_path) -> None:
@@ -84,6 +91,8 @@ def test_padding_does_not_count(reca_fast, tmp_path) -> None:
         ("text2image.noise", lambda x: x[:, :1], "its shape must be [128, 6]"),
         ("image2text.labels", lambda x: x[:, 1:], "image2text.labels is"),
         ("raw_latents", lambda x: x.flatten(2), "raw_latents is"),
+        ("text2image.input_ids", lambda x: None, "lacks text2image.input_ids"),
+        ("sample.orders", lambda x: None, "lacks sample.orders"),
         ("recon.mask", lambda x: x / 0, "holds NaN or infinite numbers"),
         ("image2text.input_ids", lambda x: x + 120, "ids beyond the vocabulary"),
         ("image2text.labels", lambda x: x.flip(1), "are not the tokens behind the condition"),

@@ -69,6 +69,8 @@ def test_a_broken_case_is_one_sentence(folder, reca_fast, tmp_path) -> None:
     assert reca_fast("verify", case).sentence.endswith("lacks noise.\n")
     save_file({**inputs, "noise": inputs["noise"][:1]}, case / "inputs.safetensors")
     assert "of different numbers of samples" in reca_fast("verify", case).sentence
+    save_file({**inputs, "sigmas": inputs["sigmas"] / 2}, case / "inputs.safetensors")
+    assert "sigmas are not timesteps divided by 1000" in reca_fast("verify", case).sentence
     config = json.loads((case / "config.json").read_text())
     (case / "config.json").write_text(json.dumps({**config, "task": "image2text"}))
     assert "states no task" in reca_fast("verify", case).sentence

@@ -107,6 +107,7 @@ def test_a_case_with_weights_of_another_is_one_sentence() -> None:
     ("name", "change", "sentence"),
     [
         ("recon_mask_u", lambda x: None, "lacks recon_mask_u, of shape [2]"),
+        ("mmu_input_ids", lambda x: None, "lacks mmu_input_ids"),
         ("lm_input_ids", lambda x: x.flatten(), "its shape must be [any, any]"),
         ("mmu_labels", lambda x: x[:, 1:], "mmu_labels is"),
         ("t2i_input_ids", lambda x: x + 100, "ids beyond the vocabulary"),
@@ -121,6 +122,14 @@ def test_a_broken_case_is_one_sentence(name, change, sentence, tmp_path) -> None
     with pytest.raises(UserError) as refused:
         ShowoModel.case(copy)
     assert sentence in str(refused.value)
+
+
+def test_special_tokens_of_another_vocabulary_are_one_sentence(tmp_path) -> None:
+    copy = Path(shutil.copytree(SHOWO / "recorded_clip", tmp_path / "case"))
+    raw = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(raw | {"token_ids": raw["token_ids"] | {"eoi": 7}}))
+    with pytest.raises(UserError, match="token_ids are not those of a vocabulary of 60 tokens of text"):
+        ShowoModel.case(copy)
 
 
 def test_gradients_of_every_parameter_are_given() -> None:
