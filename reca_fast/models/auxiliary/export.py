@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from reca_fast.errors import UserError
-from reca_fast.models.files import Change, Weights, after, open_weights, rewrite_weights
+from reca_fast.models.files import Change, Weights, open_weights, rewrite_weights
+from reca_fast.models.files.export import fitting, refuse_filled
 from reca_fast.models.files.folder import copy_files, files_inside, read_object, write_object
 from reca_fast.models.files.sharded import open_sharded, weight_files
 
@@ -52,8 +53,7 @@ def export_folder(
         UserError: the folder is not empty, the base is not whole or has a link that leads out of it, a trained weight
             does not fit it, or the folder cannot be written. What was written is removed.
     """
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} exists and is not empty; name another folder.")
+    refuse_filled(folder)
     with open_sharded(weights) as stored:
         changed = _changes(stored, vlm, trained, base)
     files = files_inside(base, COPIED)
@@ -94,19 +94,8 @@ def _changes(
         key = names.key(own)
         if own not in known or key not in stored.shapes:
             raise UserError(f"The training checkpoint holds {name}, which {base} has no place for.")
-        changed[key] = partial(_fitting, trained, name, base)
+        changed[key] = partial(fitting, trained, name, stored.shapes[key], base)
     return changed
-
-
-def _fitting(trained: Mapping[str, Change], name: str, base: Path, stored: Tensor) -> Tensor:
-    """A trained weight, which must have the shape of the one that it replaces."""
-    tensor = after(trained[name], stored)
-    if tensor.shape != stored.shape:
-        raise UserError(
-            f"The training checkpoint holds {name} {list(tensor.shape)}, which {base} has no place for: there it is "
-            f"{list(stored.shape)}."
-        )
-    return tensor
 
 
 def _write_index(index: Path, folder: Path, shards: list[Path]) -> None:

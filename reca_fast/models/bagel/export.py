@@ -1,16 +1,13 @@
 """Writing a checkpoint folder that the authors' code reads: the base's files, with the trained weights in place."""
 
-import os
-import shutil
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from reca_fast.errors import UserError
-from reca_fast.models.files import Change, after, open_weights, rewrite_weights
+from reca_fast.models.files import Change, open_weights, rewrite_weights
+from reca_fast.models.files.export import exporting, refuse_filled, replacements
 from reca_fast.models.files.folder import copy_files, files_inside
 from reca_fast.models.parts.qwen_tokenizer import TOKENIZER_FILES
 
@@ -53,43 +50,20 @@ def export_folder(
         UserError: the folder is not empty, the base is not whole or has a link that leads nowhere or out of it, a
             trained weight does not fit it, or the folder cannot be written. What was written is removed.
     """
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} exists and is not empty; name another folder.")
+    refuse_filled(folder)
     with torch.device("meta"):
         model = Bagel(config, freeze_und=False)
     weights = weights_file(base) if weights is None else weights
     with open_weights(weights) as stored:
         keys = {name: key for key, name in check_weights(model, stored).items()}
-        if strangers := trained.keys() - keys.keys():
-            raise UserError(f"The training checkpoint holds {min(strangers)}, which {base} has no place for.")
-        changed: dict[str, Callable[[Tensor], Tensor]] = {
-            keys[name]: partial(_fitting, trained, name, stored.shapes[keys[name]], base) for name in trained
-        }
+        changed = replacements(stored, keys, trained, base)
         tables = {key: table for key, table in _tables(model).items() if key not in stored.shapes}
         added = {key: table.to(stored.dtype("llm2vae.weight")) for key, table in tables.items()}
         files = files_inside(base, COPIED)
-        try:
+        with exporting(folder, WEIGHTS_FILE) as unfinished:
             copy_files(files, folder)
-            partial_file = folder / f"{WEIGHTS_FILE}.partial"
-            rewrite_weights(stored, partial_file, changed=changed, added=added, dtype=dtype)
-            partial_file.rename(folder / WEIGHTS_FILE)
-        except OSError as error:
-            raise UserError(f"The export to {folder} failed and was removed: {error}.") from None
-        finally:
-            if not os.path.exists(folder / WEIGHTS_FILE):  # the last thing to be there
-                shutil.rmtree(folder, ignore_errors=True)
+            rewrite_weights(stored, unfinished, changed=changed, added=added, dtype=dtype)
     return sorted({item.name for item in base.iterdir()} - {weights.name, *COPIED})
-
-
-def _fitting(trained: Mapping[str, Change], name: str, shape: tuple[int, ...], base: Path, stored: Tensor) -> Tensor:
-    """A trained weight, which must have the shape of the one that it replaces."""
-    tensor = after(trained[name], stored)
-    if tuple(tensor.shape) != shape:
-        raise UserError(
-            f"The training checkpoint holds {name} {list(tensor.shape)}, which {base} has no place for: there it is "
-            f"{list(shape)}."
-        )
-    return tensor
 
 
 def _tables(model: Bagel) -> dict[str, Tensor]:

@@ -1,16 +1,12 @@
 """Writing a checkpoint folder that the authors' code reads: the base's files, with the trained weights in place."""
 
-import os
-import shutil
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from reca_fast.errors import UserError
-from reca_fast.models.files import Change, after, rewrite_weights
+from reca_fast.models.files import Change, rewrite_weights
+from reca_fast.models.files.export import exporting, refuse_filled, replacements
 from reca_fast.models.files.folder import copy_files, files_inside
 from reca_fast.models.files.pth import TORCH_SUFFIXES
 from reca_fast.models.files.sharded import open_sharded, weight_files
@@ -56,45 +52,22 @@ def export_folder(
         UserError: the folder is not empty, the base is not whole or has a link that leads nowhere or out of it, a
             trained weight does not fit it, or the folder cannot be written. What was written is removed.
     """
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} exists and is not empty; name another folder.")
+    refuse_filled(folder)
     torch_file = weights.suffix in TORCH_SUFFIXES
     authors = weights.name if is_authors(weights.name) else "harmon.pth"
-    out = folder / (authors if torch_file else HF_FILES[0])
+    name = authors if torch_file else HF_FILES[0]
     with torch.device("meta"):
         module = Harmon(config)
     with open_sharded(weights) as stored:
         keys = {name: key for key, name in check_weights(module, stored).items()}
-        if strangers := trained.keys() - keys.keys():
-            raise UserError(f"The training checkpoint holds {min(strangers)}, which {base} has no place for.")
-        changed: dict[str, Callable[[Tensor], Tensor]] = {
-            keys[name]: partial(_fitting, trained, name, stored.shapes[keys[name]], base) for name in trained
-        }
+        changed = replacements(stored, keys, trained, base)
         if HEAD in stored.shapes and EMBEDDING in changed:
             changed[HEAD] = changed[EMBEDDING]
         code = sorted(path.name for path in base.glob("*.py"))
         files = files_inside(base, (*COPIED, *code))
         read = [path.name for path in weight_files(weights)]
         rewrite = rewrite_torch if torch_file else rewrite_weights
-        try:
+        with exporting(folder, name) as unfinished:
             copy_files(files, folder)
-            unfinished = folder / f"{out.name}.partial"
             rewrite(stored, unfinished, changed=changed, added={}, dtype=dtype)
-            unfinished.rename(out)
-        except OSError as error:
-            raise UserError(f"The export to {folder} failed and was removed: {error}.") from None
-        finally:
-            if not os.path.exists(out):  # the last thing to be there
-                shutil.rmtree(folder, ignore_errors=True)
     return sorted({item.name for item in base.iterdir()} - {weights.name, *read, *COPIED, *code})
-
-
-def _fitting(trained: Mapping[str, Change], name: str, shape: tuple[int, ...], base: Path, stored: Tensor) -> Tensor:
-    """A trained weight, which must have the shape of the one that it replaces."""
-    tensor = after(trained[name], stored)
-    if tuple(tensor.shape) != shape:
-        raise UserError(
-            f"The training checkpoint holds {name} {list(tensor.shape)}, which {base} has no place for: there it is "
-            f"{list(shape)}."
-        )
-    return tensor

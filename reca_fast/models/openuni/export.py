@@ -5,8 +5,6 @@ dictionary. It is written as the base's file was: by torch.save, tensors alone, 
 needs, the public models that were not trained, is copied.
 """
 
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,7 +12,8 @@ import torch
 from torch import Tensor
 
 from reca_fast.errors import UserError
-from reca_fast.models.files import Change, Stored, after, check_fit, write_safetensors
+from reca_fast.models.files import Change, Stored, check_fit, write_safetensors
+from reca_fast.models.files.export import exporting, fitting, refuse_filled
 from reca_fast.models.files.folder import copy_files, files_inside
 from reca_fast.models.files.joined import JoinedWeights
 from reca_fast.models.parts.qwen_tokenizer import TOKENIZER_FILES
@@ -52,8 +51,7 @@ def export_folder(
         UserError: the folder is not empty, the base is not whole or has a link that leads nowhere or out of it, a
             trained weight does not fit it, or the folder cannot be written. What was written is removed.
     """
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} exists and is not empty; name another folder.")
+    refuse_filled(folder)
     parameters = {NETWORK_NAMES.key(name): (name, p.shape) for name, p in module.named_parameters()}
     if strangers := trained.keys() - {name for name, _ in parameters.values()}:
         raise UserError(f"The training checkpoint holds {min(strangers)}, which {base.path} has no place for.")
@@ -68,19 +66,12 @@ def export_folder(
 
         def tensor(key: str) -> Tensor:
             name, shape = parameters.get(key, ("", torch.Size()))
-            return _fitting(weights, key, name, trained, shape)
+            return _written(base.path, weights, key, name, trained, shape)
 
-        try:
+        with exporting(folder, base.own.name) as unfinished:
             for part, copied in _files(base, weights).items():
                 copy_files(copied, folder / part)
-            partial_file = folder / f"{base.own.name}.partial"
-            _write(partial_file, base.own.suffix, layout, tensor)
-            partial_file.rename(folder / base.own.name)
-        except OSError as error:
-            raise UserError(f"The export to {folder} failed and was removed: {error}.") from None
-        finally:
-            if not os.path.exists(folder / base.own.name):  # the last thing to be there
-                shutil.rmtree(folder, ignore_errors=True)
+            _write(unfinished, base.own.suffix, layout, tensor)
     return sorted({item.name for item in base.path.iterdir()} - {base.own.name, LLM, SANA, VAE})
 
 
@@ -108,17 +99,13 @@ def _write(path: Path, suffix: str, layout: Mapping[str, Stored], tensor: Callab
     )
 
 
-def _fitting(weights: JoinedWeights, key: str, name: str, trained: Mapping[str, Change], shape: torch.Size) -> Tensor:
+def _written(
+    base: Path, weights: JoinedWeights, key: str, name: str, trained: Mapping[str, Change], shape: torch.Size
+) -> Tensor:
     """The tensor that stands under a key in the new file: a trained one of this name and shape in the module, or the
     base's.
     """
     stored = weights.tensor(key)
     if name not in trained:
         return stored
-    tensor = after(trained[name], stored.view(shape))
-    if tensor.shape != shape:
-        raise UserError(
-            f"The training checkpoint holds {name} {list(tensor.shape)}, which the base has no place for: there it is "
-            f"{list(shape)}."
-        )
-    return tensor.detach().view(stored.shape)
+    return fitting(trained, name, shape, base, stored.view(shape)).detach().view(stored.shape)

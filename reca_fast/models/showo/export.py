@@ -1,16 +1,12 @@
 """Writing a checkpoint folder that the authors' code reads: the base's files, with the trained weights in place."""
 
-import os
-import shutil
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from reca_fast.errors import UserError
-from reca_fast.models.files import Change, after, open_weights, rewrite_weights
+from reca_fast.models.files import Change, open_weights, rewrite_weights
+from reca_fast.models.files.export import exporting, refuse_filled, replacements
 from reca_fast.models.files.folder import copy_files, files_inside
 from reca_fast.models.parts.clip_vision import CLIP_FILES
 from reca_fast.models.parts.magvit import MAGVIT_FILES, MAGVIT_FOLDER
@@ -49,39 +45,16 @@ def export_folder(
         UserError: the folder is not empty, the base is not whole or has a link that leads nowhere or out of it, a
             trained weight does not fit it, or the folder cannot be written. What was written is removed.
     """
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} exists and is not empty; name another folder.")
-    name = WEIGHTS_FILES[0]
+    refuse_filled(folder)
     with open_weights(weights) as stored:
         keys = {own: key for key, own in check_weights(module, stored).items()}
-        if strangers := trained.keys() - keys.keys():
-            raise UserError(f"The training checkpoint holds {min(strangers)}, which {base} has no place for.")
-        changed: dict[str, Callable[[Tensor], Tensor]] = {
-            keys[own]: partial(_fitting, trained, own, stored.shapes[keys[own]], base) for own in trained
-        }
+        changed = replacements(stored, keys, trained, base)
         files = {
             inside: files_inside(base / inside, names) for inside, names in COPIED.items() if (base / inside).is_dir()
         }
-        try:
+        with exporting(folder, WEIGHTS_FILES[0]) as unfinished:
             for inside, found in files.items():
                 if found:
                     copy_files(found, folder / inside)
-            rewrite_weights(stored, folder / f"{name}.partial", changed=changed, added={}, dtype=dtype)
-            (folder / f"{name}.partial").rename(folder / name)
-        except OSError as error:
-            raise UserError(f"The export to {folder} failed and was removed: {error}.") from None
-        finally:
-            if not os.path.exists(folder / name):  # the last thing to be there
-                shutil.rmtree(folder, ignore_errors=True)
+            rewrite_weights(stored, unfinished, changed=changed, added={}, dtype=dtype)
     return sorted({item.name for item in base.iterdir()} - {weights.name, *COPIED[""], *COPIED})
-
-
-def _fitting(trained: Mapping[str, Change], name: str, shape: tuple[int, ...], base: Path, stored: Tensor) -> Tensor:
-    """A trained weight, which must have the shape of the one that it replaces."""
-    tensor = after(trained[name], stored)
-    if tuple(tensor.shape) != shape:
-        raise UserError(
-            f"The training checkpoint holds {name} {list(tensor.shape)}, which {base} has no place for: there it is "
-            f"{list(shape)}."
-        )
-    return tensor
