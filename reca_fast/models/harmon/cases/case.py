@@ -87,8 +87,13 @@ class RecordedCase:
             real = ids[ids != self.image_token]
             if real.numel() and not 0 <= int(real.min()) <= int(real.max()) < self.config.llm.vocab_size:
                 raise UserError(f"{path}: {task}.input_ids holds ids beyond the vocabulary.")
+            if task in SEEN and not ((ids == self.image_token).sum(1) == 1).all():
+                raise UserError(f"{path}: not every row of {task}.input_ids has one {self.image_token}, its picture.")
         if self.sampling() is not None:
-            recorded_tensor(self.inputs, "sample.orders", (samples, self.grid[0] * self.grid[1]), path)
+            tokens = self.grid[0] * self.grid[1]
+            orders = recorded_tensor(self.inputs, "sample.orders", (samples, tokens), path)
+            if not torch.equal(orders.sort(1).values, torch.arange(tokens).expand(samples, -1).to(orders.dtype)):
+                raise UserError(f"{path}: sample.orders are no permutations of {tokens} tokens.")
 
     def _pictures(self, path: Path) -> int:
         """How many pictures there are. Raises UserError where they are not those of the grid."""

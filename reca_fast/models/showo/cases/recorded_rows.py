@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from reca_fast.errors import UserError
+
 from ..config import ShowoConfig
 from ..layout import CAUSAL, FULL, LEAD
 from ..rows import GIVEN, TARGET, VECTORS, Piece, Spans, text_piece
@@ -42,7 +44,7 @@ def spans_of(kind: str, ids: Tensor, labels: Tensor | None, config: ShowoConfig,
         if VECTOR in row:
             head, stop = _vectors(row, 0, marks)
             return [*head, (CAUSAL, _text(row, stop, len(row), marks, labels))]
-        stop = row.index(marks.eoi) + 1
+        stop = _place(row, marks.eoi, kind) + 1
         picture = [text_piece(row[:1]), *_picture(row, 1, GIVEN, stop - 3)]
         return [(FULL, picture), (CAUSAL, _text(row, stop, len(row), marks, labels))]
     target = len(row) - codes - 2
@@ -50,13 +52,20 @@ def spans_of(kind: str, ids: Tensor, labels: Tensor | None, config: ShowoConfig,
         head, stop = _vectors(row, 0, marks)
         # The closing eoi is seen by no row and predicts nothing.
         return [*head, (CAUSAL, _text(row, stop, target + 1, marks)), (FULL, [Piece(TARGET, codes)])]
-    soi, eoi = row.index(marks.soi), row.index(marks.eoi)
+    soi, eoi = _place(row, marks.soi, kind), _place(row, marks.eoi, kind)
     return [
         (CAUSAL, _text(row, 0, soi, marks)),
         (FULL, _picture(row, soi, GIVEN, eoi - soi - 1)),
         (CAUSAL, _text(row, eoi + 1, target, marks)),
         (FULL, _picture(row, target, TARGET, codes)),
     ]
+
+
+def _place(row: list[int], mark: int, kind: str) -> int:
+    """Where a mark stands first. Raises UserError for a row without it."""
+    if mark not in row:
+        raise UserError(f"A row of {kind}_input_ids lacks the token {mark} at an end of its picture.")
+    return row.index(mark)
 
 
 def _vectors(row: list[int], start: int, marks: Marks) -> tuple[Spans, int]:

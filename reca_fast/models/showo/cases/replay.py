@@ -151,6 +151,8 @@ class _Replay:
                 label = None if labels is None else labels[number]
                 samples.append(spans_of(kind, ids, label, case.config, count))
                 if kind in TARGETS:
+                    if kind not in self.codes:
+                        raise UserError(f"{case.folder} lacks codes_{kind}, or a tokenizer that makes them of pixels.")
                     ratio, order = (case.inputs[f"{kind}_mask_{name}"][number] for name in ("u", "rand"))
                     masks.append(masked_codes(ratio, order, case.settings.min_masking_rate))
                     tasks.append(TASKS[kind])

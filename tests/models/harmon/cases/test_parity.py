@@ -93,6 +93,8 @@ def test_padding_does_not_count(reca_fast, tmp_path) -> None:
         ("raw_latents", lambda x: x.flatten(2), "raw_latents is"),
         ("text2image.input_ids", lambda x: None, "lacks text2image.input_ids"),
         ("sample.orders", lambda x: None, "lacks sample.orders"),
+        ("sample.orders", lambda x: x * 0, "no permutations of 16 tokens"),
+        ("recon.input_ids", lambda x: x.clamp(min=0), "not every row of recon.input_ids has one -200"),
         ("recon.mask", lambda x: x / 0, "holds NaN or infinite numbers"),
         ("image2text.input_ids", lambda x: x + 120, "ids beyond the vocabulary"),
         ("image2text.labels", lambda x: x.flip(1), "are not the tokens behind the condition"),

@@ -138,3 +138,19 @@ def test_gradients_of_every_parameter_are_given() -> None:
     got = dict(case.replay(attention="auto", dtype=torch.float32, weights=None))
     keys = [key for key in load_file(SHOWO / "recorded_clip/weights.safetensors") if not key.startswith("vision_tower")]
     assert all(f"grad.reca.{key}" in got for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "change", "sentence"),
+    [
+        ("recorded_clip", "codes_recon", lambda x: None, "lacks codes_recon, or a tokenizer"),
+        ("recorded_codes", "mmu_input_ids", lambda x: x * 0, "A row of mmu_input_ids lacks the token 58"),
+    ],
+)
+def test_rows_without_their_pictures_are_one_sentence(folder, name, change, sentence, tmp_path) -> None:
+    copy = Path(shutil.copytree(SHOWO / folder, tmp_path / "case"))
+    inputs = load_file(copy / "inputs.safetensors")
+    changed = change(inputs.pop(name))
+    save_file(inputs if changed is None else inputs | {name: changed}, copy / "inputs.safetensors")
+    with pytest.raises(UserError, match=sentence):
+        list(ShowoModel.case(copy).replay(attention="auto", dtype=torch.float32, weights=None))
