@@ -16,6 +16,7 @@ from reca_fast.config import Attention, LossWeights, ModelConfig
 from reca_fast.errors import UserError
 from reca_fast.kernels import mar_diffusion_loss, mar_noise
 from reca_fast.models.files import uniform
+from reca_fast.models.recorded import recorded_tensor
 from reca_fast.objectives import weighted_loss
 
 from ..batch import HarmonBatch
@@ -209,17 +210,18 @@ class Recorded:
     """
 
     def __init__(self, case: RecordedCase, number: int) -> None:
-        self._inputs, self._number = case.inputs, number
+        self._inputs, self._number, self._where = case.inputs, number, case.folder / "inputs.safetensors"
 
     def order(self, tokens: int) -> Tensor:
         return self._inputs["sample.orders"][self._number]
 
     def start(self, step: int, tokens: int, channels: int) -> Tensor:
-        drawn = self._inputs[f"sample.init_noise.{step}"]
+        rows = len(self._inputs["sample.orders"]) * tokens
+        drawn = recorded_tensor(self._inputs, f"sample.init_noise.{step}", (rows, channels), self._where)
         return drawn[self._number * tokens : (self._number + 1) * tokens]
 
     def noise(self, step: int, count: int, tokens: int, channels: int) -> Tensor:
-        drawn = self._inputs[f"sample.step_noise.{step}"]
+        drawn = recorded_tensor(self._inputs, f"sample.step_noise.{step}", (count, None, channels), self._where)
         return drawn[:, self._number * tokens : (self._number + 1) * tokens]
 
 

@@ -93,6 +93,8 @@ def test_padding_does_not_count(reca_fast, tmp_path) -> None:
         ("raw_latents", lambda x: x.flatten(2), "raw_latents is"),
         ("text2image.input_ids", lambda x: None, "lacks text2image.input_ids"),
         ("sample.orders", lambda x: None, "lacks sample.orders"),
+        ("sample.init_noise.2", lambda x: x[1:], "its shape must be [10, 6]"),
+        ("sample.step_noise.1", lambda x: None, "lacks sample.step_noise.1, of shape [8, any, 6]"),
         ("sample.orders", lambda x: x * 0, "no permutations of 16 tokens"),
         ("recon.input_ids", lambda x: x.clamp(min=0), "not every row of recon.input_ids has one -200"),
         ("recon.mask", lambda x: x / 0, "holds NaN or infinite numbers"),
