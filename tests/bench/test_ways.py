@@ -9,8 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-pytest.importorskip("diffusers", reason="diffusers is not installed")
-
 from bench.ways import Work, harmon, openuni
 from bench.ways.harmon_eager import EagerHarmon
 from bench.ways.openuni_eager import EagerOpenUni

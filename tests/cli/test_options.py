@@ -47,7 +47,7 @@ MISTAKES = {
     "pair": ("train --optim.betas 3", r"optim\.betas.*3"),
     "missing value": ("train --steps", r"--steps.*expected one argument"),
     "missing position": ("verify", "required: case"),
-    "recipe": ("train --config nowhere", "no recipe 'nowhere': neither a file nor one of bagel, "),
+    "recipe": ("train --config nowhere", "no recipe 'nowhere': neither a file nor one of auxiliary, bagel, "),
 }
 
 

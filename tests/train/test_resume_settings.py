@@ -29,6 +29,7 @@ ELSEWHERE = {
     "data.instruction_images": "the same test: what counts is which pictures the conversations have",
     "resume": "test_what_cannot_be_resumed_is_refused in test_resume.py: false refuses whatever else was saved",
     **dict.fromkeys(("sampling.guidance_schedule", "sampling.temperature"), "nowhere: BAGEL refuses them"),
+    "model.auxiliary.vae": "test_the_vae_is_part_of_the_base in models/auxiliary/test_model.py: BAGEL has none",
     "memory.trained": "test_the_dtype_of_trained_weights_is_kept below: bf16 takes a run in bf16",
     "model.weights": "test_the_file_of_weights_is_part_of_the_base below: its content counts as the base's",
     "parallel.replicate": "test_the_number_of_replicas_may_change below: it takes two processes",

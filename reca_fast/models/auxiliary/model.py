@@ -137,14 +137,11 @@ class AuxiliaryModel:
 
     def files(self) -> Sequence[Path]:
         shards = weight_files(self.weights)
-        names = (
-            CONFIG,
-            *TOKENIZER_FILES,
-            *PREPROCESSOR_FILES,
-            *(f"{VAE_FOLDER}/{x}" for x in (VAE_CONFIG, VAE_WEIGHTS)),
-        )
         index = () if self.weights in shards else (self.weights,)
-        return [path for path in (*shards, *index, *(self.folder / name for name in names)) if path.is_file()]
+        own = (self.folder / name for name in (CONFIG, *TOKENIZER_FILES, *PREPROCESSOR_FILES))
+        vae = self.options.auxiliary.vae or self.folder / VAE_FOLDER
+        of_vae = (Path(vae, name) for name in (VAE_CONFIG, VAE_WEIGHTS))
+        return [path for path in (*shards, *index, *own, *of_vae) if path.is_file()]
 
     def says_weights(self) -> str:
         fresh = numbers(self.module.decoder) / 1e6

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -251,3 +252,10 @@ def test_the_tower_runs_on_tensors_without_numbers_so_that_runs_can_be_planned(f
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.fill_empty(uniform(torch.float32, "cpu"))
         assert model.encode_condition(seen)["features"].shape == real.shape
+
+
+def test_the_vae_is_part_of_the_base(folders, opened, tmp_path) -> None:
+    """Its content counts, wherever it lies: a run is not resumed with another one."""
+    elsewhere = Path(shutil.copytree(folders["llava"] / "vae", tmp_path / "vae"))
+    assert elsewhere / "config.json" in opened("llava", vae=str(elsewhere)).files()
+    assert folders["llava"] / "vae" / "config.json" in opened("llava").files()
