@@ -96,8 +96,8 @@ class AuxiliaryEncoders:
     @torch.no_grad()
     def features(self, picture: Tensor) -> Tensor:
         """What the tower makes of a condition, uint8 [H, W, 3] on its device: [rows, width], in `dtype`."""
-        mean, deviation = (torch.tensor(each, device=picture.device)[:, None, None] for each in self.colours)
-        pixels = (picture.permute(2, 0, 1).float() / 255 - mean) / deviation
+        planes = zip((picture.permute(2, 0, 1).float() / 255).unbind(), *self.colours, strict=True)
+        pixels = torch.stack([(plane - mean) / deviation for plane, mean, deviation in planes])
         made: Tensor = self.tower(pixels.to(self.dtype))
         return made
 

@@ -16,6 +16,7 @@ from reca_fast.config import ResizeConfig
 from reca_fast.data.images import fitted_size
 from reca_fast.data.inputs import Size
 from reca_fast.errors import UserError
+from reca_fast.kernels import to_device
 
 Grid = tuple[int, int]
 """Rows and columns of a picture's tokens in the language model."""
@@ -195,7 +196,7 @@ class QwenVL(Family):
         grid = torch.tensor([[1, rows, columns]])
         known = _of_grid(rows, columns, merge, getattr(vision, "window_size", 0), patch)
         made = {
-            name: torch.tensor(numbers, dtype=dtype, device=flat.device) for name, (numbers, dtype) in known.items()
+            name: to_device(torch.tensor(numbers, dtype=dtype), flat.device) for name, (numbers, dtype) in known.items()
         }
         longest = {
             f"max_{name}seqlen": max(b - a for a, b in pairwise(known[f"cu_{name}seqlens"][0]))

@@ -213,5 +213,5 @@ def processed_pixels(picture: Tensor, side: int) -> Tensor:
         planes = F.interpolate(planes, size=size, mode="bicubic", antialias=True)
     top, left = (planes.shape[2] - side) // 2, (planes.shape[3] - side) // 2
     unit = planes[:, :, top : top + side, left : left + side].float() / 255
-    mean, std = (unit.new_tensor(numbers).view(1, 3, 1, 1) for numbers in (CLIP_MEAN, CLIP_STD))
-    return (unit - mean) / std
+    of_colour = zip(unit.unbind(1), CLIP_MEAN, CLIP_STD, strict=True)  # numbers, for which no device is waited
+    return torch.stack([(plane - mean) / std for plane, mean, std in of_colour], 1)

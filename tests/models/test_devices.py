@@ -1,0 +1,114 @@
+"""Every model's step computes on the device of its batch and its weights, and on no other.
+
+No GPU is needed to see it. The device here has a name and no memory: tensors on it are fake, and an operation that
+meets a tensor of the CPU besides is an error, as it would be on a GPU.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils import backend_registration
+
+from reca_fast.config import ModelConfig
+from reca_fast.models import Model, open_model
+from reca_fast.models.files import uniform
+from reca_fast.randomness import draw_of_pack
+from reca_fast.sample import I2T
+from tests.models.subjects import SUBJECTS, Subject
+from tests.models.test_contract import samples_of
+
+SET_UP = getattr(backend_registration, "_setup_privateuseone_for_python_backend", None)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(SET_UP is None, reason="this torch cannot have a device without a library behind it"),
+]
+ELSEWHERE = "elsewhere"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def device() -> Iterator[None]:
+    """Once in a process, which it stays in. Autocast, which the loss of some models enters, does nothing there."""
+    if not hasattr(torch, ELSEWHERE):
+
+        class Module(backend_registration._DummyBackendModule):
+            def get_amp_supported_dtype(self) -> list[torch.dtype]:
+                return [torch.bfloat16, torch.float32]
+
+        SET_UP(ELSEWHERE, Module())
+    library = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
+    library.fallback(torch.library.fallthrough_kernel)
+    yield
+    library._destroy()
+
+
+class Moving(TorchFunctionMode):
+    """What is copied or made there becomes fake on its way."""
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        super().__init__()
+        self.mode = mode
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        leads_there = any(
+            str(value).startswith(ELSEWHERE) for value in (*args[1:], *kwargs.values()) if is_device(value)
+        )
+        if leads_there and func is torch.Tensor.to and not isinstance(args[0], FakeTensor):
+            args = (self.mode.from_tensor(args[0]), *args[1:])
+        if leads_there and func is torch.tensor:
+            with torch._C.DisableTorchFunction():
+                made = torch.tensor(*args, **kwargs | {"device": "cpu"})
+            return self.mode.from_tensor(made).to(kwargs["device"])
+        return func(*args, **kwargs)
+
+
+def is_device(value: object) -> bool:
+    return isinstance(value, str | torch.device)
+
+
+@contextmanager
+def fakes() -> Iterator[None]:
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, Moving(mode):
+        yield
+
+
+@pytest.fixture(scope="module", params=SUBJECTS, ids=lambda subject: subject.name)
+def subject(request: pytest.FixtureRequest) -> Subject:
+    if request.param.name == "toy":
+        pytest.skip("the toy reads its file whenever it is filled")
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def opened(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]:
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    subject.write(folder)
+
+    def model(**options: Any) -> Model:
+        settings = {"freeze_und": subject.freezes[0], "attention": "eager", "kernels": "reference", **subject.model}
+        return open_model(ModelConfig(path=str(folder), **settings | options))
+
+    return model
+
+
+def test_a_step_meets_one_device(subject, opened) -> None:
+    model = opened(precision="fp32")
+    tasks = [(task,) for task in subject.tasks if task != I2T or not subject.freezes[0]]
+    batch = model.inputs(subject.data).collate(samples_of(model, subject, *tasks, *tasks), draw_of_pack(0, 0, 0))
+    with fakes():
+        model.fill_empty(uniform(torch.float32, ELSEWHERE))
+        losses = model.loss_sums(model.encode(batch.to(ELSEWHERE)))
+        torch.stack(list(losses.values())).sum().backward()
+    trained = {name: p for name, p in model.module.named_parameters() if p.requires_grad}
+    assert {task for (task,) in tasks} <= losses.keys()
+    assert {name for name, p in trained.items() if p.grad is None or p.grad.device.type != ELSEWHERE} == set()
+
+
+def test_the_device_tells_what_stands_beside_it() -> None:
+    with fakes(), pytest.raises(RuntimeError, match="devices"):
+        torch.zeros(2, device=ELSEWHERE) + torch.zeros(2)
