@@ -22,7 +22,7 @@ from reca_fast.sample import I2T
 from tests.models.subjects import SUBJECTS, Subject
 from tests.models.test_contract import samples_of
 
-SET_UP = getattr(backend_registration, "_setup_privateuseone_for_python_backend", None)
+SET_UP: Any = getattr(backend_registration, "_setup_privateuseone_for_python_backend", None)
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(SET_UP is None, reason="this torch cannot have a device without a library behind it"),
