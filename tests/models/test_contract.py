@@ -101,6 +101,14 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class NothingKept(TorchDispatchMode):
+    """Refuses arithmetic that keeps the narrow copies of its weights."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert not torch.is_autocast_enabled("cpu") or not torch.is_autocast_cache_enabled()
+        return func(*args, **(kwargs or {}))
+
+
 # The data side
 
 
@@ -124,6 +132,14 @@ def test_every_draw_is_made_by_collate_and_keyed_by_the_pack(subject, opened) ->
     first = losses(model, batch_of(model, subject))
     assert first == losses(model, batch_of(model, subject))
     assert (first != losses(model, batch_of(model, subject, number=1))) == subject.draws
+
+
+def test_a_step_keeps_no_narrow_copies_of_its_weights(subject, opened) -> None:
+    """They would take half the memory of the weights until its losses are there, in spite of all levers."""
+    model = opened(precision="bf16")
+    batch = model.encode(batch_of(model, subject))
+    with NothingKept():
+        model.loss_sums(batch)
 
 
 def test_a_batch_can_be_stored_and_trained_again_without_the_encoders(subject, opened) -> None:

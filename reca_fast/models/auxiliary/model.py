@@ -200,11 +200,13 @@ class AuxiliaryModel:
         return AuxiliaryInputs(self.vlm.family, self.wording, config, limit, self.goal.cell)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Trained weights are fp32 whatever the dtype of the arithmetic is."""
+        """Trained weights are fp32 whatever the dtype of the arithmetic is. Their narrow copies are not kept: a pass
+        uses each weight once.
+        """
         weight = self.vlm.language.lm_head.weight
         if weight.dtype == self.dtype == self.module.decoder.project.weight.dtype:
             return nullcontext()
-        return torch.autocast(weight.device.type, self.dtype)
+        return torch.autocast(weight.device.type, self.dtype, cache_enabled=False)
 
     def encode(self, batch: AuxiliaryBatch) -> AuxiliaryBatch:
         return self.encoders.encode(batch)

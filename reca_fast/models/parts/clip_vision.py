@@ -205,13 +205,14 @@ def processed_pixels(picture: Tensor, side: int) -> Tensor:
     Returns:
         fp32 [1, 3, S, S] on the picture's device.
     """
-    planes = picture[None].permute(0, 3, 1, 2)
+    planes = picture[None].permute(0, 3, 1, 2).float()
     height, width = planes.shape[2:]
-    if min(height, width) != side:
-        short = min(height, width)
-        size = side * height // short, side * width // short
-        planes = F.interpolate(planes, size=size, mode="bicubic", antialias=True)
+    short = min(height, width)
+    if short != side:
+        # Across, then down, to whole levels each time, as Pillow does it. In fp32: on a GPU torch resizes no uint8.
+        for size in ((height, side * width // short), (side * height // short, side * width // short)):
+            planes = F.interpolate(planes, size=size, mode="bicubic", antialias=True).round().clamp(0, 255)
     top, left = (planes.shape[2] - side) // 2, (planes.shape[3] - side) // 2
-    unit = planes[:, :, top : top + side, left : left + side].float() / 255
+    unit = planes[:, :, top : top + side, left : left + side] / 255
     of_colour = zip(unit.unbind(1), CLIP_MEAN, CLIP_STD, strict=True)  # numbers, for which no device is waited
     return torch.stack([(plane - mean) / std for plane, mean, std in of_colour], 1)

@@ -15,6 +15,8 @@ MASKED = -1
 """Stands for a code that is not drawn yet."""
 SMALLEST = 1e-20
 """Probabilities and draws below it count as it, so that their logarithms are numbers."""
+WHOLE = 2**52
+"""What stands for a probability of 1 where probabilities are whole numbers."""
 
 Logits = Callable[[Tensor], Tensor]
 """The model: from codes int64 [N], some of them MASKED, to logits fp32 [N, K] of every code, guidance included."""
@@ -48,10 +50,11 @@ class SeededDraws:
         self._generator = torch.Generator().manual_seed(seed)
 
     def codes(self, probabilities: Tensor) -> Tensor:
-        # One uniform number a place, looked up in the running sum of its probabilities.
-        point = self.uniform(len(probabilities)).to(probabilities.device, torch.float64)
-        sums = probabilities.double().cumsum(dim=-1)
-        drawn = torch.searchsorted(sums, (point * sums[:, -1])[:, None], right=True)[:, 0]
+        # One uniform number a place, looked up in the running sum of its probabilities. They are whole numbers here:
+        # their sum is the same in any order, and of fractions torch has no ordered running sum on a GPU.
+        sums = (probabilities.double() * WHOLE).round().long().cumsum(dim=-1)
+        point = (self.uniform(len(probabilities)).to(sums.device, torch.float64) * sums[:, -1]).long()
+        drawn = torch.searchsorted(sums, point[:, None], right=True)[:, 0]
         return drawn.clamp(max=probabilities.shape[-1] - 1)
 
     def uniform(self, places: int) -> Tensor:

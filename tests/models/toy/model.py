@@ -165,9 +165,11 @@ class ToyModel:
         self.eye = self.eye.to("meta")
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Trained weights are fp32 whatever the dtype of the arithmetic is."""
+        """Trained weights are fp32 whatever the dtype of the arithmetic is. Their narrow copies are not kept."""
         weight = self.module.head.weight
-        return nullcontext() if weight.dtype == self.dtype else torch.autocast(weight.device.type, self.dtype)
+        if weight.dtype == self.dtype:
+            return nullcontext()
+        return torch.autocast(weight.device.type, self.dtype, cache_enabled=False)
 
     @torch.no_grad()
     def encode(self, batch: ToyBatch) -> ToyBatch:
