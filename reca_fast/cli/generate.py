@@ -27,10 +27,10 @@ class GenerateOptions:
     """A JSONL file of prompts: on every line a string, or an object with "prompt" and perhaps "id", the name of the
     picture's file.
     """
-    width: Pixels = 1024
-    """Width of the pictures, in pixels."""
-    height: Pixels = 1024
-    """Height of the pictures, in pixels."""
+    width: Pixels | None = None
+    """Width of the pictures, in pixels; by default the size that the model was made for."""
+    height: Pixels | None = None
+    """Height of the pictures, in pixels; by default the size that the model was made for."""
     batch: PositiveInt = 4
     """How many pictures are drawn before they are written. No picture depends on it: the model draws one after another
     in any case, picture i from the noise of sampling.seed + i.
@@ -69,7 +69,7 @@ def main(args: Sequence[str]) -> int:
     fill_to_draw(model, pick_device(options.device), options.memory)
     for start in range(0, len(prompts), options.batch):
         part = prompts[start : start + options.batch]
-        size = (options.width, options.height)
+        size = (options.width or model.drawn_side, options.height or model.drawn_side)
         seeds = range(options.sampling.seed + start, options.sampling.seed + start + len(part))
         conditions = [Sample(name, (), None, None, Text(tuple(model.tokenize(prompt)))) for name, prompt in part]
         pictures = model.sample(conditions, [size] * len(part), options.sampling, seeds)

@@ -79,6 +79,13 @@ class Model(Protocol):
         """
         ...
 
+    @property
+    def drawn_side(self) -> int:
+        """Side, in pixels, of the squares that its authors draw with it, which `generate` draws unless told otherwise;
+        0 where it draws nothing from texts.
+        """
+        ...
+
     @classmethod
     def recognises(cls, folder: Path) -> bool:
         """Whether a checkpoint folder is one of this architecture's, told by its file names."""

@@ -4,8 +4,10 @@ import json
 import re
 
 import pytest
+from PIL import Image
 
 from reca_fast.cli.generate import read_prompts
+from reca_fast.models.showo.tiny import write_tiny_checkpoint as write_tiny_showo
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -21,6 +23,15 @@ def test_prompts_become_pictures_of_their_names(given, tiny_folder, reca_fast, t
     names = [f"{number:04d}" for number in range(len(prompts) + 1)] + ["a_b"]
     wanted = zip(names, [*prompts, "from a file", "named"], strict=True)
     assert said.out.splitlines()[1:] == [f"{tmp_path / name}.png: {prompt}" for name, prompt in wanted]
+
+
+def test_pictures_have_the_size_that_the_model_was_made_for_unless_another_is_given(reca_fast, tmp_path) -> None:
+    write_tiny_showo(tmp_path / "model", clip=False, layers=1)
+    where = ["--model.path", tmp_path / "model", "--prompt", "x", "--sampling.steps", 1, "--device", "cpu"]
+    for name, given, size in (("own", [], (64, 64)), ("wide", ["--width", 32], (32, 64))):
+        assert reca_fast("generate", *where, "--out", tmp_path / name, *given).code == 0
+        with Image.open(tmp_path / name / "0000.png") as picture:
+            assert picture.size == size
 
 
 PROMPTS_THAT_ARE_NONE = {

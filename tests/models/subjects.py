@@ -34,6 +34,7 @@ class Subject:
     write: Callable[[Path], object]  # writes its tiny checkpoint to a folder that is not there yet
     tasks: tuple[str, ...]  # that it can learn
     published: str  # one of the names in PUBLISHED
+    drawn_side: int = 512  # of the published one; 0 where it draws nothing from texts
     data: DataConfig = field(default_factory=lambda: SIZES)  # with sizes of pictures that the tiny checkpoint takes
     freezes: tuple[bool, ...] = (True, False)  # values of model.freeze_und under which it can be trained
     decays_vectors: bool = False  # whether its authors let norms decay
@@ -59,7 +60,7 @@ write_tiny_bagel = partial(
     write_tiny_checkpoint, hidden_size=64, intermediate_size=96, layers=2, vit_hidden_size=48, text_vocab=300
 )
 SUBJECTS = [
-    Subject("bagel", "reca_fast.models.bagel:BagelModel", BagelModel, write_tiny_bagel, TASKS, "BAGEL-7B-MoT"),
+    Subject("bagel", "reca_fast.models.bagel:BagelModel", BagelModel, write_tiny_bagel, TASKS, "BAGEL-7B-MoT", 1024),
     Subject(
         *("openuni", "reca_fast.models.openuni:OpenUniModel", OpenUniModel),
         *(partial(write_tiny_openuni, stage=2, layers=2, sana_layers=2), (RECA, T2I), "OpenUni-L-512"),
@@ -73,7 +74,7 @@ SUBJECTS = [
     ),
     Subject(
         *("auxiliary", "reca_fast.models.auxiliary:AuxiliaryModel", AuxiliaryModel),
-        *(partial(write_tiny_vlm, side=56, hidden_size=32), (RECA, I2T), "LLaVA-1.5-7B"),
+        *(partial(write_tiny_vlm, side=56, hidden_size=32), (RECA, I2T), "LLaVA-1.5-7B", 0),
         data=DataConfig(
             condition_resize=ResizeConfig(56, 56, 14, fit="squash"), target_resize=ResizeConfig(32, 16, 8, fit="squash")
         ),
@@ -96,5 +97,5 @@ SUBJECTS = [
         freezes=(False,),
         published_condition=ResizeConfig(64, 64, 16),
     ),
-    Subject("toy", "tests.models.toy:ToyModel", ToyModel, write_toy_checkpoint, (RECA, T2I), "toy-1m"),
+    Subject("toy", "tests.models.toy:ToyModel", ToyModel, write_toy_checkpoint, (RECA, T2I), "toy-1m", 16),
 ]

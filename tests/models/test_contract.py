@@ -270,6 +270,7 @@ def test_it_is_built_at_its_published_size_without_any_file(subject) -> None:
     inputs = model.inputs(replace(sizes, condition_resize=subject.published_condition or sizes.condition_resize))
     plan = inputs.plan([RECA], (64, 64), Text((1, 2, 3)))
     assert plan.num_tokens > 3
+    assert model.drawn_side == subject.drawn_side
 
 
 def test_an_export_is_a_checkpoint_with_the_trained_weights(subject, folder, opened, tmp_path) -> None:

@@ -84,6 +84,11 @@ class AuxiliaryModel:
             vlm.language.untie()
         return vlm
 
+    @property
+    def drawn_side(self) -> int:
+        """0: it draws nothing from a text."""
+        return 0
+
     @classmethod
     def recognises(cls, folder: Path) -> bool:
         return architecture(folder) in FAMILIES

@@ -61,6 +61,11 @@ class BagelModel:
             self.module = Bagel(config, freeze_und=options.freeze_und)
         self.encoders = BagelEncoders(config)
 
+    @property
+    def drawn_side(self) -> int:
+        """The whole table of positions: 1024 for BAGEL-7B-MoT."""
+        return self.config.latent_stride * self.config.glue.max_latent_size
+
     @classmethod
     def recognises(cls, folder: Path) -> bool:
         return (folder / cls.MARK).exists()

@@ -76,6 +76,11 @@ class HarmonModel:
             self.module = Harmon(config)
         self.encoders = HarmonEncoders(config)
 
+    @property
+    def drawn_side(self) -> int:
+        """Twice the side of the position tables: 512 for the public models."""
+        return 2 * self.config.mar.img_size
+
     @classmethod
     def recognises(cls, folder: Path) -> bool:
         """By a file of the authors' name, or by a file of weights with MAR's tensors."""

@@ -92,6 +92,8 @@ class SanaConfig:
     qk_norm: str | None = None
     timestep_scale: Annotated[float, Range(above=0, at_most=1e6)] = 1.0
     patch_size: Annotated[int, Range(1, 1)] = 1
+    sample_size: Annotated[int, Range(1, 2**12)] = 16
+    """Side, in latent cells, of the pictures that it was made for; others can be drawn."""
     norm_elementwise_affine: bool = False
     guidance_embeds: bool = False
     interpolation_scale: float | None = None
@@ -277,11 +279,12 @@ _SANA_1600M = SanaConfig(
     cross_attention_head_dim=112,
     cross_attention_dim=2240,
 )
+_SANA_1024 = replace(_SANA_1600M, qk_norm="rms_norm_across_heads", sample_size=32)
 _SMALL = ConnectorConfig(hidden_size=896, intermediate_size=3072, num_hidden_layers=6, num_attention_heads=14)
 _LARGE = ConnectorConfig(hidden_size=1536, intermediate_size=8960, num_hidden_layers=6, num_attention_heads=24)
 PUBLISHED = {
     "OpenUni-B-512": _published(_QWEN_1B, _SMALL, _SANA_600M),
     "OpenUni-L-512": _published(_QWEN_2B, _LARGE, _SANA_1600M),
-    "OpenUni-L-1024": _published(_QWEN_2B, _LARGE, replace(_SANA_1600M, qk_norm="rms_norm_across_heads")),
+    "OpenUni-L-1024": _published(_QWEN_2B, _LARGE, _SANA_1024),
 }
 """Name under which the authors published a model -> its sizes."""

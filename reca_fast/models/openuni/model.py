@@ -67,6 +67,11 @@ class OpenUniModel:
             self.module = OpenUni(config)
         self.encoders = OpenUniEncoders(config)
 
+    @property
+    def drawn_side(self) -> int:
+        """What SANA's config.json says it was made for: 512 or 1024 for the public models."""
+        return self.config.sana.sample_size * self.config.stride
+
     @classmethod
     def recognises(cls, folder: Path) -> bool:
         return (folder / LLM).is_dir() or any(folder.glob(OWN))

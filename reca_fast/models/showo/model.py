@@ -1,5 +1,6 @@
 """Show-o behind the protocol that every model keeps (`reca_fast.models.protocol.Model`)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -78,6 +79,11 @@ class ShowoModel:
         with torch.device("meta"):
             self.module = Showo(config, self.vector_width)
         self.encoders = ShowoEncoders(sizes, clip_sees=self.clip_sees, dtype=self.dtype)
+
+    @property
+    def drawn_side(self) -> int:
+        """256 or 512 for the public checkpoints, by the number of codes in config.json."""
+        return math.isqrt(self.config.num_vq_tokens) * self.encoders.config.magvit.downsample
 
     @classmethod
     def recognises(cls, folder: Path) -> bool:

@@ -109,6 +109,11 @@ class ToyModel:
             self.module = Network(config)
             self.eye = nn.Linear(3 * PATCH**2, config.width).requires_grad_(False)
 
+    @property
+    def drawn_side(self) -> int:
+        """Toys draw small."""
+        return 16
+
     @classmethod
     def recognises(cls, folder: Path) -> bool:
         return (folder / CONFIG).exists()

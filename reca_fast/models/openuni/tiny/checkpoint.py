@@ -81,6 +81,7 @@ class TinyConfig:
                 caption_channels=48,
                 in_channels=8,
                 out_channels=8,
+                sample_size=8,
             ),
             vae=DCAEConfig(
                 latent_channels=8,
