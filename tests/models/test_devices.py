@@ -6,6 +6,7 @@ meets a tensor of the CPU besides is an error, as it would be on a GPU.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,11 +15,11 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
 
-from reca_fast.config import ModelConfig
+from reca_fast.config import ModelConfig, SamplingConfig
 from reca_fast.models import Model, open_model
 from reca_fast.models.files import uniform
 from reca_fast.randomness import draw_of_pack
-from reca_fast.sample import I2T
+from reca_fast.sample import I2T, RECA, T2I
 from tests.models.subjects import SUBJECTS, Subject
 from tests.models.test_contract import samples_of
 
@@ -64,6 +65,9 @@ class Moving(TorchFunctionMode):
             with torch._C.DisableTorchFunction():
                 made = torch.tensor(*args, **kwargs | {"device": "cpu"})
             return self.mode.from_tensor(made).to(kwargs["device"])
+        if (leads_there and "device" in kwargs) or any(isinstance(x, FakeTensor) for x in (*args, *kwargs.values())):
+            with self.mode:
+                return func(*args, **kwargs)
         return func(*args, **kwargs)
 
 
@@ -72,9 +76,9 @@ def is_device(value: object) -> bool:
 
 
 @contextmanager
-def fakes() -> Iterator[None]:
+def fakes() -> Iterator[FakeTensorMode]:
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, Moving(mode):
-        yield
+        yield mode
 
 
 @pytest.fixture(scope="module", params=SUBJECTS, ids=lambda subject: subject.name)
@@ -107,6 +111,22 @@ def test_a_step_meets_one_device(subject, opened) -> None:
     trained = {name: p for name, p in model.module.named_parameters() if p.requires_grad}
     assert {task for (task,) in tasks} <= losses.keys()
     assert {name for name, p in trained.items() if p.grad is None or p.grad.device.type != ELSEWHERE} == set()
+
+
+@pytest.mark.parametrize("with_condition", [True, False])
+def test_drawing_meets_one_device(subject, opened, with_condition) -> None:
+    """What is drawn on the host (layouts, random numbers) stays real, so that its numbers can be read."""
+    if not with_condition and T2I not in subject.tasks:
+        pytest.skip("it draws nothing from a text")
+    model = opened(precision="fp32")
+    with fakes() as mode:
+        model.fill_empty(uniform(torch.float32, ELSEWHERE))
+    (sample,) = samples_of(model, subject, (RECA,))
+    if not with_condition:
+        sample = replace(sample, tasks=(T2I,), condition=None, target=None)
+    with Moving(mode):
+        (drawn,) = model.sample([sample], [(32, 16)], SamplingConfig(steps=subject.steps), [0])
+    assert drawn.shape == (16, 32, 3) and drawn.device.type == "cpu"
 
 
 def test_the_device_tells_what_stands_beside_it() -> None:
