@@ -5,10 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reca_fast.kernels import adaln_modulate, gated_residual, mar_residual_block
+from reca_fast.models.parts.layer_norm import LayerNorm
 from reca_fast.models.parts.timestep import TimestepEmbedder
 
 from .diffusion import STEPS
-from .mar import EPS, LayerNorm
+from .mar import EPS
 
 
 class DenoiserBlock(nn.Module):
@@ -16,7 +17,7 @@ class DenoiserBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.in_ln = LayerNorm(width)
+        self.in_ln = LayerNorm(width, EPS)
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
 

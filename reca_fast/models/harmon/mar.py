@@ -11,23 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reca_fast.kernels import Varlen, varlen_attention
+from reca_fast.models.parts.layer_norm import LayerNorm
 
 from .config import MarConfig
 from .positions import Grid, resampled
 
 EPS = 1e-6
-
-
-class LayerNorm(nn.LayerNorm):
-    """LayerNorm whose result has the dtype of its input, also under autocast, which would make a wide copy of it."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width, eps=EPS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-            return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
 class Attention(nn.Module):
@@ -64,9 +53,9 @@ class MarBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
         super().__init__()
-        self.norm1 = LayerNorm(width)
+        self.norm1 = LayerNorm(width, EPS)
         self.attn = Attention(width, heads)
-        self.norm2 = LayerNorm(width)
+        self.norm2 = LayerNorm(width, EPS)
         self.mlp = Mlp(width, int(width * mlp_ratio))
 
     def forward(self, x: Tensor, segments: Varlen, backend: str) -> Tensor:
@@ -91,19 +80,19 @@ class Mar(nn.Module):
         self.fake_latent = nn.Parameter(torch.zeros(1, encoder))
         self.class_emb = nn.Embedding(config.class_num, encoder).requires_grad_(False)  # nothing reads it
         self.z_proj = nn.Linear(config.token_dim, encoder)
-        self.z_proj_ln = LayerNorm(encoder)
+        self.z_proj_ln = LayerNorm(encoder, EPS)
         self.encoder_pos_embed_learned = nn.Parameter(torch.zeros(1, config.buffer_size + cells, encoder))
         self.encoder_blocks = nn.ModuleList(
             MarBlock(encoder, config.encoder_num_heads, config.mlp_ratio) for _ in range(config.encoder_depth)
         )
-        self.encoder_norm = LayerNorm(encoder)
+        self.encoder_norm = LayerNorm(encoder, EPS)
         self.decoder_embed = nn.Linear(encoder, decoder)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder))
         self.decoder_pos_embed_learned = nn.Parameter(torch.zeros(1, config.buffer_size + cells, decoder))
         self.decoder_blocks = nn.ModuleList(
             MarBlock(decoder, config.decoder_num_heads, config.mlp_ratio) for _ in range(config.decoder_depth)
         )
-        self.decoder_norm = LayerNorm(decoder)
+        self.decoder_norm = LayerNorm(decoder, EPS)
         self.diffusion_pos_embed_learned = nn.Parameter(torch.zeros(1, cells, decoder))
 
     def embed(self, latents: Tensor, grids: Sequence[Grid]) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reca_fast.kernels import Varlen, varlen_attention
+from reca_fast.models.parts.layer_norm import LayerNorm
 
 from .config import ConnectorConfig
 
@@ -42,9 +43,9 @@ class ConnectorLayer(nn.Module):
 
     def __init__(self, config: ConnectorConfig) -> None:
         super().__init__()
-        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm1 = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.self_attn = ConnectorAttention(config)
-        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm2 = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.mlp = ConnectorMLP(config)
 
     def forward(self, rows: Tensor, segments: Varlen, backend: str) -> Tensor:
