@@ -24,7 +24,10 @@ def check_run(config: RunConfig, processes: int) -> None:
     if not config.out:
         raise UserError("out is empty; set --out to a folder for this run.")
     if config.loss.i2t > 0 and config.model.freeze_und:
-        raise UserError("loss.i2t > 0 trains the understanding side: set --model.freeze_und false as well.")
+        raise UserError(
+            "loss.i2t > 0 trains the understanding side, which model.freeze_und keeps as it is: set --model.freeze_und "
+            "false as well; where it is always frozen (OpenUni), set --loss.i2t 0 and --data.tasks.i2t 0."
+        )
     for task, weight in vars(config.loss).items():
         drawn = getattr(config.data.tasks, task)
         if (drawn > 0) != (weight > 0):

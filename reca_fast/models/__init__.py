@@ -71,9 +71,10 @@ def open_model(options: ModelConfig) -> Model:
     if cls := recognised(folder):
         named = _architecture(options.name)
         if named and model_class(named) is not cls:
+            found = next(name for name in MODELS if model_class(name) is cls)
             raise UserError(
-                f"{folder} is a checkpoint of another model: it holds {cls.MARK}, and model.name={options.name} is one "
-                f"of {named}. Take a recipe for this checkpoint, or set --model.path to one of {options.name}."
+                f"{folder} is a checkpoint of another model: it is one of {found}, and model.name={options.name} is "
+                f"one of {named}. Take a recipe for this checkpoint, or set --model.path to one of {options.name}."
             )
         return cls.open(options)
     if any(folder.glob("*.safetensors")):

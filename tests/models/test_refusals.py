@@ -8,7 +8,7 @@ from reca_fast.models import TINY
 from reca_fast.models.tiny import make_tiny
 
 REFUSALS = {
-    "i2t on a frozen side": ("tiny-openuni", "--data.tasks.i2t 1 --loss.i2t 1", "set --model.freeze_und false"),
+    "i2t on a frozen side": ("tiny-openuni", "--data.tasks.i2t 1 --loss.i2t 1", "(OpenUni), set --loss.i2t 0"),
     "i2t in OpenUni": ("tiny-openuni", "--data.tasks.i2t 1 --loss.i2t 1 --model.freeze_und false", "freeze_und"),
     "all of OpenUni": ("tiny-openuni", "--model.freeze_und false", "--model.freeze_und true"),
     "half of Harmon": (

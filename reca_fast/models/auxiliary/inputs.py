@@ -58,7 +58,7 @@ class AuxiliaryInputs:
         self._family, self._wording, self._data, self._limit, self._cell = family, wording, data, limit, cell
         if data.tasks.t2i > 0:
             raise UserError(
-                "data.tasks.t2i is above 0; a VLM with an auxiliary decoder draws no captions, set it to 0."
+                "data.tasks.t2i is above 0; a VLM with an auxiliary decoder draws nothing from captions, set it to 0."
             )
         family.check(data.condition_resize)
         fits = {data.condition_resize.fit, data.target_resize.fit}
