@@ -4,6 +4,9 @@ No GPU is needed to see it. The device here has a name and no memory: tensors on
 meets a tensor of the CPU besides is an error, as it would be on a GPU.
 """
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,6 +32,8 @@ pytestmark = [
     pytest.mark.skipif(SET_UP is None, reason="this torch cannot have a device without a library behind it"),
 ]
 ELSEWHERE = "elsewhere"
+ALONE = "RECA_FAST_TEST_OF_DEVICES_ALONE"
+"""Set where nothing else runs in this process."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -107,10 +112,22 @@ def test_a_step_meets_one_device(subject, opened) -> None:
     with fakes():
         model.fill_empty(uniform(torch.float32, ELSEWHERE))
         losses = model.loss_sums(model.encode(batch.to(ELSEWHERE)))
-        torch.stack(list(losses.values())).sum().backward()
-    trained = {name: p for name, p in model.module.named_parameters() if p.requires_grad}
+        if ALONE in os.environ:
+            torch.stack(list(losses.values())).sum().backward()
     assert {task for (task,) in tasks} <= losses.keys()
+    assert {each.device.type for each in losses.values()} == {ELSEWHERE}
+    if ALONE not in os.environ:
+        return
+    trained = {name: p for name, p in model.module.named_parameters() if p.requires_grad}
     assert {name for name, p in trained.items() if p.grad is None or p.grad.device.type != ELSEWHERE} == set()
+
+
+@pytest.mark.slow
+def test_the_backward_passes_meet_one_device_too() -> None:
+    """In a process of its own: autograd asks for the devices that there are before its first backward pass only."""
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-q", f"{__file__}::test_a_step_meets_one_device"]
+    done = subprocess.run(command, env={**os.environ, ALONE: "1"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
 @pytest.mark.parametrize("with_condition", [True, False])

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reca_fast.kernels import varlen_attention
+from reca_fast.models.parts.layer_norm import WideLayerNorm
 
 from .config import PhiConfig
 from .layout import AttentionPlan
@@ -46,8 +47,8 @@ class PhiLayer(nn.Module):
         self.q_proj = nn.Linear(width, width)
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
-        self.q_layernorm = nn.LayerNorm(self.head_dim, config.layer_norm_eps)
-        self.k_layernorm = nn.LayerNorm(self.head_dim, config.layer_norm_eps)
+        self.q_layernorm = WideLayerNorm(self.head_dim, config.layer_norm_eps)
+        self.k_layernorm = WideLayerNorm(self.head_dim, config.layer_norm_eps)
         self.dense = nn.Linear(width, width)
         self.mlp = PhiMLP(config)
 
