@@ -65,3 +65,10 @@ def test_a_new_plan_says_what_was_recorded(recipe, recorded) -> None:
     plan = planned(recipe)
     for name in ("peak_gpu_gib", "peak_host_gib", "tflop_per_image"):
         assert plan[name] == pytest.approx(recorded[recipe][name], rel=0.01), name
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("recipe", ["openuni-24gb", "harmon-24gb", "showo-24gb"])
+def test_the_other_architectures_fit_a_small_card(recipe, reca_fast) -> None:
+    """Each takes a minute of planning."""
+    assert reca_fast("plan", "--config", recipe, "--gpu", "4090").code == 0
