@@ -100,6 +100,13 @@ class ShowoModel:
     def open(cls, options: ModelConfig) -> "ShowoModel":
         folder = Path(options.path)
         config = ShowoConfig.from_folder(folder)
+        made_for = PUBLISHED.get(options.name)
+        if made_for is not None and made_for.w_clip_vit != config.w_clip_vit:
+            with_clip, without = ("the recipe", "the checkpoint")[:: 1 if made_for.w_clip_vit else -1]
+            raise UserError(
+                f"model.name={options.name} and {folder} are two kinds of Show-o: {with_clip} has CLIP, {without} "
+                f"reads codes. Take --config {'showo' if config.w_clip_vit else 'showo-vq'} for this checkpoint."
+            )
         weights_file(folder, options.weights)  # raises before the tokenizer, which takes seconds
         encoders = EncoderConfig.from_folder(folder, clip=config.w_clip_vit)
         return cls(config, options, open_tokenizer(folder, config.llm_vocab_size, config.codebook_size), encoders)

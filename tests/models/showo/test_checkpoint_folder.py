@@ -104,6 +104,17 @@ def test_a_number_that_is_none_is_found(own_copy) -> None:
         ShowoModel.check(own_copy)
 
 
+def test_a_recipe_for_the_other_kind_is_refused(clip_folder, codes_folder) -> None:
+    """It would train, at sizes and with a condition that its authors never took."""
+    for folder, name, advice in (
+        (codes_folder, "Show-o-CLIP-512", "the checkpoint reads codes. Take --config showo-vq"),
+        (clip_folder, "Show-o-512", "the recipe reads codes. Take --config showo for"),
+    ):
+        with pytest.raises(UserError, match=advice):
+            ShowoModel.open(ModelConfig(path=str(folder), name=name, freeze_und=False))
+    ShowoModel.open(ModelConfig(path=str(clip_folder), name="Show-o-CLIP-256", freeze_und=False))
+
+
 def test_settings_that_it_cannot_follow_are_refused(clip_folder, codes_folder) -> None:
     with pytest.raises(UserError, match=r"model\.freeze_und=true cannot be"):
         ShowoModel.open(ModelConfig(path=str(clip_folder))).fill(uniform(torch.float32, "cpu"))
