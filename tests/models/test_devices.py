@@ -1,151 +1,21 @@
-"""Every model's step computes on the device of its batch and its weights, and on no other.
+"""Every model's step and drawing meet one device: `on_one_device.py` in a process of its own."""
 
-No GPU is needed to see it. The device here has a name and no memory: tensors on it are fake, and an operation that
-meets a tensor of the CPU besides is an error, as it would be on a GPU.
-"""
-
-import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 import pytest
-import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
 
-from reca_fast.config import ModelConfig, SamplingConfig
-from reca_fast.models import Model, open_model
-from reca_fast.models.files import uniform
-from reca_fast.randomness import draw_of_pack
-from reca_fast.sample import I2T, RECA, T2I
-from tests.models.subjects import SUBJECTS, Subject
-from tests.models.test_contract import samples_of
-
-SET_UP: Any = getattr(backend_registration, "_setup_privateuseone_for_python_backend", None)
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.skipif(SET_UP is None, reason="this torch cannot have a device without a library behind it"),
-]
-ELSEWHERE = "elsewhere"
-ALONE = "RECA_FAST_TEST_OF_DEVICES_ALONE"
-"""Set where nothing else runs in this process."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def device() -> Iterator[None]:
-    """Once in a process, which it stays in. Autocast, which the loss of some models enters, does nothing there."""
-    if not hasattr(torch, ELSEWHERE):
-
-        class Module(backend_registration._DummyBackendModule):
-            def get_amp_supported_dtype(self) -> list[torch.dtype]:
-                return [torch.bfloat16, torch.float32]
-
-        SET_UP(ELSEWHERE, Module())
-    library = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
-    library.fallback(torch.library.fallthrough_kernel)
-    yield
-    library._destroy()
-
-
-class Moving(TorchFunctionMode):
-    """What is copied or made there becomes fake on its way."""
-
-    def __init__(self, mode: FakeTensorMode) -> None:
-        super().__init__()
-        self.mode = mode
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        leads_there = any(
-            str(value).startswith(ELSEWHERE) for value in (*args[1:], *kwargs.values()) if is_device(value)
-        )
-        if leads_there and func is torch.Tensor.to and not isinstance(args[0], FakeTensor):
-            args = (self.mode.from_tensor(args[0]), *args[1:])
-        if leads_there and func is torch.tensor:
-            with torch._C.DisableTorchFunction():
-                made = torch.tensor(*args, **kwargs | {"device": "cpu"})
-            return self.mode.from_tensor(made).to(kwargs["device"])
-        if (leads_there and "device" in kwargs) or any(isinstance(x, FakeTensor) for x in (*args, *kwargs.values())):
-            with self.mode:
-                return func(*args, **kwargs)
-        return func(*args, **kwargs)
-
-
-def is_device(value: object) -> bool:
-    return isinstance(value, str | torch.device)
-
-
-@contextmanager
-def fakes() -> Iterator[FakeTensorMode]:
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, Moving(mode):
-        yield mode
-
-
-@pytest.fixture(scope="module", params=SUBJECTS, ids=lambda subject: subject.name)
-def subject(request: pytest.FixtureRequest) -> Subject:
-    if request.param.name == "toy":
-        pytest.skip("the toy reads its file whenever it is filled")
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def opened(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]:
-    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    subject.write(folder)
-
-    def model(**options: Any) -> Model:
-        settings = {"freeze_und": subject.freezes[0], "attention": "eager", "kernels": "reference", **subject.model}
-        return open_model(ModelConfig(path=str(folder), **settings | options))
-
-    return model
-
-
-def test_a_step_meets_one_device(subject, opened) -> None:
-    model = opened(precision="fp32")
-    tasks = [(task,) for task in subject.tasks if task != I2T or not subject.freezes[0]]
-    batch = model.inputs(subject.data).collate(samples_of(model, subject, *tasks, *tasks), draw_of_pack(0, 0, 0))
-    with fakes():
-        model.fill_empty(uniform(torch.float32, ELSEWHERE))
-        losses = model.loss_sums(model.encode(batch.to(ELSEWHERE)))
-        if ALONE in os.environ:
-            torch.stack(list(losses.values())).sum().backward()
-    assert {task for (task,) in tasks} <= losses.keys()
-    assert {each.device.type for each in losses.values()} == {ELSEWHERE}
-    if ALONE not in os.environ:
-        return
-    trained = {name: p for name, p in model.module.named_parameters() if p.requires_grad}
-    assert {name for name, p in trained.items() if p.grad is None or p.grad.device.type != ELSEWHERE} == set()
+CHECKS = Path(__file__).parent / "on_one_device.py"
 
 
 @pytest.mark.slow
-def test_the_backward_passes_meet_one_device_too() -> None:
-    """In a process of its own: autograd asks for the devices that there are before its first backward pass only."""
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-q", f"{__file__}::test_a_step_meets_one_device"]
-    done = subprocess.run(command, env={**os.environ, ALONE: "1"}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-3000:]
-
-
-@pytest.mark.parametrize("with_condition", [True, False])
-def test_drawing_meets_one_device(subject, opened, with_condition) -> None:
-    """What is drawn on the host (layouts, random numbers) stays real, so that its numbers can be read."""
-    if not with_condition and T2I not in subject.tasks:
-        pytest.skip("it draws nothing from a text")
-    model = opened(precision="fp32")
-    with fakes() as mode:
-        model.fill_empty(uniform(torch.float32, ELSEWHERE))
-    (sample,) = samples_of(model, subject, (RECA,))
-    if not with_condition:
-        sample = replace(sample, tasks=(T2I,), condition=None, target=None)
-    with Moving(mode):
-        (drawn,) = model.sample([sample], [(32, 16)], SamplingConfig(steps=subject.steps), [0])
-    assert drawn.shape == (16, 32, 3) and drawn.device.type == "cpu"
-
-
-def test_the_device_tells_what_stands_beside_it() -> None:
-    with fakes(), pytest.raises(RuntimeError, match="devices"):
-        torch.zeros(2, device=ELSEWHERE) + torch.zeros(2)
+@pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this torch cannot have a device without a library behind it",
+)
+def test_no_model_mixes_devices() -> None:
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-q", "-p", "no:cacheprovider", str(CHECKS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]  # 5 where nothing was found to run
