@@ -6,6 +6,9 @@ from reca_fast.config import ModelConfig
 from reca_fast.errors import UserError
 from reca_fast.kernels import choose_backend, implementation, kernels, use_kernels
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""`ModelConfig.precision` -> dtype of the arithmetic."""
+
 
 def choose_operations(options: ModelConfig, device: torch.device | str, dtype: torch.dtype) -> str:
     """Switch the fused operations to `options.kernels` for this process, and choose the attention backend.

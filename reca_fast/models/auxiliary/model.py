@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from reca_fast.config import DataConfig, ModelConfig, SamplingConfig
 from reca_fast.data.inputs import Size
 from reca_fast.errors import UserError
-from reca_fast.models.choices import choose_operations
+from reca_fast.models.choices import DTYPES, choose_operations
 from reca_fast.models.files import Change, EmptyWeights, Place, check_finite, fill
 from reca_fast.models.files.folder import read_object
 from reca_fast.models.files.sharded import weight_files
@@ -38,8 +38,6 @@ from .vae import WEIGHTS as VAE_WEIGHTS
 from .vae import vae_config
 from .vlm import VLM, build_vlm
 from .weights import check_vlm, fill_decoder, fill_language, holds_own_head, numbers, weights_file
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from reca_fast.config.rules import check_sampling
 from reca_fast.data.inputs import Size
 from reca_fast.errors import UserError
 from reca_fast.kernels import flow_interpolate
-from reca_fast.models.choices import choose_operations
+from reca_fast.models.choices import DTYPES, choose_operations
 from reca_fast.models.files import Change, EmptyWeights, Place, check_finite, fill, open_weights
 from reca_fast.models.parts.host_table import tables_on_host
 from reca_fast.models.parts.qwen_tokenizer import TOKENIZER_FILES
@@ -35,8 +35,6 @@ from .sampling import BagelSampling, Prefix, sample_latents
 from .tokenizer import PUBLISHED_MARKERS, BagelTokenizer, open_tokenizer
 from .understanding import frozen_parts, understanding_logits
 from .weights import check_weights, fill_bagel, missing_tables, weights_file
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class BagelModel:

@@ -13,7 +13,7 @@ from reca_fast.config.rules import check_sampling
 from reca_fast.data.inputs import Size
 from reca_fast.errors import UserError
 from reca_fast.kernels import mar_diffusion_loss, mar_noise
-from reca_fast.models.choices import choose_operations
+from reca_fast.models.choices import DTYPES, choose_operations
 from reca_fast.models.files import Change, EmptyWeights, Place, check_finite, fill
 from reca_fast.models.files.sharded import INDEX, open_sharded, weight_files
 from reca_fast.models.parts.qwen_tokenizer import TOKENIZER_FILES
@@ -45,8 +45,6 @@ from .weights import (
     vae_place,
     weights_file,
 )
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class HarmonModel:

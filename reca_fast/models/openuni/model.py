@@ -12,7 +12,7 @@ from reca_fast.config import DataConfig, ModelConfig, SamplingConfig
 from reca_fast.data.inputs import Size
 from reca_fast.errors import UserError
 from reca_fast.kernels import flow_interpolate
-from reca_fast.models.choices import choose_operations
+from reca_fast.models.choices import DTYPES, choose_operations
 from reca_fast.models.files import Change, EmptyWeights, Place, Weights, check_finite, check_fit, fill, open_weights
 from reca_fast.models.parts.host_table import tables_on_host
 from reca_fast.models.protocol import Case, FrozenPart
@@ -33,8 +33,6 @@ from .network import OpenUni
 from .sampling import OpenUniSampling, Velocity, draw_latents
 from .tokenizer import PUBLISHED_TOKENS, OpenUniTokenizer, open_tokenizer
 from .understanding import frozen_parts, understanding_logits
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class OpenUniModel:

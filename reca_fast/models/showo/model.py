@@ -14,7 +14,7 @@ from reca_fast.config import DataConfig, ModelConfig, SamplingConfig
 from reca_fast.data.inputs import Size
 from reca_fast.errors import UserError
 from reca_fast.kernels import fused_linear_cross_entropy
-from reca_fast.models.choices import choose_operations
+from reca_fast.models.choices import DTYPES, choose_operations
 from reca_fast.models.files import Change, EmptyWeights, Place, check_finite, fill, open_weights
 from reca_fast.models.files.folder import read_object
 from reca_fast.models.parts.clip_vision import check_clip_vision
@@ -36,8 +36,6 @@ from .sampling import ShowoSampling
 from .tokenizer import PUBLISHED_TOKENIZER, TOKENIZER_FILES, ShowoTokenizer, open_tokenizer
 from .understanding import frozen_parts, understanding_logits
 from .weights import check_weights, weights_file
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class ShowoModel:
