@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "checkpoints": FREE,
     "models": FREE | {"kernels", "objectives", "data"},
     "hardware": {"errors"},
+    "pages": set(),
     "verify": FREE | {"models"},
     "precompute": FREE | {"data", "models"},
     "evaluation": FREE | {"data", "models"},
