@@ -48,7 +48,8 @@ class DataConfig:
 
     source: Place = fixed("", by="content")
     """A folder of pictures, tar shards (a file, a folder or a glob), parquet files, or a Hugging Face dataset (folder
-    or hub id). shipped:shapes are 48 small pictures of this package, for a first try.
+    or hub id). shipped:shapes are 48 small pictures of this package, for a first try; toy:understanding, toy:base,
+    toy:posttraining and toy:validation are pools of its toy world, whose captions are called sparse and dense.
     """
     cache: Place = neutral("")
     """A folder that `reca-fast cache` made of these pictures with this model: no picture is decoded then, and neither

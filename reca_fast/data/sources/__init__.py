@@ -14,6 +14,8 @@ from reca_fast.data.shipped import located
 from reca_fast.data.sources.base import Source, ending_of, why_no_picture
 from reca_fast.data.sources.files import find_files, is_pattern
 from reca_fast.data.sources.metadata import is_metadata, read_metadata
+from reca_fast.data.sources.toy import PREFIX as TOY
+from reca_fast.data.sources.toy import ToySource
 from reca_fast.errors import UserError
 
 __all__ = ["Record", "Source", "open_files", "open_source"]
@@ -28,7 +30,7 @@ def open_source(config: DataConfig) -> Source:
     """The source that `config.source` names.
 
     It may be what `open_files` opens, a folder written by save_to_disk of `datasets`, the id of a dataset on the
-    Hugging Face hub, or what ships with the package (shipped:shapes).
+    Hugging Face hub, what ships with the package (shipped:shapes), or a pool of the toy world (toy:base).
 
     Where `config.cache` is set, it is that cache, whatever `config.source` names.
 
@@ -39,6 +41,8 @@ def open_source(config: DataConfig) -> Source:
         from reca_fast.data.cache.source import CacheSource
 
         return CacheSource(Path(config.cache))
+    if config.source.startswith(TOY):
+        return ToySource(config.source.removeprefix(TOY), config.caption_name)
     name = os.path.expanduser(located(config.source))
     if not name:
         raise UserError("data.source is empty; give a folder, tar shards, parquet files or a Hugging Face dataset.")
