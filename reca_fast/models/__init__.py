@@ -8,7 +8,7 @@ from pathlib import Path
 from reca_fast.config import ModelConfig
 from reca_fast.errors import UserError
 
-from .protocol import Batch, Case, FrozenPart, Model, SaysTokens
+from .protocol import Batch, Case, EditsPictures, FrozenPart, Model, SaysTokens
 from .tiny import TINY, is_tiny, with_path
 
 __all__ = [
@@ -16,9 +16,11 @@ __all__ = [
     "TINY",
     "Batch",
     "Case",
+    "EditsPictures",
     "FrozenPart",
     "Model",
     "SaysTokens",
+    "editor",
     "marks",
     "model_class",
     "open_model",
@@ -100,3 +102,18 @@ def published_model(name: str, options: ModelConfig) -> Model:
             return model
     known = ", ".join(each for architecture in MODELS for each in model_class(architecture).PUBLISHED)
     raise UserError(f"{name} is no published model; known are {known}.")
+
+
+def editor(model: Model) -> EditsPictures:
+    """The model itself, as one that edits pictures.
+
+    Raises:
+        UserError: it edits none.
+    """
+    if isinstance(model, EditsPictures):
+        return model
+    others = ", ".join(name for name in MODELS if hasattr(model_class(name), "EDITING"))
+    raise UserError(
+        f"This checkpoint's model draws pictures from prompts alone; those that change a given picture are: {others}. "
+        "Leave the picture out, or set --model.path to a checkpoint of one of them."
+    )

@@ -17,7 +17,7 @@ from reca_fast.data.inputs import Batch, Inputs, Size
 from reca_fast.models.files import Change, Place
 from reca_fast.sample import Sample
 
-__all__ = ["Batch", "Case", "FrozenPart", "Inputs", "Model", "Place", "SaysTokens", "Size"]
+__all__ = ["Batch", "Case", "EditsPictures", "FrozenPart", "Inputs", "Model", "Place", "SaysTokens", "Size"]
 
 
 class FrozenPart(NamedTuple):
@@ -281,5 +281,32 @@ class SaysTokens(Protocol):
     def copying_below(self) -> float | None:
         """The loss of a token of reca below which the model cannot be understanding its condition, but must be copying
         tokens out of it: training warns then. None where a condition holds no tokens of the picture.
+        """
+        ...
+
+
+@runtime_checkable
+class EditsPictures(Protocol):
+    """What a model has besides if it changes pictures as instructions say; `models.editor` asks a model for it."""
+
+    EDITING: ClassVar[type]
+    """A dataclass of the fields of `SamplingConfig` that `edit` follows, with its authors' values as defaults."""
+
+    def edited_size(self, size: Size) -> Size:
+        """Width and height of what `edit` makes of a picture of this width and height, in pixels."""
+        ...
+
+    def edit(
+        self, pictures: Sequence[Tensor], instructions: Sequence[str], sampling: SamplingConfig, seeds: Sequence[int]
+    ) -> list[Tensor]:
+        """Each picture, changed as its instruction says: uint8 [H, W, 3] on the CPU, of the size `edited_size`.
+
+        Args:
+            pictures: uint8 [H, W, 3], upright, of any size; the model resizes them.
+            sampling: how to draw. Its `seed` is in `seeds` already.
+            seeds: of every random number. An edit depends on nothing but its own picture, instruction and seed.
+
+        Raises:
+            UserError: a setting of `sampling` that editing does not follow.
         """
         ...

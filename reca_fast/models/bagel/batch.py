@@ -93,8 +93,9 @@ class BagelBatch:
     and `targets`), or what the encoders made of them (`features` and `latents`). Read from a cache, targets come as the
     `moments` of their distributions, of which the batch's own noise draws the latents.
 
-    With model.condition=generation, conditions are latents without noise: `conditions` become `condition_latents`, and
-    their moments stand behind those of the targets. G counts their rows too, where it is not said of targets.
+    With model.condition=generation, conditions are latents without noise: `latent_conditions` become
+    `condition_latents`, and their moments stand behind those of the targets. G counts their rows too, where it is not
+    said of targets. A picture that is edited is a condition of both kinds.
     """
 
     plan: AttentionPlan
@@ -115,6 +116,7 @@ class BagelBatch:
     label_rows: Tensor | None  # int64 [labels]: rows of the understanding stream whose next token is learnt
     labels: Tensor | None  # int64 [labels]: that next token
     conditions: tuple[Tensor, ...] = ()  # uint8 [H, W, 3] each; the device cuts them into patches
+    latent_conditions: tuple[Tensor, ...] = ()  # uint8 [H, W, 3] each; the VAE encodes them, as it does targets
     patches: Tensor | None = None  # [V, numbers of a patch]: recorded patches, in place of conditions
     targets: tuple[Tensor, ...] = ()  # uint8 [H, W, 3] each; the VAE encodes them on the device
     features: Tensor | None = None  # [V, width of the ViT]: what the ViT made of the conditions
@@ -146,7 +148,7 @@ class BagelBatch:
                 moved[f.name] = to_device(value, device)
             elif isinstance(value, (Varlen, AttentionPlan, Draws, Clean)):
                 moved[f.name] = value.to(device)
-        for name in ("conditions", "targets", "moments"):
+        for name in ("conditions", "latent_conditions", "targets", "moments"):
             moved[name] = tuple(to_device(image, device) for image in getattr(self, name))
         return replace(self, **moved)
 
@@ -155,6 +157,7 @@ def make_batch(
     packed: PackedSequence,
     *,
     conditions: Sequence[Tensor] = (),
+    latent_conditions: Sequence[Tensor] = (),
     targets: Sequence[Tensor] = (),
     features: Tensor | None = None,
     moments: Sequence[Tensor] = (),
@@ -165,7 +168,7 @@ def make_batch(
 
     Args:
         packed: the sequence.
-        conditions, targets: pictures uint8 [H, W, 3], in the order of their tokens.
+        conditions, latent_conditions, targets: pictures uint8 [H, W, 3], in the order of their tokens.
         features, moments: what the encoders made of them, as in `BagelBatch`, in place of the pictures.
         draws: the random numbers of the step; None where no loss is taken.
         past_lengths: in sampling, how many rows of each sample went through the decoder before, so that only their keys
@@ -218,6 +221,7 @@ def make_batch(
         label_rows=stream_row[packed.ce_loss_indexes] if has_labels else None,
         labels=packed.packed_label_ids if has_labels else None,
         conditions=tuple(conditions),
+        latent_conditions=tuple(latent_conditions),
         patches=packed.packed_vit_tokens,
         targets=tuple(targets),
         features=features,

@@ -1,6 +1,7 @@
 """From samples to a batch: where BAGEL puts markers, positions and labels, and the random numbers of the step."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,22 @@ from .layout import CAUSAL, FULL, NOISE
 from .tokenizer import BagelTokenizer
 
 
+class Source(NamedTuple):
+    """A picture that is edited, as the condition of a prefix. It stands there twice: first as latents without noise,
+    then as vision patches. Both pictures are multiples of a token's side, and their sizes may differ.
+    """
+
+    latents: Tensor  # uint8 [H, W, 3], which the VAE encodes
+    patches: Tensor  # uint8 [h, w, 3], which the ViT sees
+    normal: Tensor  # fp32 [z, H / 8, W / 8], standard normal: the draw from the distribution that the VAE gives
+
+
+Prefix = tuple[Tensor | Source | None, Sequence[int] | None]
+"""What a picture is drawn from: a condition, uint8 [H, W, 3] or a picture that is edited, and the token ids of a
+prompt. Either may be None.
+"""
+
+
 def grid_positions(rows: int, columns: int, side: int, device: torch.device | str = "cpu") -> Tensor:
     """Entries of a position table of side x side for a picture of rows x columns tokens.
 
@@ -28,8 +45,8 @@ def grid_positions(rows: int, columns: int, side: int, device: torch.device | st
 class _Writer:
     """A packed sequence that grows split by split. Every split begins and ends with a marker token.
 
-    `condition`, `text` and `target` append one split each, at a position of the rotary embedding; the first two return
-    the position that follows. `end_sample` closes a sample, and `packed` gives the whole sequence.
+    `condition`, `source`, `text` and `target` append splits at a position of the rotary embedding; all but the last
+    return the position that follows. `end_sample` closes a sample, and `packed` gives the whole sequence.
     """
 
     def __init__(self, config: BagelConfig, tokenizer: BagelTokenizer, as_latents: bool = False) -> None:
@@ -73,6 +90,9 @@ class _Writer:
             stride = self.config.latent_stride
             self._latents(FULL, size[1] // stride, size[0] // stride, position, "data.condition_resize")
             return position + 1
+        return self._patches(size, position)
+
+    def _patches(self, size: Size, position: int) -> int:
         patch = self.config.vit.patch_size
         rows, columns = size[1] // patch, size[0] // patch
         side = self.config.glue.vit_max_num_patch_per_side
@@ -80,6 +100,13 @@ class _Writer:
         self.vit_rows.append(self._picture(FULL, rows * columns, position))
         self.vit_positions.append(grid_positions(rows, columns, side))
         return position + 1
+
+    def source(self, source: Source, position: int) -> int:
+        """Two splits: what the generation side knows of a picture that is edited, then what the ViT sees of it."""
+        height, width, _ = source.latents.shape
+        stride = self.config.latent_stride
+        self._latents(FULL, height // stride, width // stride, position, "data.target_resize")
+        return self._patches((source.patches.shape[1], source.patches.shape[0]), position + 1)
 
     def text(self, ids: Sequence[int], position: int, said: Sequence[tuple[int, int]] = ()) -> int:
         start = self.length
@@ -175,9 +202,11 @@ def collate(
     features = [] if as_latents else _stored(encoded, FEATURES)
     moments = _stored([sample.encoded_target for sample in samples], MOMENTS)
     conditions = [sample.condition_size for sample in samples if sample.condition_size is not None]
+    pictures = [sample.condition for sample in samples if sample.condition is not None]
     return make_batch(
         writer.packed(tasks),
-        conditions=[sample.condition for sample in samples if sample.condition is not None],
+        conditions=[] if as_latents else pictures,
+        latent_conditions=pictures if as_latents else [],
         targets=[sample.target for sample in samples if sample.target is not None],
         features=torch.cat(features) if features else None,
         moments=moments + (_stored(encoded, MOMENTS) if as_latents else []),
@@ -207,7 +236,7 @@ def draw_step(
 
 
 def collate_prefixes(
-    prefixes: Sequence[tuple[Tensor | None, Sequence[int] | None]],
+    prefixes: Sequence[Prefix],
     config: BagelConfig,
     tokenizer: BagelTokenizer,
     as_latents: bool = False,
@@ -215,24 +244,34 @@ def collate_prefixes(
     """The batch of what comes before the targets in sampling: conditions and prompts alone.
 
     Args:
-        prefixes: for each, the condition uint8 [H, W, 3] and the token ids of the prompt. Either may be None, or both.
-        as_latents: conditions are the VAE's latents.
+        prefixes: condition and prompt of each.
+        as_latents: conditions are the VAE's latents, those that are edited excepted.
 
     Returns:
         The batch, the number of rows of each prefix, and the rotary position that follows each.
     """
     writer = _Writer(config, tokenizer, as_latents)
     following = []
+    seen: list[Tensor] = []
+    encoded: list[Tensor] = []
+    normal: list[Tensor] = []
     for image, ids in prefixes:
         position = 0
-        if image is not None:
+        if isinstance(image, Source):
+            position = writer.source(image, position)
+            seen.append(image.patches)
+            encoded.append(image.latents)
+            normal.append(image.normal)
+        elif image is not None:
             position = writer.condition((image.shape[1], image.shape[0]), position)
+            (encoded if as_latents else seen).append(image)
         if ids is not None:
             position = writer.text(ids, position)
         following.append(position)
         writer.end_sample()
-    conditions = [image for image, _ in prefixes if image is not None]
-    return make_batch(writer.packed([]), conditions=conditions), writer.sample_lens, following
+    draws = Draws(torch.zeros(0), 0, tuple(normal)) if normal else None
+    batch = make_batch(writer.packed([]), conditions=seen, latent_conditions=encoded, draws=draws)
+    return batch, writer.sample_lens, following
 
 
 def collate_targets(

@@ -78,21 +78,20 @@ class BagelEncoders:
             attention: attention backend, as `reca_fast.kernels.choose_backend` names it.
         """
         features, latents, clean = batch.features, batch.latents, batch.condition_latents
-        conditions = batch.conditions if batch.clean is None else ()
-        of_latents = batch.conditions if batch.clean is not None else ()
+        for_vae = (*batch.targets, *batch.latent_conditions)
         with self.autocast(dtype, batch.und_rows.device):
             if features is None and batch.patches is not None:
                 features = self.vit(batch.patches, batch.vit_position_ids, batch.vit_segments, attention)
-            elif features is None and conditions:
-                features = torch.cat([self.features(picture, attention) for picture in conditions])
-            if latents is None and clean is None and (batch.moments or batch.targets or of_latents):
-                moments = batch.moments or tuple(self.moments(picture) for picture in (*batch.targets, *of_latents))
+            elif features is None and batch.conditions:
+                features = torch.cat([self.features(picture, attention) for picture in batch.conditions])
+            if latents is None and clean is None and (batch.moments or for_vae):
+                moments = batch.moments or tuple(self.moments(picture) for picture in for_vae)
                 tokens = self._latent_tokens(moments, None if batch.draws is None else batch.draws.posterior)
                 targets = len(batch.latent_shapes)
                 latents = torch.cat(tokens[:targets]) if targets else None
                 clean = torch.cat(tokens[targets:]) if batch.clean is not None else None
         made = replace(batch, features=features, latents=latents, condition_latents=clean)
-        return replace(made, conditions=(), patches=None, targets=(), moments=())
+        return replace(made, conditions=(), latent_conditions=(), patches=None, targets=(), moments=())
 
     def _latent_tokens(self, moments: Sequence[Tensor], posterior: Sequence[Tensor] | None) -> list[Tensor]:
         """Latent tokens drawn from distributions [2z, h, w] with standard normal numbers; their means without any."""

@@ -24,14 +24,16 @@ from reca_fast.sample import I2T, Sample
 
 from .batch import FEATURES, MOMENTS, BagelBatch
 from .cases import BagelCase, RecordedCase
+from .collate import Prefix
 from .config import BAGEL_7B_MOT, CONFIG_FILES, BagelConfig
+from .editing import BagelEditing, edited_size, source_of
 from .encoders import VAE_FILE, BagelEncoders
 from .export import export_folder
 from .flops import step_flops
 from .inputs import BagelInputs
 from .latent_tokens import unpatchify_latents
 from .network import Bagel
-from .sampling import BagelSampling, Prefix, sample_latents
+from .sampling import BagelSampling, sample_latents
 from .tokenizer import PUBLISHED_MARKERS, BagelTokenizer, open_tokenizer
 from .understanding import frozen_parts, understanding_logits
 from .weights import check_weights, fill_bagel, missing_tables, weights_file
@@ -50,6 +52,7 @@ class BagelModel:
     MARK: ClassVar[str] = "llm_config.json"
     PUBLISHED: ClassVar[Sequence[str]] = ("BAGEL-7B-MoT",)
     SAMPLING: ClassVar[type] = BagelSampling
+    EDITING: ClassVar[type] = BagelEditing
 
     def __init__(self, config: BagelConfig, options: ModelConfig, tokenizer: BagelTokenizer | None = None) -> None:
         self.config, self.options, self.folder = config, options, Path(options.path)
@@ -218,21 +221,44 @@ class BagelModel:
     ) -> list[Tensor]:
         check_sampling(sampling)
         drawing = sampling.filled(BagelSampling)
-        stride, side = self.config.latent_stride, self.config.glue.max_latent_size
+        stride, largest = self.config.latent_stride, self.drawn_side
         for width, height in sizes:
-            if width % stride or height % stride or not 0 < min(width, height) <= max(width, height) <= side * stride:
+            if width % stride or height % stride or not 0 < min(width, height) <= max(width, height) <= largest:
                 raise UserError(
                     f"A picture of {width} x {height} cannot be drawn: both sides must be multiples of {stride} "
-                    f"and at most {side * stride}."
+                    f"and at most {largest}."
                 )
-        pairs: list[Prefix] = [(s.condition, None if s.text is None else s.text.ids) for s in conditions]
+        prefixes: list[Prefix] = [(s.condition, None if s.text is None else s.text.ids) for s in conditions]
+        return self._draw(prefixes, sizes, drawing, seeds)
+
+    def edited_size(self, size: Size) -> Size:
+        return edited_size(self.config, size)
+
+    @torch.no_grad()
+    def edit(
+        self, pictures: Sequence[Tensor], instructions: Sequence[str], sampling: SamplingConfig, seeds: Sequence[int]
+    ) -> list[Tensor]:
+        check_sampling(sampling)
+        prefixes: list[Prefix] = [
+            (source_of(self.config, picture, seed), self.tokenize(instruction))
+            for picture, instruction, seed in zip(pictures, instructions, seeds, strict=True)
+        ]
+        sizes = [self.edited_size((picture.shape[1], picture.shape[0])) for picture in pictures]
+        return self._draw(prefixes, sizes, sampling.filled(BagelEditing), seeds)
+
+    def _draw(
+        self, prefixes: Sequence[Prefix], sizes: Sequence[Size], drawing: BagelSampling, seeds: Sequence[int]
+    ) -> list[Tensor]:
+        """Pictures uint8 [H, W, 3] of these sizes, one from each prefix."""
+        stride = self.config.latent_stride
         shapes = [(height // stride, width // stride) for width, height in sizes]
         vae, patch, channels = self.encoders.vae, self.config.glue.latent_patch_size, self.config.latent_channels
         if vae is None:
             raise ValueError("the VAE has no weights; fill_encoders() comes first")
         with self.autocast(keep_casts=True):
             tokens = sample_latents(
-                *(self.module, self.tokenizer, self.encode, pairs, shapes, drawing, seeds), as_latents=self.as_latents
+                *(self.module, self.tokenizer, self.encode, prefixes, shapes, drawing, seeds),
+                as_latents=self.as_latents,
             )
         with self.encoders.autocast(self.dtype, self.device):
             pictures = [

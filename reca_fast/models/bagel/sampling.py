@@ -19,15 +19,13 @@ from torch import Tensor
 from reca_fast.config.sampling import GuidanceRenorm
 
 from .batch import BagelBatch
-from .collate import collate_prefixes, collate_targets
+from .collate import Prefix, collate_prefixes, collate_targets
 from .layers import KeyValue
 from .network import Bagel
 from .tokenizer import BagelTokenizer
 
 Encode = Callable[[BagelBatch], BagelBatch]
 """Puts what the encoders make of them in the place of a batch's pictures."""
-Prefix = tuple[Tensor | None, Sequence[int] | None]
-"""What a picture is drawn from: a condition uint8 [H, W, 3] and the token ids of a prompt; either may be None."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def sample_latents(
         shapes: (rows, columns) of each picture in latent tokens.
         sampling: steps, shift and guidance.
         seeds: of the noise that each picture starts from.
-        as_latents: conditions are the VAE's latents, means of their distributions.
+        as_latents: conditions are the VAE's latents, means of their distributions; those that are edited excepted.
 
     Returns:
         Latent tokens fp32 [rows * columns, C] of each picture.
