@@ -1,20 +1,22 @@
-"""`reca-fast generate`: pictures drawn from prompts."""
+"""`reca-fast generate`: pictures drawn from prompts, or changed as they say."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from reca_fast.cli.options import parse
+from reca_fast.cli.prompts import Prompt, check_image, read_image, read_prompts
 from reca_fast.config import DrawingMemory, ModelConfig, Pixels, Place, SamplingConfig
 from reca_fast.config.rules import check_sampling
-from reca_fast.errors import UserError, reading, writing
-from reca_fast.schema import PositiveInt, parse_json, shown
+from reca_fast.errors import UserError, writing
+from reca_fast.schema import PositiveInt
 
-MAX_BYTES = 2**28
-MAX_NAME = 200
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from reca_fast.models import Model
 
 
 @dataclass
@@ -25,7 +27,11 @@ class GenerateOptions:
     """A prompt, --prompt 'a cat', or a list of them, --prompt '["a cat", "a red cup"]'; the option is given once."""
     prompts: Place = ""
     """A JSONL file of prompts: on every line a string, or an object with "prompt" and perhaps "id", the name of the
-    picture's file.
+    picture's file, and "image", a picture that the prompt changes, whose path begins at the folder of the JSONL file.
+    """
+    edit: Place = ""
+    """A picture that the prompts change, --edit cat.jpg --prompt 'make it red', each by itself; BAGEL alone does that.
+    What comes of it has the shape of the picture.
     """
     width: Pixels | None = None
     """Width of the pictures, in pixels; by default the size that the model was made for."""
@@ -46,22 +52,17 @@ def main(args: Sequence[str]) -> int:
     if sum(arg == "--prompt" or arg.startswith("--prompt=") for arg in args) > 1:
         raise UserError('--prompt is given more than once; write a list: --prompt \'["a cat", "a red cup"]\'.')
     options = parse(GenerateOptions, "generate", args)
-    given = [options.prompt] if isinstance(options.prompt, str) else options.prompt
-    prompts = [(f"{number:04d}", prompt) for number, prompt in enumerate(filter(None, given))]
-    prompts += read_prompts(Path(options.prompts), len(prompts)) if options.prompts else []
-    if repeated := [name for name, times in Counter(name for name, _ in prompts).items() if times > 1]:
-        raise UserError(f"{options.prompts}: two prompts would be drawn to {repeated[0]}.png; give each its own 'id'.")
-    if not prompts:
-        raise UserError("No prompt given; use --prompt 'a cat' or --prompts FILE.jsonl.")
+    prompts = asked_for(options)
     check_sampling(options.sampling)
     from PIL import Image
 
     from reca_fast.hardware import pick_device
     from reca_fast.memory import fill_to_draw
-    from reca_fast.models import open_model
-    from reca_fast.sample import Sample, Text
+    from reca_fast.models import editor, open_model
 
     model = open_model(options.model)
+    if any(prompt.image for prompt in prompts):
+        options.sampling.filled(editor(model).EDITING)
     folder = Path(options.out)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,49 +70,53 @@ def main(args: Sequence[str]) -> int:
     fill_to_draw(model, pick_device(options.device), options.memory)
     for start in range(0, len(prompts), options.batch):
         part = prompts[start : start + options.batch]
-        size = (options.width or model.drawn_side, options.height or model.drawn_side)
-        seeds = range(options.sampling.seed + start, options.sampling.seed + start + len(part))
-        conditions = [Sample(name, (), None, None, Text(tuple(model.tokenize(prompt)))) for name, prompt in part]
-        pictures = model.sample(conditions, [size] * len(part), options.sampling, seeds)
-        for (name, prompt), picture in zip(part, pictures, strict=True):
-            path = folder / f"{name}.png"
+        for prompt, picture in zip(part, draw(model, part, options, start), strict=True):
+            path = folder / f"{prompt.name}.png"
             with writing(path):
                 Image.fromarray(picture.numpy()).save(path)
-            print(f"{path}: {prompt}")
+            print(f"{path}: {prompt.text}")
     return 0
 
 
-def read_prompts(path: Path, first: int) -> list[tuple[str, str]]:
-    """(file stem, prompt) of every line of a JSONL file; a bad line is named."""
-    with reading(path, missing="check --prompts"), path.open("rb") as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise UserError(f"{path} is larger than {MAX_BYTES:,} bytes; split it.")
-    try:
-        lines = data.decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError:
-        raise UserError(f"The prompts file {path} is not UTF-8 text; save it as UTF-8.") from None
-    out: list[tuple[str, str]] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        entry = parse_json(line, where)
-        prompt = entry.get("prompt") if isinstance(entry, dict) else entry
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise UserError(f"{where}: no 'prompt'. Write a string or an object with 'prompt'.")
-        given = entry.get("id") if isinstance(entry, dict) else None
-        out.append((f"{first + len(out):04d}" if given in (None, "") else _stem(given, where), prompt))
-    return out
+def asked_for(options: GenerateOptions) -> list[Prompt]:
+    """All prompts, those of the command line first, with their pictures known to be there.
+
+    Raises:
+        UserError: there is no prompt, two would have one file, or a picture to change cannot be read.
+    """
+    edited = Path(options.edit) if options.edit else None
+    given = [options.prompt] if isinstance(options.prompt, str) else options.prompt
+    prompts = [Prompt(f"{number:04d}", prompt, edited) for number, prompt in enumerate(filter(None, given))]
+    prompts += read_prompts(Path(options.prompts), len(prompts), edited) if options.prompts else []
+    if repeated := [name for name, times in Counter(prompt.name for prompt in prompts).items() if times > 1]:
+        raise UserError(f"{options.prompts}: two prompts would be drawn to {repeated[0]}.png; give each its own 'id'.")
+    if not prompts:
+        raise UserError("No prompt given; use --prompt 'a cat' or --prompts FILE.jsonl.")
+    pictures = dict.fromkeys(prompt.image for prompt in prompts if prompt.image)
+    if pictures and (options.width or options.height):
+        raise UserError("A picture that is changed keeps its shape: leave --width and --height out.")
+    for path in pictures:
+        check_image(path)
+    return prompts
 
 
-def _stem(given: Any, where: str) -> str:
-    """The name of a picture without its ending: the id, other characters than those of words, . and - made _."""
-    if isinstance(given, bool) or not isinstance(given, str | int):
-        raise UserError(f"{where}: the id {shown(given)} is neither text nor a whole number.")
-    name = re.sub(r"[^\w.-]", "_", given if isinstance(given, str) else shown(given))
-    if not name.strip("."):
-        raise UserError(f"{where}: the id {shown(given)} names no file; write letters or digits.")
-    if len(name.encode()) > MAX_NAME:
-        raise UserError(f"{where}: the id {shown(given)} is longer than {MAX_NAME} bytes, too long for a file name.")
-    return name
+def draw(model: "Model", prompts: Sequence[Prompt], options: GenerateOptions, first: int) -> "list[Tensor]":
+    """One picture for each prompt, uint8 [H, W, 3], of which the first has the number `first`."""
+    from reca_fast.models import editor
+    from reca_fast.sample import Sample, Text
+
+    seeds = {prompt.name: options.sampling.seed + first + number for number, prompt in enumerate(prompts)}
+    new = [prompt for prompt in prompts if prompt.image is None]
+    edits = {prompt: read_image(prompt.image) for prompt in prompts if prompt.image is not None}
+    drawn: dict[Prompt, Tensor] = {}
+    if new:
+        size = options.width or model.drawn_side, options.height or model.drawn_side
+        samples = [Sample(prompt.name, (), None, None, Text(tuple(model.tokenize(prompt.text)))) for prompt in new]
+        made = model.sample(samples, [size] * len(new), options.sampling, [seeds[prompt.name] for prompt in new])
+        drawn |= zip(new, made, strict=True)
+    if edits:
+        instructions = [prompt.text for prompt in edits]
+        seeds_of_edits = [seeds[prompt.name] for prompt in edits]
+        made = editor(model).edit(list(edits.values()), instructions, options.sampling, seeds_of_edits)
+        drawn |= zip(edits, made, strict=True)
+    return [drawn[prompt] for prompt in prompts]

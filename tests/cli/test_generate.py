@@ -6,7 +6,7 @@ import re
 import pytest
 from PIL import Image
 
-from reca_fast.cli.generate import read_prompts
+from reca_fast.cli.prompts import read_prompts
 from reca_fast.models.showo.tiny import write_tiny_checkpoint as write_tiny_showo
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,6 +46,8 @@ PROMPTS_THAT_ARE_NONE = {
     '{"prompt": "x", "id": ["a"]}': "is neither text nor a whole number",
     '{"prompt": "x", "id": true}': "is neither text nor a whole number",
     '{"prompt": "x", "id": "' + "y" * 300 + '"}': "is longer than 200 bytes",
+    '{"prompt": "x", "image": 3}': "the image 3 names no file",
+    '{"prompt": "x", "image": " "}': "the image ' ' names no file",
     '{"prompt": "x", "prompt": "y"}': "holds the name 'prompt' twice",
 }
 
@@ -85,4 +87,4 @@ def test_a_prompt_with_an_empty_id_is_numbered(tmp_path) -> None:
     path.write_text(
         '{"prompt": "a", "id": ""}\n{"prompt": "b", "id": null}\n{"prompt": "c\u2028d", "id": 7}\n', "utf-8"
     )
-    assert read_prompts(path, 2) == [("0002", "a"), ("0003", "b"), ("7", "c\u2028d")]
+    assert read_prompts(path, 2) == [("0002", "a", None), ("0003", "b", None), ("7", "c\u2028d", None)]
