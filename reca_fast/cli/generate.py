@@ -38,8 +38,8 @@ class GenerateOptions:
     height: Pixels | None = None
     """Height of the pictures, in pixels; by default the size that the model was made for."""
     batch: PositiveInt = 4
-    """How many pictures are drawn before they are written. No picture depends on it: the model draws one after another
-    in any case, picture i from the noise of sampling.seed + i.
+    """How many pictures are drawn before they are written, at least as many as sampling.together draws at once. Picture
+    i starts from the noise of sampling.seed + i.
     """
     device: str = "auto"
     """auto, cpu or cuda."""
@@ -68,8 +68,9 @@ def main(args: Sequence[str]) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     print(model.says_weights())
     fill_to_draw(model, pick_device(options.device), options.memory)
-    for start in range(0, len(prompts), options.batch):
-        part = prompts[start : start + options.batch]
+    batch = max(options.batch, options.sampling.together)
+    for start in range(0, len(prompts), batch):
+        part = prompts[start : start + batch]
         for prompt, picture in zip(part, draw(model, part, options, start), strict=True):
             path = folder / f"{prompt.name}.png"
             with writing(path):

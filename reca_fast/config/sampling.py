@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, TypeVar
 
 from reca_fast.errors import UserError
-from reca_fast.schema import Fraction, NonNegativeFloat, Range
+from reca_fast.schema import Fraction, NonNegativeFloat, PositiveInt, Range
 
 from .declare import Seed, neutral
 
@@ -52,6 +52,11 @@ class SamplingConfig:
     """BAGEL: the smallest factor of that scaling, 0 unless set; 1 switches it off."""
     temperature: NonNegativeFloat | None = neutral(None)
     """Harmon, Show-o: how much chance there is in what is drawn, 1 unless set; smaller values draw what is likelier."""
+    together: PositiveInt = neutral(1)
+    """How many pictures of one size are drawn at once: more is faster, and takes more memory. At 1 no bit of a picture
+    depends on what is drawn beside it, above 1 its rounding does. Models that cannot (docs/memory.md) draw one after
+    another.
+    """
     seed: Seed = neutral(0)
     """Seed of what drawing starts from and draws; picture i of a call has seed + i."""
 
@@ -65,7 +70,7 @@ class SamplingConfig:
         Raises:
             UserError: a setting is set that the model does not follow.
         """
-        chosen = {name: value for name, value in vars(self).items() if name != "seed" and value is not None}
+        chosen = {name: value for name, value in vars(self).items() if name not in ANY and value is not None}
         followed = {entry.name for entry in fields(kind)}  # type: ignore[arg-type]
         for name in chosen.keys() - followed - OFF.keys():
             raise UserError(f"sampling.{name} is set, and this model draws without it; leave it out.")
@@ -75,6 +80,8 @@ class SamplingConfig:
         return kind(**chosen)
 
 
+ANY = ("seed", "together")
+"""Settings that are no model's own."""
 OFF: Mapping[str, float] = {"guidance": 1.0, "image_guidance": 1.0}
 """Settings with a value that switches them off, which any model takes."""
 

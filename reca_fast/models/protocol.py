@@ -239,7 +239,9 @@ class Model(Protocol):
         Args:
             conditions: samples of which the condition and the text count; either may be None.
             sampling: how to draw. Its `seed` is in `seeds` already.
-            seeds: of the starting noise. A picture depends on nothing but its own condition, size and seed.
+            seeds: of the starting noise. A picture depends on nothing but its own condition, size and seed: bit for
+                bit, or up to rounding where `sampling.together` is above 1 and the model draws several at once. One
+                that cannot draws one after another.
 
         Raises:
             UserError: a size that the model cannot draw, or a setting of `sampling` that it does not follow.

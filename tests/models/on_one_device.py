@@ -123,8 +123,9 @@ def test_drawing_meets_one_device(subject, opened, with_condition) -> None:
     if not with_condition:
         sample = replace(sample, tasks=(T2I,), condition=None, target=None)
     with Moving(mode):
-        (drawn,) = model.sample([sample], [(32, 16)], SamplingConfig(steps=subject.steps), [0])
-    assert drawn.shape == (16, 32, 3) and drawn.device.type == "cpu"
+        sampling = SamplingConfig(steps=subject.steps, together=2)
+        drawn = model.sample([sample] * 3, [(32, 16)] * 3, sampling, range(3))  # two at once, and one
+    assert [(tuple(each.shape), each.device.type) for each in drawn] == [((16, 32, 3), "cpu")] * 3
 
 
 def test_the_device_tells_what_stands_beside_it() -> None:

@@ -39,6 +39,7 @@ class Subject:
     freezes: tuple[bool, ...] = (True, False)  # values of model.freeze_und under which it can be trained
     decays_vectors: bool = False  # whether its authors let norms decay
     draws: bool = True  # whether a step of it takes random numbers
+    draws_together: bool = True  # whether it follows sampling.together
     discarded: tuple[str, ...] = ()  # beginnings of names of trained weights that no checkpoint folder holds
     model: Mapping[str, Any] = field(default_factory=dict)  # settings of ModelConfig that keep it tiny
     options: tuple[str, ...] = ()  # of the command line, for the sizes of `data` and the settings in `model`
@@ -60,7 +61,11 @@ write_tiny_bagel = partial(
     write_tiny_checkpoint, hidden_size=64, intermediate_size=96, layers=2, vit_hidden_size=48, text_vocab=300
 )
 SUBJECTS = [
-    Subject("bagel", "reca_fast.models.bagel:BagelModel", BagelModel, write_tiny_bagel, TASKS, "BAGEL-7B-MoT", 1024),
+    Subject(
+        *("bagel", "reca_fast.models.bagel:BagelModel", BagelModel),
+        *(write_tiny_bagel, TASKS, "BAGEL-7B-MoT", 1024),
+        draws_together=False,
+    ),
     Subject(
         *("openuni", "reca_fast.models.openuni:OpenUniModel", OpenUniModel),
         *(partial(write_tiny_openuni, stage=2, layers=2, sana_layers=2), (RECA, T2I), "OpenUni-L-512"),
@@ -71,6 +76,7 @@ SUBJECTS = [
         *(partial(write_tiny_showo, clip=True, layers=2), TASKS, "Show-o-CLIP-512"),
         freezes=(False,),
         decays_vectors=True,
+        draws_together=False,
     ),
     Subject(
         *("auxiliary", "reca_fast.models.auxiliary:AuxiliaryModel", AuxiliaryModel),
@@ -86,6 +92,7 @@ SUBJECTS = [
         freezes=(False,),
         published_condition=ResizeConfig(336, 336, 14, fit="squash"),
         draws=False,
+        draws_together=False,
         discarded=("decoder.",),
     ),
     Subject(
@@ -96,6 +103,10 @@ SUBJECTS = [
         options=("--data.condition_resize.stride", "8"),
         freezes=(False,),
         published_condition=ResizeConfig(64, 64, 16),
+        draws_together=False,
     ),
-    Subject("toy", "tests.models.toy:ToyModel", ToyModel, write_toy_checkpoint, (RECA, T2I), "toy-1m", 16),
+    Subject(
+        *("toy", "tests.models.toy:ToyModel", ToyModel, write_toy_checkpoint, (RECA, T2I), "toy-1m", 16),
+        draws_together=False,
+    ),
 ]

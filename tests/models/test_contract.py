@@ -318,6 +318,23 @@ def test_a_picture_depends_on_its_own_condition_size_and_seed_alone(subject, ope
         assert torch.equal(alone, together[i])
 
 
+def test_pictures_that_are_drawn_at_once_differ_by_rounding_and_take_fewer_passes(subject, opened) -> None:
+    model = opened()
+    texts = [[T2I] if T2I in subject.tasks else [RECA]] * 4
+    conditions = samples_of(model, subject, [RECA], [RECA], [RECA], *texts)
+    sizes, drawn, passes = [(32, 16), (16, 16), (32, 16), (32, 16), (32, 16), (16, 32), (32, 16)], {}, {}
+    for together in (1, 2):
+        calls: list[int] = []
+        counting = model.blocks()[-1].register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        sampling = SamplingConfig(steps=subject.steps, together=together)
+        drawn[together], passes[together] = model.sample(conditions, sizes, sampling, range(7)), len(calls)
+        counting.remove()
+    assert [(p.dtype, tuple(p.shape)) for p in drawn[2]] == [(torch.uint8, (h, w, 3)) for w, h in sizes]
+    for alone, beside in zip(drawn[1], drawn[2], strict=True):
+        assert ((alone.int() - beside.int()).abs() > 1).float().mean() < 0.01
+    assert (passes[2] < passes[1]) == subject.draws_together
+
+
 # A whole run
 
 

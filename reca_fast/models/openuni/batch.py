@@ -142,11 +142,13 @@ def draw_timesteps(uniform: Tensor) -> Tensor:
 
 
 def to_cells(latents: Tensor) -> Tensor:
-    """[C, rows, columns] -> [rows * columns, C], row by row."""
-    return latents.flatten(1).T
+    """[C, rows, columns] -> [rows * columns, C], row by row. Of several, [pictures, C, rows, columns], the cells lie
+    behind one another.
+    """
+    return latents.flatten(-2).mT.flatten(0, -2)
 
 
-def to_picture(cells: Tensor, rows: int, columns: int) -> Tensor:
-    """The other way round: [rows * columns, C] -> [C, rows, columns]."""
-    picture: Tensor = cells.T.unflatten(1, (rows, columns))
-    return picture
+def to_pictures(cells: Tensor, rows: int, columns: int) -> Tensor:
+    """The other way round, of pictures of one size: [pictures * rows * columns, C] -> [pictures, C, rows, columns]."""
+    pictures: Tensor = cells.unflatten(0, (-1, rows, columns)).permute(0, 3, 1, 2)
+    return pictures

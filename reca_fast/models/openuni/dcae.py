@@ -49,10 +49,10 @@ def encode(encoder: Callable[[Tensor], Tensor], config: DCAEConfig, picture: Ten
 
 
 def decode(decoder: Callable[[Tensor], Tensor], config: DCAEConfig, latents: Tensor, dtype: torch.dtype) -> Tensor:
-    """The picture of scaled latents [latent_channels, h, w]: uint8 [H, W, 3]."""
+    """The pictures of scaled latents [pictures, latent_channels, h, w]: uint8 [pictures, H, W, 3]."""
     scaled = (latents / config.scaling_factor).to(dtype)
-    pixels = decoder(scaled[None].contiguous(memory_format=torch.channels_last))[0]
-    return (127.5 * pixels.float() + 128).clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
+    pixels = decoder(scaled.contiguous(memory_format=torch.channels_last))
+    return (127.5 * pixels.float() + 128).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def to_pixels(picture: Tensor) -> Tensor:

@@ -93,8 +93,8 @@ class OpenUniEncoders:
         """
         return encode(_filled(self.vae), self.config.vae, picture, self.dtype)
 
-    def picture(self, latents: Tensor) -> Tensor:
-        """The picture uint8 [H, W, 3] of scaled latents [C, h, w].
+    def pictures(self, latents: Tensor) -> Tensor:
+        """The pictures uint8 [pictures, H, W, 3] of scaled latents [pictures, C, h, w].
 
         Raises:
             ValueError: the decoder has no weights yet.

@@ -16,10 +16,11 @@ from reca_fast.models.choices import DTYPES, choose_operations
 from reca_fast.models.files import Change, EmptyWeights, Place, Weights, check_finite, check_fit, fill, open_weights
 from reca_fast.models.parts.host_table import tables_on_host
 from reca_fast.models.protocol import Case, FrozenPart
+from reca_fast.models.together import draw_together
 from reca_fast.objectives import flow_loss_by_task
 from reca_fast.sample import RECA, Sample
 
-from .batch import FEATURES, LATENTS, TIMES, OpenUniBatch, make_batch, to_cells, to_picture
+from .batch import FEATURES, LATENTS, TIMES, OpenUniBatch, make_batch, to_cells, to_pictures
 from .cases import OpenUniCase, RecordedCase
 from .config import PUBLISHED, OpenUniConfig
 from .dcae import DECODER_NAMES, ENCODER_NAMES, empty_half
@@ -31,8 +32,12 @@ from .inputs import OpenUniInputs
 from .names import NETWORK_NAMES, VIT_NAMES
 from .network import OpenUni
 from .sampling import OpenUniSampling, Velocity, draw_latents
+from .sana import Group
 from .tokenizer import PUBLISHED_TOKENS, OpenUniTokenizer, open_tokenizer
 from .understanding import frozen_parts, understanding_logits
+
+Asked = tuple[Tensor | None, Sequence[int] | None]
+"""What a picture is drawn from: the one behind which it stands, uint8 [H, W, 3], and the token ids of a text."""
 
 
 class OpenUniModel:
@@ -224,49 +229,57 @@ class OpenUniModel:
         if self.encoders.decoder is None:
             with self.weights() as weights:
                 self.encoders.fill_decoder(weights, self.device)
-        pictures = zip(conditions, sizes, seeds, strict=True)
-        return [self._draw(sample, size, settings, seed) for sample, size, seed in pictures]
+        asked = [_asked(sample) for sample in conditions]
+        kinds = [(size, picture is None) for (picture, _), size in zip(asked, sizes, strict=True)]
 
-    def _draw(self, sample: Sample, size: Size, settings: OpenUniSampling, seed: int) -> Tensor:
-        """One picture. It is drawn alone: how a product rounds depends on its number of rows, and what is drawn shall
-        not depend on what else there is to draw.
-        """
-        condition = sample.target if sample.condition is None and RECA in sample.tasks else sample.condition
+        def draw(numbers: list[int]) -> Sequence[Tensor]:
+            return self._draw(
+                [asked[i] for i in numbers], sizes[numbers[0]], settings, [seeds[i] for i in numbers]
+            ).unbind()
+
+        return draw_together(kinds, sampling.together, draw)
+
+    def _draw(self, asked: Sequence[Asked], size: Size, settings: OpenUniSampling, seeds: Sequence[int]) -> Tensor:
+        """Pictures of one size, uint8 [pictures, H, W, 3] on the CPU, all of them behind a picture or none."""
         shape = size[1] // self.config.stride, size[0] // self.config.stride
-        ids = None if sample.text is None else sample.text.ids
-        if condition is None:
-            prompts = [self.tokenizer.request(ids)]
-            if settings.guidance > 1:
-                prompts.append(self.tokenizer.request(None))
-        else:  # guidance compares with the same picture and the same instruction, so it would change nothing
-            prompts = [self.tokenizer.about_picture(self.config.picture_tokens, ids)]
-        pictures = () if condition is None else (condition,)
-        branches = [self._context(prompt, shape, pictures) for prompt in prompts]
-        start = torch.Generator().manual_seed(seed)
-        noise = torch.randn(self.config.sana.in_channels, *shape, generator=start).to(self.device)
+        conditions = tuple(picture for picture, _ in asked if picture is not None)
+        if conditions:  # guidance compares with the same picture and the same instruction, so it would change nothing
+            prompts = [self.tokenizer.about_picture(self.config.picture_tokens, ids) for _, ids in asked]
+        else:
+            prompts = [self.tokenizer.request(ids) for _, ids in asked]
+        groups, context = self._context(prompts, shape, conditions)
+        contexts = [context]
+        if settings.guidance > 1 and not conditions:
+            _, unguided = self._context([self.tokenizer.request(None)], shape, ())  # the same for all of them
+            contexts.append(unguided.repeat(len(asked), 1))
+        noise = torch.stack([self._noise(shape, seed) for seed in seeds]).to(self.device)
         with self.autocast(keep_casts=True):
-            velocity = self._velocity(branches, settings.guidance)
+            velocity = self._velocity(groups, contexts, settings.guidance)
             cells = draw_latents(velocity, to_cells(noise), settings.steps, settings.timestep_shift)
-        return self.encoders.picture(to_picture(cells, *shape)).cpu()
+        return self.encoders.pictures(to_pictures(cells, *shape)).cpu()
+
+    def _noise(self, shape: tuple[int, int], seed: int) -> Tensor:
+        """What one picture starts from, fp32 [C, rows, columns] on the CPU."""
+        return torch.randn(self.config.sana.in_channels, *shape, generator=torch.Generator().manual_seed(seed))
 
     def _context(
-        self, prompt: Sequence[int], shape: tuple[int, int], pictures: tuple[Tensor, ...]
-    ) -> tuple[OpenUniBatch, Tensor]:
-        """The batch of one picture to be drawn, and the context that its prompt gives SANA."""
+        self, prompts: Sequence[Sequence[int]], shape: tuple[int, int], conditions: tuple[Tensor, ...]
+    ) -> tuple[tuple[Group, ...], Tensor]:
+        """The pictures to be drawn, and the context that their prompts give SANA."""
+        shapes, tasks = [shape] * len(prompts), [RECA] * len(prompts)
         queries, picture = self.config.num_queries, self.tokenizer.picture
-        batch = make_batch([prompt], [shape], queries, picture, tasks=[RECA], conditions=pictures)
+        batch = make_batch(prompts, shapes, queries, picture, tasks=tasks, conditions=conditions)
         batch = self.encode(batch.to(self.device))
         with self.autocast():
-            return batch, self.module.context(batch)
+            return batch.groups, self.module.context(batch)
 
-    def _velocity(self, branches: Sequence[tuple[OpenUniBatch, Tensor]], guidance: float) -> Velocity:
-        """The velocity as fp32 cells; with two branches, led away from the second one."""
+    def _velocity(self, groups: Sequence[Group], contexts: Sequence[Tensor], guidance: float) -> Velocity:
+        """The velocity as fp32 cells; with two contexts, led away from the second one."""
 
         def velocity(x: Tensor, time: float) -> Tensor:
-            timesteps = torch.full((1,), time, device=x.device)
+            timesteps = torch.full((sum(group.pictures for group in groups),), time, device=x.device)
             found: list[Tensor] = [
-                self.module.sana(x, context, timesteps, batch.groups, self.module.attention).float()
-                for batch, context in branches
+                self.module.sana(x, context, timesteps, groups, self.module.attention).float() for context in contexts
             ]
             return found[0] if len(found) == 1 else found[1] + guidance * (found[0] - found[1])
 
@@ -281,3 +294,9 @@ class OpenUniModel:
     def export(self, folder: Path, weights: Mapping[str, Change], dtype: torch.dtype | None) -> list[str]:
         with torch.device("meta"):
             return export_folder(self.folder, folder, OpenUni(self.config), weights, dtype)
+
+
+def _asked(sample: Sample) -> Asked:
+    """A sample of reca whose condition is the very picture that it has as its target holds it once."""
+    condition = sample.target if sample.condition is None and RECA in sample.tasks else sample.condition
+    return condition, None if sample.text is None else sample.text.ids

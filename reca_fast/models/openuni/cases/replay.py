@@ -17,7 +17,7 @@ from reca_fast.kernels import flow_interpolate, flow_matching_loss
 from reca_fast.models.files import uniform
 from reca_fast.objectives import weighted_loss
 
-from ..batch import TIMES, OpenUniBatch, to_picture
+from ..batch import TIMES, OpenUniBatch, to_pictures
 from ..config import OpenUniConfig
 from ..names import NETWORK_NAMES
 from ..network import OpenUni
@@ -125,7 +125,7 @@ def inside(case: RecordedCase, batch: OpenUniBatch, seen: dict[str, Tensor]) -> 
         "model_pred": seen["model_pred"],
     }
     for name, packed in cells.items():
-        out[name] = torch.stack([to_picture(each, *shape) for each in packed.unflatten(0, (samples, -1))])
+        out[name] = to_pictures(packed, *shape)
     times = (draws.timesteps / TIMES)[batch.target_index]
     losses = flow_matching_loss(seen["model_pred"], latents, times, noise=draws.noise, reduction="none")
     return out | {"per_sample_loss": losses.unflatten(0, (samples, -1)).mean(1)}
