@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "pages": set(),
     "verify": FREE | {"models"},
     "precompute": FREE | {"data", "models"},
-    "evaluation": FREE | {"data", "models"},
+    "evaluation": FREE | {"toy", "data", "models"},
     "train": FREE
     | {"kernels", "objectives", "data", "optim", "memory", "checkpoints", "models", "evaluation", "hardware"},
     "plan": FREE | {"kernels", "data", "optim", "memory", "models", "hardware", "train"},

@@ -3,7 +3,7 @@
 from .captions import WORDS, Requirement, Wanted, canonical, captions_of, parse, requirement_of
 from .detector import Found, detect
 from .prompts import EXTRA, RECONSTRUCTION, SUBTASKS, Prompt, prompts, reconstruction_of
-from .scores import Rate, colour_layout, colours_only, score, summarize
+from .scores import colour_layout, colours_only, score, verdicts
 from .world import COLOURS, POOLS, RELATIONS, SHAPES, SIDE, Scene, Thing, pool_named, render, render_many, scene_of
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "WORDS",
     "Found",
     "Prompt",
-    "Rate",
     "Requirement",
     "Scene",
     "Thing",
@@ -37,5 +36,5 @@ __all__ = [
     "requirement_of",
     "scene_of",
     "score",
-    "summarize",
+    "verdicts",
 ]
