@@ -9,11 +9,12 @@ import pytest
 from PIL import Image
 
 from reca_fast import toy
-from reca_fast.config import DataConfig
+from reca_fast.config import DataConfig, TaskWeights
 from reca_fast.data.captions import choose_caption
 from reca_fast.data.identity import identities, identity_of_source
 from reca_fast.data.joined import open_data
 from reca_fast.errors import UserError
+from tests.data.packs import SMALL, described, loader, saved_by, take
 from tests.data.sources.records import opened
 
 
@@ -44,6 +45,18 @@ def test_a_resumed_run_knows_a_pool_again_and_tells_it_from_others() -> None:
     assert identities(open_data(config)) == {"data.source": identity_of_source(opened("toy:validation"))}
     assert identity_of_source(opened("toy:validation")) != identity_of_source(opened("toy:posttraining"))
     assert len(open_data(replace(config, limit=100))) == 100
+
+
+def test_a_resumed_run_goes_on_with_the_same_pictures_and_captions() -> None:
+    settings = replace(SMALL, source="toy:base", caption_name="dense", tasks=TaskWeights(reca=1, t2i=1))
+    with loader(open_data(settings), settings) as packs:
+        whole = take(packs, 6)
+    with loader(open_data(settings), settings) as packs:
+        take(packs, 3)
+        saved = saved_by(packs)
+    with loader(open_data(settings), replace(settings, workers=4, prefetch=0)) as packs:
+        packs.load_state_dict(saved)
+        assert described(take(packs, 3)) == described(whole[3:])
 
 
 def test_what_is_no_pool_is_refused_in_one_sentence() -> None:
