@@ -39,13 +39,14 @@ MAY_IMPORT = {
     "pages": set(),
     "verify": FREE | {"models"},
     "precompute": FREE | {"data", "models"},
-    "evaluation": FREE | {"toy", "data", "models"},
+    "evaluation": FREE | {"toy", "data", "models", "pages"},
     "train": FREE
     | {"kernels", "objectives", "data", "optim", "memory", "checkpoints", "models", "evaluation", "hardware"},
     "plan": FREE | {"kernels", "data", "optim", "memory", "models", "hardware", "train"},
+    "proof": FREE | {"toy", "data", "models", "evaluation", "pages"},
     "cli": FREE
     | {"kernels", "data", "checkpoints", "memory", "models", "evaluation", "hardware", "verify", "train", "plan"}
-    | {"precompute"},
+    | {"precompute", "pages", "proof"},
     "demo": FREE | {"data", "memory", "models", "evaluation", "train", "cli"},
     "__main__": {"cli"},
 }

@@ -1,0 +1,1 @@
+"""The proof: what a model draws of the toy world, measured (`measure`), so that two checkpoints can be compared."""
