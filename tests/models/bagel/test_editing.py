@@ -1,9 +1,12 @@
 """Editing: a picture and an instruction give a picture of the source's size, as the authors' inferencer draws it."""
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import reca_fast.models
@@ -14,7 +17,9 @@ from reca_fast.models import EditsPictures, editor, open_model
 from reca_fast.models.bagel import BagelModel
 from reca_fast.models.bagel.config import BAGEL_7B_MOT
 from reca_fast.models.bagel.editing import edited_size, seen_size
+from reca_fast.randomness import generator
 from tests.models.toy import write_toy_checkpoint
+from tests.oracles.bagel_editing import BagelEditor, Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -22,16 +27,22 @@ TWO_STEPS = SamplingConfig(steps=2)
 
 
 @pytest.fixture(scope="module")
-def bagel(tiny_folder: Path) -> BagelModel:
-    """The tiny model, with what a fresh one has at zero random instead."""
-    model = BagelModel.open(ModelConfig(path=str(tiny_folder), precision="fp32"))
+def folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint with a generation side of its own: in a fresh one it is a copy, and all velocities are 0."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path_factory.mktemp("editing") / "checkpoint"))
+    weights, draw = load_file(folder / "ema.safetensors"), torch.Generator().manual_seed(0)
+    for name in sorted(weights):
+        if "moe_gen" in name or name.startswith("llm2vae"):
+            random = torch.randn(weights[name].shape, generator=draw) / max(weights[name].shape[-1], 16) ** 0.5
+            weights[name] = random + ("norm" in name)
+    save_file(weights, folder / "ema.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bagel(folder: Path) -> BagelModel:
+    model = BagelModel.open(ModelConfig(path=str(folder), precision="fp32"))
     fill_model(model, torch.device("cpu"))
-    draw = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.module.named_parameters():
-            if ".gen." in name or name.startswith("llm2vae"):
-                parameter.copy_(torch.randn(parameter.shape, generator=draw) / max(parameter.shape[-1], 16) ** 0.5)
-                parameter.add_("norm" in name)
     return model
 
 
@@ -54,6 +65,49 @@ def test_sizes_are_those_of_the_authors_transforms(size, edited, seen) -> None:
     """1024, 512 and 16 for the VAE; 980, 224 and 14 for the ViT, of the picture that is resized for the VAE."""
     assert edited_size(BAGEL_7B_MOT, size) == edited
     assert seen_size(BAGEL_7B_MOT, edited) == seen
+
+
+EDITS: dict[str, tuple[tuple[int, int], Settings]] = {
+    "as the authors set it": ((64, 64), Settings(2)),
+    "wide": ((90, 40), Settings(3, cfg_img_scale=1.5)),
+    "very tall": ((20, 300), Settings(2, timestep_shift=1.0)),
+    "some steps are guided": ((30, 50), Settings(5, cfg_interval=(0.45, 0.9))),
+    "global": ((64, 80), Settings(2, cfg_text_scale=9.0, cfg_renorm_type="global")),
+    "channel, at least": ((64, 48), Settings(2, cfg_img_scale=3.0, cfg_renorm_type="channel", cfg_renorm_min=0.9)),
+    "the instruction alone guides": ((64, 64), Settings(2, cfg_img_scale=1.0)),
+    "unguided": ((64, 64), Settings(2, cfg_text_scale=1.0)),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edit_is_the_one_of_a_dense_mask_in_float64(name, bagel, folder, monkeypatch) -> None:
+    """Sizes, tokens of the picture, the order of the context, guidance and steps, by a computation of its own."""
+    size, settings = EDITS[name]
+    source, text, seed = picture(*size), "make it red", 11
+    decoded: list[Tensor] = []
+    decode = bagel.encoders.vae.decode
+    monkeypatch.setattr(bagel.encoders.vae, "decode", lambda z: (decoded.append(z), decode(z))[1])
+    steps, shift, guidance, image_guidance, interval, renorm, least = settings
+    image_guidance = None if guidance == 1 else image_guidance
+    sampling = SamplingConfig(
+        *(steps, shift, guidance),
+        image_guidance=image_guidance,
+        guidance_interval=interval,
+        guidance_renorm=renorm,
+        guidance_renorm_min=least,
+    )
+    (got,) = bagel.edit([source], [text], sampling, [seed])
+
+    t = bagel.tokenizer
+    oracle = BagelEditor(folder, (t.bos, t.eos, t.start_of_image, t.end_of_image))
+    height, width, _ = got.shape
+    normal = torch.randn(4, height // 4, width // 4, generator=generator("edited", seed))
+    noise = torch.randn(height * width // 64, 16, generator=torch.Generator().manual_seed(seed))
+    velocities, tokens, wanted = oracle.edit(source.numpy(), bagel.tokenize(text), settings, noise, normal)
+    assert got.shape == wanted.shape and min(v.abs().mean() for v in velocities) > 0.1
+    found = oracle.tokens(decoded[0][0].double())
+    assert (found - tokens).abs().max() <= 1e-4 * tokens.abs().max()
+    assert np.abs(got.numpy().astype(int) - wanted).max() <= 1
 
 
 def test_an_edit_has_its_own_picture_instruction_and_seed_alone(bagel) -> None:
