@@ -20,7 +20,8 @@ from reca_fast.schema import check_ranges, shown
 PRESET = "sampling.preset"
 PRESET_HELP = (
     "Settings of the authors' scripts under one name, which the options below override: geneval, dpg, wise, app, "
-    "notebook (RECA's text to image), notebook-reconstruct (RECA's picture to picture)"
+    "notebook (RECA's text to image), notebook-reconstruct (RECA's picture to picture), edit, "
+    "gedit, imgedit (pictures that are edited)"
 )
 RENAMED: dict[str, str] = {
     "data.vit_resize": "data.condition_resize",

@@ -75,8 +75,11 @@ def read_image(path: Path) -> "Tensor":
 
 
 def _bytes(path: Path) -> bytes:
-    with reading(path, missing="check --edit, or 'image' in the prompts"):
-        return path.read_bytes()
+    with reading(path, missing="check --edit, or 'image' in the prompts"), path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{path} is larger than {MAX_BYTES:,} bytes; save the picture smaller.")
+    return data
 
 
 @contextmanager

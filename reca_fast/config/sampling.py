@@ -37,7 +37,8 @@ class SamplingConfig:
     """
     image_guidance: GuidanceScale | None = neutral(None)
     """BAGEL: how far each step is led away from what would be drawn without the condition, the authors' cfg_img_scale;
-    1, which is off, unless set. It comes after `guidance`, which has to be above 1 as well.
+    1, which is off, unless set, and 2 for a picture that is edited. It comes after `guidance`, which has to be above 1
+    as well.
     """
     guidance_interval: tuple[Fraction, Fraction] | None = neutral(None)
     """BAGEL: guidance acts at times t with first < t <= second, where 1 is noise and 0 the picture; steps at other
@@ -46,7 +47,7 @@ class SamplingConfig:
     guidance_renorm: GuidanceRenorm | None = neutral(None)
     """BAGEL: guided steps grow too long and are scaled back to their unguided length: the whole picture's at once
     (global, unless set), every token's (channel), or every token's after `guidance` and before `image_guidance`
-    (text_channel).
+    (text_channel, unless set for a picture that is edited).
     """
     guidance_renorm_min: Fraction | None = neutral(None)
     """BAGEL: the smallest factor of that scaling, 0 unless set; 1 switches it off."""
@@ -86,6 +87,7 @@ OFF: Mapping[str, float] = {"guidance": 1.0, "image_guidance": 1.0}
 """Settings with a value that switches them off, which any model takes."""
 
 
+_EDITING: dict[str, Any] = {"image_guidance": 2.0, "guidance_renorm": "text_channel"}
 _AUTHORS: dict[str, Any] = {
     "steps": 49,  # num_timesteps 50
     "timestep_shift": 3.0,
@@ -101,7 +103,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "wise": _AUTHORS | {"guidance_interval": [0.4, 1.0]},
     "app": _AUTHORS | {"guidance_interval": [0.4, 1.0], "image_guidance": 1.5},
     "notebook": _AUTHORS | {"guidance_interval": [0.4, 1.0], "guidance_renorm_min": 1.0},
-    "notebook-reconstruct": _AUTHORS
-    | {"image_guidance": 2.0, "guidance_renorm": "text_channel", "guidance_renorm_min": 1.0},
+    "notebook-reconstruct": _AUTHORS | _EDITING | {"guidance_renorm_min": 1.0},
+    "edit": _AUTHORS | _EDITING,
+    "imgedit": _AUTHORS | _EDITING | {"image_guidance": 1.5},
+    "gedit": _AUTHORS | _EDITING | {"image_guidance": 1.5, "guidance_interval": [0.4, 1.0]},
 }
 """Name of an authors' script, app or notebook (RECA's) -> the fields of `SamplingConfig` as it sets them."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ class Settings(NamedTuple):
     cfg_text_scale: float = 4.0
     cfg_img_scale: float = 2.0
     cfg_interval: tuple[float, float] = (0.0, 1.0)
-    cfg_renorm_type: str = "text_channel"
+    cfg_renorm_type: Literal["global", "channel", "text_channel"] = "text_channel"
     cfg_renorm_min: float = 0.0
 
 

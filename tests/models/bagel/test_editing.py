@@ -86,15 +86,20 @@ def test_an_edit_is_the_one_of_a_dense_mask_in_float64(name, bagel, folder, monk
     source, text, seed = picture(*size), "make it red", 11
     decoded: list[Tensor] = []
     decode = bagel.encoders.vae.decode
-    monkeypatch.setattr(bagel.encoders.vae, "decode", lambda z: (decoded.append(z), decode(z))[1])
-    steps, shift, guidance, image_guidance, interval, renorm, least = settings
-    image_guidance = None if guidance == 1 else image_guidance
+
+    def recorded(z: Tensor) -> Tensor:
+        decoded.append(z)
+        return decode(z)
+
+    monkeypatch.setattr(bagel.encoders.vae, "decode", recorded)
     sampling = SamplingConfig(
-        *(steps, shift, guidance),
-        image_guidance=image_guidance,
-        guidance_interval=interval,
-        guidance_renorm=renorm,
-        guidance_renorm_min=least,
+        steps=settings.evaluations,
+        timestep_shift=settings.timestep_shift,
+        guidance=settings.cfg_text_scale,
+        image_guidance=settings.cfg_img_scale if settings.cfg_text_scale > 1 else None,
+        guidance_interval=settings.cfg_interval,
+        guidance_renorm=settings.cfg_renorm_type,
+        guidance_renorm_min=settings.cfg_renorm_min,
     )
     (got,) = bagel.edit([source], [text], sampling, [seed])
 
@@ -133,6 +138,19 @@ def test_a_model_that_edits_no_pictures_is_named_with_those_that_do(bagel, tmp_p
     write_toy_checkpoint(tmp_path / "toy")
     with pytest.raises(UserError, match=r"prompts alone; those that change a given picture are: bagel\. Leave the"):
         editor(open_model(ModelConfig(path=str(tmp_path / "toy"))))
+
+
+def test_what_is_not_set_is_as_the_authors_app_sets_it(bagel) -> None:
+    authors = Settings()
+    spelled = SamplingConfig(
+        *(2, authors.timestep_shift, authors.cfg_text_scale),
+        image_guidance=authors.cfg_img_scale,
+        guidance_interval=authors.cfg_interval,
+        guidance_renorm="text_channel",
+        guidance_renorm_min=authors.cfg_renorm_min,
+    )
+    drawn = [bagel.edit([picture(64, 64)], ["make it red"], s, [1])[0] for s in (TWO_STEPS, spelled)]
+    assert torch.equal(*drawn) and SamplingConfig().filled(BagelModel.EDITING).steps == authors.evaluations
 
 
 def test_settings_that_editing_does_not_follow_are_named(bagel) -> None:

@@ -5,6 +5,7 @@ import pytest
 from reca_fast.cli.generate import GenerateOptions
 from reca_fast.cli.options import parse
 from reca_fast.config import PRESETS, SamplingConfig
+from reca_fast.models.bagel.editing import BagelEditing
 from reca_fast.models.bagel.sampling import BagelSampling
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -16,6 +17,9 @@ AUTHORS = {
     "app": (50, 3.0, 4.0, 1.5, (0.4, 1.0), "global", 0.0),
     "notebook": (50, 3.0, 4.0, 1.0, (0.4, 1.0), "global", 1.0),
     "notebook-reconstruct": (50, 3.0, 4.0, 2.0, (0.0, 1.0), "text_channel", 1.0),
+    "edit": (50, 3.0, 4.0, 2.0, (0.0, 1.0), "text_channel", 0.0),
+    "imgedit": (50, 3.0, 4.0, 1.5, (0.0, 1.0), "text_channel", 0.0),
+    "gedit": (50, 3.0, 4.0, 1.5, (0.4, 1.0), "text_channel", 0.0),
 }
 
 
@@ -28,6 +32,10 @@ def test_a_preset_is_what_the_authors_set(name) -> None:
     assert PRESETS.keys() == AUTHORS.keys()
     steps, *settings = vars(parsed("--sampling.preset", name).filled(BagelSampling)).values()
     assert (steps + 1, *settings) == AUTHORS[name]
+
+
+def test_an_edit_is_drawn_as_the_preset_edit_says() -> None:
+    assert SamplingConfig().filled(BagelEditing) == parsed("--sampling.preset", "edit").filled(BagelEditing)
 
 
 def test_a_preset_overrides_recipes_and_yields_to_every_other_option(tmp_path) -> None:
