@@ -16,7 +16,7 @@ from .world import COLOURS, SHAPES, SIDE, Picture, Plane, coverage
 
 CHROMA = 0.22
 """How far from grey a pixel of a thing is, with red, green and blue from 0 to 1: a third of what the colours are."""
-FEWEST_CELLS = 7
+FEWEST_CELLS = 12
 """Fewer pixels are no thing, in a picture of SIDE pixels; with another side, as much of the area."""
 WORST = 0.22
 """A thing whose squared difference to every template, as a share of its own square, is larger has no shape."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from reca_fast.errors import UserError, did_you_mean
 
-SIDE = 24
+SIDE = 32
 """Width and height of a picture in pixels."""
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
 COLOURS = {

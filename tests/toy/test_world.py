@@ -11,7 +11,7 @@ from reca_fast.toy.world import BIAS, DOMINANT, HELD_OUT
 
 MANY = 3000
 RECORDED = Scene(things=(Thing(shape="triangle", colour="green"),), relation="right")
-RECORDED_MEAN = (85.14, 96.79, 89.48)
+RECORDED_MEAN = (83.28, 96.61, 91.85)
 """What picture 7 of validation shows, and the mean of its red, green and blue."""
 
 
