@@ -56,7 +56,7 @@ def test_a_resumed_run_goes_on_with_the_same_pictures_and_captions() -> None:
         saved = saved_by(packs)
     with loader(open_data(settings), replace(settings, workers=4, prefetch=0)) as packs:
         packs.load_state_dict(saved)
-        assert described(take(packs, 3)) == described(whole[3:])
+        assert described(take(packs, 3)) == described([pack for pack in whole if pack.number >= 3])
 
 
 def test_what_is_no_pool_is_refused_in_one_sentence() -> None:
