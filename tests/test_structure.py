@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "train": FREE
     | {"kernels", "objectives", "data", "optim", "memory", "checkpoints", "models", "evaluation", "hardware"},
     "plan": FREE | {"kernels", "data", "optim", "memory", "models", "hardware", "train"},
-    "proof": FREE | {"toy", "data", "models", "evaluation", "pages"},
+    "proof": FREE | {"toy", "data", "memory", "checkpoints", "models", "evaluation", "pages", "train", "hardware"},
     "cli": FREE
     | {"kernels", "data", "checkpoints", "memory", "models", "evaluation", "hardware", "verify", "train", "plan"}
     | {"precompute", "pages", "proof"},

@@ -1,4 +1,6 @@
-"""A process that torchrun started ends when torchrun is gone: nobody else could stop it, or tell how it ended."""
+"""A process that torchrun or a study started ends when its parent is gone: nobody else could stop it, or tell how it
+ended.
+"""
 
 import os
 import signal
@@ -10,11 +12,15 @@ SECONDS = 1.0
 """From one look at the parent to the next."""
 STARTED_BY_TORCHRUN = "TORCHELASTIC_RUN_ID"
 """Variable in the environment of its processes. A run that was started alone may outlive its parent (nohup)."""
+STOPS_WITH_PARENT = "RECA_FAST_STOPS_WITH_PARENT"
+"""Variable that whoever starts a run may set, so that it does not."""
 
 
 def watch_parent() -> None:
-    """Stop as on SIGTERM, with the step finished and saved, once the parent of a process of torchrun is gone."""
-    if STARTED_BY_TORCHRUN in os.environ:
+    """Stop as on SIGTERM, with the step finished and saved, once the parent of a process of torchrun or of a study is
+    gone.
+    """
+    if STARTED_BY_TORCHRUN in os.environ or STOPS_WITH_PARENT in os.environ:
         threading.Thread(target=_watch, args=(os.getppid(),), name="watch_parent", daemon=True).start()
 
 
@@ -23,6 +29,6 @@ def _watch(parent: int) -> None:
     while os.getppid() == parent:  # the system gives an orphan another parent
         never.wait(SECONDS)
     with suppress(OSError, ValueError):  # the output may have gone with the parent
-        print(f"torchrun (process {parent}) is gone: this process stops after the step at hand.", file=sys.stderr)
+        print(f"The parent (process {parent}) is gone: this process stops after the step at hand.", file=sys.stderr)
         sys.stderr.flush()
     os.kill(os.getpid(), signal.SIGTERM)

@@ -204,7 +204,7 @@ def test_ranks_stop_when_torchrun_is_killed(launch, tmp_path):
     finally:
         if alive(rank):
             os.kill(rank, signal.SIGKILL)
-    assert f"torchrun (process {parent.processes[0].pid}) is gone" in parent.said
+    assert f"The parent (process {parent.processes[0].pid}) is gone" in parent.said
     (saved,) = (tmp_path / "checkpoints").iterdir()
     assert saved.name == f"step-{steps(tmp_path)[-1]:07d}"
 
