@@ -28,6 +28,7 @@ ELSEWHERE = {
     *("nproc_per_node", "no-build-isolation", "only-binary", "use-ema", "pid", "origin-model-path"),  # other programs'
     *("max_latent_size", "numprocesses", "maxprocesses", "durations"),
     *("nnodes", "rdzv_backend", "rdzv_endpoint", "rdzv_id"),  # torchrun's
+    "res-path",  # DPG-Bench's reader
     *("job-name", "nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "time", "signal", "requeue"),  # Slurm's
 }
 

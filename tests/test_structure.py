@@ -42,11 +42,12 @@ MAY_IMPORT = {
     "evaluation": FREE | {"toy", "data", "models", "pages"},
     "train": FREE
     | {"kernels", "objectives", "data", "optim", "memory", "checkpoints", "models", "evaluation", "hardware"},
+    "layouts": FREE | {"data", "memory", "models", "train"},
     "plan": FREE | {"kernels", "data", "optim", "memory", "models", "hardware", "train"},
     "proof": FREE | {"toy", "data", "memory", "checkpoints", "models", "evaluation", "pages", "train", "hardware"},
     "cli": FREE
     | {"kernels", "data", "checkpoints", "memory", "models", "evaluation", "hardware", "verify", "train", "plan"}
-    | {"precompute", "pages", "proof"},
+    | {"precompute", "layouts", "pages", "proof"},
     "demo": FREE | {"data", "memory", "models", "evaluation", "train", "cli"},
     "__main__": {"cli"},
 }

@@ -1,4 +1,6 @@
-"""`reca-fast generate`: pictures drawn from prompts, or changed as they say."""
+"""`reca-fast generate`: pictures drawn from prompts, or changed as they say, and whole benchmarks, drawn into the
+folders that public evaluators read.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from reca_fast.cli.benchmark import draw_layout
 from reca_fast.cli.options import parse
 from reca_fast.cli.prompts import Prompt, check_image, read_image, read_prompts
 from reca_fast.config import DrawingMemory, ModelConfig, Pixels, Place, SamplingConfig
 from reca_fast.config.rules import check_sampling
 from reca_fast.errors import UserError, writing
+from reca_fast.layouts import Category, LayoutName
 from reca_fast.schema import PositiveInt
 
 if TYPE_CHECKING:
@@ -28,18 +32,32 @@ class GenerateOptions:
     prompts: Place = ""
     """A JSONL file of prompts: on every line a string, or an object with "prompt" and perhaps "id", the name of the
     picture's file, and "image", a picture that the prompt changes, whose path begins at the folder of the JSONL file.
+    With layout, the benchmark's own file, or the folder of them.
     """
     edit: Place = ""
     """A picture that the prompts change, --edit cat.jpg --prompt 'make it red', each by itself; BAGEL alone does that.
     What comes of it has the shape of the picture.
     """
+    layout: LayoutName | None = None
+    """Draw the prompts of a benchmark into the folder that its public evaluator reads. A manifest in --out says what
+    was drawn by what, and the last line what to run next. Given again, the command draws what is missing; torchrun
+    starts it on several GPUs.
+    """
+    per_prompt: PositiveInt | None = None
+    """With layout: pictures of each prompt. Unless set, as many as RECA's authors draw: 12 for geneval, 4 for dpg and
+    dpg-reca, 10 for t2i-compbench, and 1 for the others.
+    """
+    category: Category | None = None
+    """With layout t2i-compbench: the category of the prompts, where their file is not called CATEGORY_val.txt."""
+    origin: Place = ""
+    """With layout imgedit: the folder of the pictures to be edited; unless set, the one that --prompts lies in."""
     width: Pixels | None = None
     """Width of the pictures, in pixels; by default the size that the model was made for."""
     height: Pixels | None = None
     """Height of the pictures, in pixels; by default the size that the model was made for."""
     batch: PositiveInt = 4
     """How many pictures are drawn before they are written, at least as many as sampling.together draws at once. Picture
-    i starts from the noise of sampling.seed + i.
+    i starts from the noise of sampling.seed + i; with layout, from that of its own prompt and number.
     """
     device: str = "auto"
     """auto, cpu or cuda."""
@@ -52,6 +70,11 @@ def main(args: Sequence[str]) -> int:
     if sum(arg == "--prompt" or arg.startswith("--prompt=") for arg in args) > 1:
         raise UserError('--prompt is given more than once; write a list: --prompt \'["a cat", "a red cup"]\'.')
     options = parse(GenerateOptions, "generate", args)
+    if options.layout:
+        return draw_layout(options, options.layout)
+    for name in ("per_prompt", "category", "origin"):
+        if getattr(options, name):
+            raise UserError(f"{name} is set, which only benchmarks know; set --layout as well, or leave it out.")
     prompts = asked_for(options)
     check_sampling(options.sampling)
     from PIL import Image

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reca_fast.errors import UserError, reading
+from reca_fast.layouts.reading import MAX_BYTES, text_of
 from reca_fast.schema import parse_json, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_BYTES = 2**28
 MAX_NAME = 200
 
 
@@ -32,7 +32,7 @@ def read_prompts(path: Path, first: int, image: Path | None = None) -> list[Prom
         image: the picture that is changed by lines that name none.
     """
     out: list[Prompt] = []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(text_of(path).split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -91,17 +91,6 @@ def _editing(path: Path) -> Iterator[None]:
         yield
     except BadImage as bad:
         raise UserError(f"{path} cannot be edited: {bad}.") from None
-
-
-def _lines(path: Path) -> list[str]:
-    with reading(path, missing="check --prompts"), path.open("rb") as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise UserError(f"{path} is larger than {MAX_BYTES:,} bytes; split it.")
-    try:
-        return data.decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError:
-        raise UserError(f"The prompts file {path} is not UTF-8 text; save it as UTF-8.") from None
 
 
 def _stem(given: Any, where: str) -> str:

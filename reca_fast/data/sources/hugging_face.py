@@ -33,7 +33,7 @@ class HuggingFaceSource:
         from datasets import Image
 
         self.ignored = Reasons()
-        rows = _from_folder(folder, config.split) if folder else _from_hub(config.source, config.split)
+        rows = open_folder(folder, config.split) if folder else _from_hub(config.source, config.split)
         where = f"data.source {config.source!r}"
         check_column("data.image_column", config.image_column, rows.column_names, where)
         if config.needs_captions:
@@ -79,7 +79,8 @@ def _encoded(picture: dict[str, Any] | None) -> bytes:
     return read_picture(picture["path"])
 
 
-def _from_folder(folder: str, split: str) -> "Dataset":
+def open_folder(folder: str, split: str) -> "Dataset":
+    """The rows of a split in a folder written by save_to_disk. Raises UserError when it is damaged or has no such."""
     from datasets import DatasetDict, load_from_disk
 
     try:
