@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
 
 from reca_fast.config import ModelConfig, SamplingConfig
-from reca_fast.models import Model, open_model
+from reca_fast.models import Model, editor, open_model
 from reca_fast.models.files import uniform
 from reca_fast.randomness import draw_of_pack
 from reca_fast.sample import I2T, RECA, T2I
@@ -126,6 +126,19 @@ def test_drawing_meets_one_device(subject, opened, with_condition) -> None:
         sampling = SamplingConfig(steps=subject.steps, together=2)
         drawn = model.sample([sample] * 3, [(32, 16)] * 3, sampling, range(3))  # two at once, and one
     assert [(tuple(each.shape), each.device.type) for each in drawn] == [((16, 32, 3), "cpu")] * 3
+
+
+def test_editing_meets_one_device(subject, opened) -> None:
+    model = opened(precision="fp32")
+    if not hasattr(model, "edit"):
+        pytest.skip("it edits no pictures")
+    with fakes() as mode:
+        model.fill_empty(uniform(torch.float32, ELSEWHERE))
+    picture = torch.zeros(40, 60, 3, dtype=torch.uint8)
+    with Moving(mode):
+        drawn = editor(model).edit([picture], ["make it red"], SamplingConfig(steps=subject.steps), [1])
+    width, height = editor(model).edited_size((60, 40))
+    assert [(tuple(each.shape), each.device.type) for each in drawn] == [((height, width, 3), "cpu")]
 
 
 def test_the_device_tells_what_stands_beside_it() -> None:
