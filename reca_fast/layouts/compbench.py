@@ -58,12 +58,12 @@ def _read(request: Request) -> Prompts:
                 ending = f"_{line * request.per_prompt + picture:06d}.png"
                 name = file_name(prompt, ending, where, what="prompt")
                 outputs.append(Output(PurePosixPath(category, "samples", name), (picture,)))
-            items.append(Item(f"{category}/{line}", prompt, tuple(outputs), where=where))
+            items.append(Item(f"{category}/{line}", prompt, tuple(outputs), kind=category, where=where))
     return Prompts(items, files, published=PUBLISHED * len(files))
 
 
 def _commands(drawn: Drawn) -> Sequence[str]:
-    present = {item.outputs[0].path.parts[0] for item in drawn.items}
+    present = {item.kind for item in drawn.items}
     return [line for category in CATEGORIES if category in present for line in _judging(category, drawn.folder)]
 
 

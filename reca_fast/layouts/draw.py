@@ -91,12 +91,13 @@ def draw_benchmark(name: str, out: Path, request: Request, settings: Settings) -
     """
     benchmark = layout_of(name)
     with Processes() as processes:
-        prompts = benchmark.read(replace(request, model=model_name(settings.model)))
+        request = replace(request, prompts=request.prompts.absolute(), model=model_name(settings.model))
+        prompts = benchmark.read(request)
         refuse_shared_files(prompts.items)
         model = open_model(settings.model)
         size = _size(benchmark, prompts, model, settings)
         home = out.absolute()
-        drawn = Drawn(home, home / benchmark.folder, request.prompts.absolute(), size[0] if size else 0, prompts.items)
+        drawn = Drawn(home, home / benchmark.folder, request, size[0] if size else 0, prompts.items)
         processes.join(settings.device)
         manifest = manifest_of(
             name,
@@ -155,6 +156,8 @@ def _size(benchmark: Layout, prompts: Prompts, model: Model, settings: Settings)
             raise UserError("width or height is set, but an edit follows the size of its source; leave them out.")
         editor(model)
         return None
+    if not model.drawn_side:
+        raise UserError("This checkpoint's model draws nothing from a text; set --model.path to one that does.")
     width, height = (side or model.drawn_side for side in settings.size)
     if benchmark.square and width != height:
         raise UserError(

@@ -40,7 +40,7 @@ def _index(drawn: Drawn) -> Mapping[str, bytes]:
 
 
 def _commands(drawn: Drawn) -> Sequence[str]:
-    data = ("--benchmark_data", drawn.prompts, "--image_filepath_data", drawn.out / INDEX)
+    data = ("--benchmark_data", drawn.request.prompts, "--image_filepath_data", drawn.out / INDEX)
     scores = ("--method", "soft_tifa_gm", "--output_file", drawn.out / "score_lists.json")
     return [command("python", "evaluation.py", *data, *scores)]
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from reca_fast.data.sources.folder import read_picture
 from reca_fast.errors import UserError
@@ -29,16 +29,14 @@ class Edit:
 
 def _read(request: Request) -> Prompts:
     path = request.prompts
-    origin = request.origin or path.absolute().parent
     entries = read_json(path, max_bytes=MAX_BYTES)
     if not isinstance(entries, dict) or not entries:
         raise UserError(f"{path} is no object of edits; name ImgEdit's basic_edit.json or singleturn.json.")
-    items, typed = [], False
+    items = []
     for key, values in entries.items():
         where = f"{path}, entry {shown(key)}"
         edit = from_dict(Edit, values, where)
-        typed |= bool(edit.edit_type)
-        picture = origin / edit.id
+        picture = _origin(request) / edit.id
         if not picture.is_file():
             raise UserError(f"{where}: {picture} is missing; set --origin to the folder of ImgEdit's originals.")
         items.append(
@@ -47,22 +45,32 @@ def _read(request: Request) -> Prompts:
                 prompt=checked_prompt(edit.prompt, where),
                 outputs=(Output(PurePosixPath(file_name(key, ".png", where))),),
                 source=partial(decoded, partial(read_picture, str(picture)), str(picture)),
+                kind=edit.edit_type,
                 where=where,
             )
         )
-    return Prompts(items, [path], published=BASIC if typed else None)
+    return Prompts(items, [path], published=BASIC if any(item.kind for item in items) else None)
 
 
 def _commands(drawn: Drawn) -> Sequence[str]:
     result, marks, types = (drawn.folder / f"{name}.json" for name in ("result", "average_score", "typescore"))
-    edits = ("--edit_json", drawn.prompts)
-    given = ("--result_img_folder", drawn.folder, "--origin_img_root", "ORIGINALS", "--prompts_json", "JUDGE_PROMPTS")
+    edits = ("--edit_json", drawn.request.prompts)
+    given = ("--result_img_folder", drawn.folder, "--origin_img_root", _origin(drawn.request), *edits)
+    if not any(item.kind for item in drawn.items):
+        return [
+            command("python", "UGE_bench.py", *given),
+            command("python", "get_average_score.py", "--result_json", result),
+        ]
     averages = ("--average_score_json", marks)
     return [
-        command("python", "basic_bench.py", *given, *edits),
+        command("python", "basic_bench.py", *given, "--prompts_json", "JUDGE_PROMPTS"),
         command("python", "step1_get_avgscore.py", "--result_json", result, *averages),
         command("python", "step2_typescore.py", *averages, *edits, "--typescore_json", types),
     ]
+
+
+def _origin(request: Request) -> Path:
+    return (request.origin or request.prompts.parent).absolute()
 
 
 IMGEDIT = Layout(

@@ -35,6 +35,8 @@ class Item:
     """Other files that the evaluator wants beside the pictures -> what makes their content."""
     source: "Callable[[], Tensor] | None" = None
     """Reads the picture that is to be edited, uint8 [H, W, 3]; None where one is drawn from the prompt alone."""
+    kind: str = ""
+    """What sort of prompt it is, where evaluators differ by that: a category, a type of edit."""
     where: str = ""
     """Where the prompt stands, for messages."""
 
@@ -79,8 +81,8 @@ class Drawn:
     """The folder of the run, which holds the manifest; absolute."""
     folder: Path
     """The folder of the pictures: `out`, or a folder in it."""
-    prompts: Path
-    """The benchmark's file or folder of prompts; absolute."""
+    request: Request
+    """What was asked for, with absolute paths."""
     side: int
     """Width of the pictures in pixels; 0 where sizes differ."""
     items: Sequence[Item]

@@ -116,7 +116,9 @@ def manifest_of(
         next=list(benchmark.commands(drawn)),
         pictures=sum(len(item.outputs) for item in prompts.items),
         complete=False,
-        prompts=PromptsFile(drawn.prompts.name, checksum_of(prompts.files), len(prompts.items), prompts.published),
+        prompts=PromptsFile(
+            drawn.request.prompts.name, checksum_of(prompts.files), len(prompts.items), prompts.published
+        ),
         per_prompt=per_prompt,
         size=None if size is None else list(size),
         sampling={"seed": sampling.seed, "together": sampling.together, **settings},

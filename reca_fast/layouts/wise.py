@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 from reca_fast.errors import UserError
@@ -28,9 +28,19 @@ class Entry:
     Subcategory: str = ""
 
 
+def _files(path: Path, ending: str) -> list[Path]:
+    """The file itself, or those of a folder that the evaluator reads. Beside them WISE has all prompts in one file, and
+    rewritten ones.
+    """
+    if not path.is_dir():
+        return [path]
+    known = [path / f"{name}{ending}.json" for name in FILES]
+    return [file for file in known if file.is_file()] or files_in(path, ".json", called="prompts")
+
+
 def _read(request: Request, *, verified: bool) -> Prompts:
     items: dict[int, Item] = {}
-    files = files_in(request.prompts, ".json", called="prompts")
+    files = _files(request.prompts, MARK if verified else "")
     for path in files:
         if not verified and path.stem.endswith(MARK):
             raise UserError(f"{path} is of the verified edition, which has another judge; set --layout wise-verified.")

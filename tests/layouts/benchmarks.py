@@ -61,8 +61,9 @@ def write_lines(path: Path, values: list[Any]) -> Path:
 
 
 def wise(folder: Path, ending: str = "") -> Path:
-    """Three files, with the ids at which categories begin and end."""
+    """Three files, with the ids at which categories begin and end, and one of all prompts."""
     folder.mkdir()
+    everything = []
     for name, ids in (
         ("cultural_common_sense", (1, 400)),
         ("spatio-temporal_reasoning", (401, 700)),
@@ -71,6 +72,8 @@ def wise(folder: Path, ending: str = "") -> Path:
         same = {"Explanation": "", "Category": "c", "Subcategory": "s"}
         entries = [{"Prompt": f"What is {i}?", "prompt_id": i, **same} for i in ids]
         (folder / f"{name}{ending}.json").write_text(json.dumps(entries))
+        everything += entries
+    (folder / "merge.json").write_text(json.dumps(everything))
     return folder
 
 
