@@ -61,11 +61,7 @@ write_tiny_bagel = partial(
     write_tiny_checkpoint, hidden_size=64, intermediate_size=96, layers=2, vit_hidden_size=48, text_vocab=300
 )
 SUBJECTS = [
-    Subject(
-        *("bagel", "reca_fast.models.bagel:BagelModel", BagelModel),
-        *(write_tiny_bagel, TASKS, "BAGEL-7B-MoT", 1024),
-        draws_together=False,
-    ),
+    Subject("bagel", "reca_fast.models.bagel:BagelModel", BagelModel, write_tiny_bagel, TASKS, "BAGEL-7B-MoT", 1024),
     Subject(
         *("openuni", "reca_fast.models.openuni:OpenUniModel", OpenUniModel),
         *(partial(write_tiny_openuni, stage=2, layers=2, sana_layers=2), (RECA, T2I), "OpenUni-L-512"),
@@ -103,7 +99,6 @@ SUBJECTS = [
         options=("--data.condition_resize.stride", "8"),
         freezes=(False,),
         published_condition=ResizeConfig(64, 64, 16),
-        draws_together=False,
     ),
     Subject(
         *("toy", "tests.models.toy:ToyModel", ToyModel, write_toy_checkpoint, (RECA, T2I), "toy-1m", 16),

@@ -229,7 +229,7 @@ class BagelModel:
                     f"and at most {largest}."
                 )
         prefixes: list[Prefix] = [(s.condition, None if s.text is None else s.text.ids) for s in conditions]
-        return self._draw(prefixes, sizes, drawing, seeds)
+        return self._draw(prefixes, sizes, drawing, seeds, sampling.together)
 
     def edited_size(self, size: Size) -> Size:
         return edited_size(self.config, size)
@@ -244,10 +244,15 @@ class BagelModel:
             for picture, instruction, seed in zip(pictures, instructions, seeds, strict=True)
         ]
         sizes = [self.edited_size((picture.shape[1], picture.shape[0])) for picture in pictures]
-        return self._draw(prefixes, sizes, sampling.filled(BagelEditing), seeds)
+        return self._draw(prefixes, sizes, sampling.filled(BagelEditing), seeds, sampling.together)
 
     def _draw(
-        self, prefixes: Sequence[Prefix], sizes: Sequence[Size], drawing: BagelSampling, seeds: Sequence[int]
+        self,
+        prefixes: Sequence[Prefix],
+        sizes: Sequence[Size],
+        drawing: BagelSampling,
+        seeds: Sequence[int],
+        together: int,
     ) -> list[Tensor]:
         """Pictures uint8 [H, W, 3] of these sizes, one from each prefix."""
         stride = self.config.latent_stride
@@ -259,6 +264,7 @@ class BagelModel:
             tokens = sample_latents(
                 *(self.module, self.tokenizer, self.encode, prefixes, shapes, drawing, seeds),
                 as_latents=self.as_latents,
+                together=together,
             )
         with self.encoders.autocast(self.dtype, self.device):
             pictures = [

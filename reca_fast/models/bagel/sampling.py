@@ -1,22 +1,24 @@
-"""Latent pictures from conditions and prompts, one picture after another.
+"""Latent pictures from conditions and prompts.
 
 A picture is drawn in Euler steps from noise to data. Its prefix, which is a condition and a prompt, goes through the
 decoder once, and every step reads the keys and values that this left behind. With guidance each step is also predicted
 from the prefix without its prompt, and perhaps without its condition; these branches are packed into one batch.
 
-The branches of a single picture are all that the model ever gets at once. How a matrix product rounds depends on its
-number of rows, and a trained model makes visible differences out of a last bit: pictures that were packed together
-would depend on each other.
+The branches of a single picture are all that the model gets at once, unless pictures are drawn together. How a matrix
+product rounds depends on its number of rows, and a trained model makes visible differences out of a last bit: pictures
+that are packed together depend on each other that much.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from reca_fast.config.sampling import GuidanceRenorm
+from reca_fast.models.together import draw_together
 
 from .batch import BagelBatch
 from .collate import Prefix, collate_prefixes, collate_targets
@@ -42,15 +44,15 @@ class BagelSampling:
 
 
 class EncodedPrefixes(NamedTuple):
-    """The prefixes of all branches after their one way through the decoder."""
+    """The prefixes of all branches and pictures after their one way through the decoder."""
 
-    cache: list[KeyValue] | None  # per layer, keys and values of all rows, branch after branch; None without any row
-    lengths: list[int]  # rows of each branch
-    following: list[int]  # the rotary position that comes after each branch
+    cache: list[KeyValue] | None  # per layer, keys and values of all rows, prefix after prefix; None without any row
+    lengths: list[int]  # rows of each prefix
+    following: list[int]  # the rotary position that comes after each prefix
 
 
 class Target(NamedTuple):
-    """The tokens of one picture, once for each branch that a step is predicted from, and what they attend to."""
+    """The tokens of pictures of one shape, once for each branch of a step, and what they attend to."""
 
     batch: BagelBatch
     markers: Tensor  # [U, D] embedding of the two markers around each copy, the same at every time
@@ -77,8 +79,10 @@ def sample_latents(
     seeds: Sequence[int],
     *,
     as_latents: bool = False,
+    together: int = 1,
 ) -> list[Tensor]:
-    """Draw one latent picture for each prefix. It depends on its own prefix, shape and seed alone, bit for bit.
+    """Draw one latent picture for each prefix. It depends on its own prefix, shape and seed alone, bit for bit unless
+    several are drawn at once.
 
     Args:
         model: on its device, with weights.
@@ -88,47 +92,53 @@ def sample_latents(
         sampling: steps, shift and guidance.
         seeds: of the noise that each picture starts from.
         as_latents: conditions are the VAE's latents, means of their distributions; those that are edited excepted.
+        together: how many pictures of one shape are drawn at once, at most.
 
     Returns:
         Latent tokens fp32 [rows * columns, C] of each picture.
     """
-    return [
-        _draw(model, tokenizer, encode, prefix, shape, sampling, seed, as_latents)
-        for prefix, shape, seed in zip(prefixes, shapes, seeds, strict=True)
-    ]
+    kinds = [(shape, condition is None) for (condition, _), shape in zip(prefixes, shapes, strict=True)]
+
+    def draw(numbers: list[int]) -> Sequence[Tensor]:
+        chosen, starts = [prefixes[i] for i in numbers], [seeds[i] for i in numbers]
+        return _draw(model, tokenizer, encode, chosen, shapes[numbers[0]], sampling, starts, as_latents).unbind()
+
+    return draw_together(kinds, together, draw)
 
 
 def _draw(
     model: Bagel,
     tokenizer: BagelTokenizer,
     encode: Encode,
-    prefix: Prefix,
+    prefixes: Sequence[Prefix],
     shape: tuple[int, int],
     sampling: BagelSampling,
-    seed: int,
+    seeds: Sequence[int],
     as_latents: bool,
 ) -> Tensor:
-    """One latent picture, fp32 [rows * columns, C]."""
+    """Latent pictures of one shape, fp32 [pictures, rows * columns, C]; all have a condition, or none has."""
+    pictures, tokens, channels = len(prefixes), shape[0] * shape[1], model.config.patch_latent_dim
     grid = time_grid(sampling.steps, sampling.timestep_shift)
     above, up_to = sampling.guidance_interval
     inside = ((grid[:-1] > above) & (grid[:-1] <= up_to)).tolist()
-    branches = _branches(prefix, sampling) if any(inside) else [prefix]
-    encoded = encode_prefixes(model, tokenizer, encode, branches, as_latents)
+    of_each = [_branches(prefix, sampling) if any(inside) else [prefix] for prefix in prefixes]
+    branches = [list(branch) for branch in zip(*of_each, strict=True)]  # the pictures of a branch lie together
+    encoded = encode_prefixes(model, tokenizer, encode, list(chain(*branches)), as_latents)
 
-    unguided = _target(model, tokenizer, shape, encoded, 1)
-    guided = _target(model, tokenizer, shape, encoded, len(branches)) if len(branches) > 1 else unguided
+    unguided = _target(model, tokenizer, shape, encoded, pictures)
+    guided = _target(model, tokenizer, shape, encoded, pictures * len(branches)) if len(branches) > 1 else unguided
 
-    noise = torch.Generator().manual_seed(seed)
-    x = torch.randn(shape[0] * shape[1], model.config.patch_latent_dim, generator=noise)
+    x = torch.cat([torch.randn(tokens, channels, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     x = x.to(model.latent_pos_embed.device)
     for t, t_next, is_guided in zip(grid[:-1].tolist(), grid[1:].tolist(), inside, strict=True):
         if is_guided and len(branches) > 1:
             velocities = _velocity(model, guided, x.repeat(len(branches), 1), t)
-            velocity = _guide(velocities.chunk(len(branches)), sampling)
+            of_branches = velocities.view(len(branches), pictures, tokens, channels).unbind()
+            velocity = _guide(of_branches, sampling).flatten(0, 1)
         else:
             velocity = _velocity(model, unguided, x, t)
         x = x - velocity * (t - t_next)
-    return x
+    return x.view(pictures, tokens, channels)
 
 
 def _branches(prefix: Prefix, sampling: BagelSampling) -> list[Prefix]:
@@ -168,11 +178,11 @@ def encode_prefixes(
 
 
 def _target(
-    model: Bagel, tokenizer: BagelTokenizer, shape: tuple[int, int], encoded: EncodedPrefixes, branches: int
+    model: Bagel, tokenizer: BagelTokenizer, shape: tuple[int, int], encoded: EncodedPrefixes, prefixes: int
 ) -> Target:
-    """A picture of (rows, columns) latent tokens behind each of the first `branches` prefixes."""
-    lengths, following = encoded.lengths[:branches], encoded.following[:branches]
-    batch = collate_targets([shape] * branches, following, lengths, model.config, tokenizer)
+    """A picture of (rows, columns) latent tokens behind each of the first `prefixes` prefixes."""
+    lengths, following = encoded.lengths[:prefixes], encoded.following[:prefixes]
+    batch = collate_targets([shape] * prefixes, following, lengths, model.config, tokenizer)
     batch = batch.to(model.latent_pos_embed.device)
     rows = sum(lengths)
     past: list[KeyValue] | None = None
@@ -193,7 +203,7 @@ def _velocity(model: Bagel, target: Target, x: Tensor, t: float) -> Tensor:
 
 
 def _guide(velocities: Sequence[Tensor], sampling: BagelSampling) -> Tensor:
-    """One velocity [rows * columns, C] out of those of the branches, in the order of `_branches`.
+    """One velocity [pictures, tokens, C] out of those of the branches, in the order of `_branches`.
 
     It leads away from the branch without prompt, then from the one without condition, and is scaled back towards the
     length of the first branch as `guidance_renorm` says.
@@ -209,7 +219,7 @@ def _guide(velocities: Sequence[Tensor], sampling: BagelSampling) -> Tensor:
     if kind == "channel":
         guided = _rescale(guided, full, least)
     if kind == "global":
-        guided = _rescale(guided.flatten(), full.flatten(), least).view_as(guided)
+        guided = _rescale(guided.flatten(1), full.flatten(1), least).view_as(guided)
     return guided
 
 

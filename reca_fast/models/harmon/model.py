@@ -18,6 +18,7 @@ from reca_fast.models.files import Change, EmptyWeights, Place, check_finite, fi
 from reca_fast.models.files.sharded import INDEX, open_sharded, weight_files
 from reca_fast.models.parts.qwen_tokenizer import TOKENIZER_FILES
 from reca_fast.models.protocol import Case, FrozenPart
+from reca_fast.models.together import draw_together
 from reca_fast.objectives import next_token_loss
 from reca_fast.sample import I2T, Sample
 
@@ -31,6 +32,7 @@ from .flops import step_flops
 from .inputs import HarmonInputs
 from .names import NETWORK_NAMES
 from .network import Harmon, Prediction
+from .positions import Grid
 from .sampling import HarmonSampling, Prefix, Seeded, sample_latents
 from .tokenizer import PUBLISHED_TOKENIZER, HarmonTokenizer, open_tokenizer
 from .understanding import frozen_parts, understanding_logits
@@ -250,17 +252,22 @@ class HarmonModel:
                     f"A picture of {width} x {height} cannot be drawn: both sides must be multiples of {stride}."
                 )
         unguided = Prefix(self.tokenizer.prompt(None, seen=False))
-        pictures = []
-        for sample, size, seed in zip(conditions, sizes, seeds, strict=True):
-            grid = grid_of(size, stride)
-            prefix = self._prefix(sample)
+
+        def draw(numbers: list[int]) -> list[Tensor]:
+            grid, chances = grid_of(sizes[numbers[0]], stride), [Seeded(seeds[i]) for i in numbers]
+            prefixes = [self._prefix(conditions[i]) for i in numbers]
             with self.autocast(keep_casts=True):
-                tokens = sample_latents(self.module, prefix, unguided, grid, settings, Seeded(seed))
-            drawn = self.encoders.pictures(tokens, grid, self.dtype)
-            # Fractions of a grey level are cut off, not rounded, as the authors do it.
-            grey = (127.5 * drawn + 128).clamp(0, 255).to(torch.uint8)
-            pictures.append(grey.permute(1, 2, 0).cpu())
-        return pictures
+                latents = sample_latents(self.module, prefixes, unguided, grid, settings, chances)
+            return [self._picture(tokens, grid) for tokens in latents]
+
+        return draw_together(sizes, sampling.together, draw)
+
+    def _picture(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """The picture uint8 [H, W, 3] of latents [tokens, C], on the CPU."""
+        drawn = self.encoders.pictures(tokens, grid, self.dtype)
+        # Fractions of a grey level are cut off, not rounded, as the authors do it.
+        grey = (127.5 * drawn + 128).clamp(0, 255).to(torch.uint8)
+        return grey.permute(1, 2, 0).cpu()
 
     def _prefix(self, sample: Sample) -> Prefix:
         """What a picture is drawn from."""

@@ -1,11 +1,14 @@
 """Latent pictures drawn token by token: an outer loop over MAR's orders, an inner one over the diffusion of each token.
+Pictures of one grid may be drawn together: each has its own order, and in a step all draw as many tokens.
 
 The prefix, a request and perhaps a condition, goes through the language model once; its keys and values serve all
 steps. With guidance a second branch has the prefix "Generate an image." alone. Both branches see the same tokens, so
 they share the encoder's pass.
 
-A picture is all that the model ever gets at once. How a matrix product rounds depends on its number of rows: pictures
-that were packed together would depend on each other.
+How a matrix product rounds depends on its number of rows: pictures that are drawn together depend on each other that
+much, and one that is drawn alone on nothing.
+
+Letters in shapes: B branches, N pictures, L tokens of a picture, H of them hidden, of which D are drawn in a step.
 """
 
 import math
@@ -74,40 +77,47 @@ class Seeded:
 
 @torch.no_grad()
 def sample_latents(
-    model: Harmon, prefix: Prefix, unguided: Prefix, grid: Grid, sampling: HarmonSampling, chance: Chance
+    model: Harmon,
+    prefixes: Sequence[Prefix],
+    unguided: Prefix,
+    grid: Grid,
+    sampling: HarmonSampling,
+    chances: Sequence[Chance],
 ) -> Tensor:
-    """Draw one latent picture.
+    """Draw latent pictures of one size.
 
     Args:
         model: on its device, with weights.
-        prefix: what it is drawn from.
+        prefixes: what each picture is drawn from.
         unguided: what guidance compares with.
-        grid: rows and columns of its tokens.
+        grid: rows and columns of a picture's tokens.
         sampling: how to draw.
-        chance: the random numbers.
+        chances: the random numbers of each picture.
 
     Returns:
-        Latents fp32 [tokens, C], row by row.
+        Latents fp32 [N, L, C], row by row.
     """
     mar, device = model.config.mar, model.mar.fake_latent.device
     steps = schedule(kept_steps(mar.num_sampling_steps))
-    total = grid[0] * grid[1]
-    latents = torch.zeros(total, mar.token_dim, device=device)
-    order = chance.order(total)
-    prefixes = [prefix, unguided] if sampling.guidance != 1 else [prefix]
-    past = encode_prefixes(model, prefixes)
+    total, pictures = grid[0] * grid[1], len(prefixes)
+    latents = torch.zeros(pictures, total, mar.token_dim, device=device)
+    order = torch.stack([chance.order(total) for chance in chances])
+    # "Generate an image." is short: each picture has its own, and all branches are packed alike.
+    past = encode_prefixes(model, [*prefixes, *[unguided] * (pictures if sampling.guidance != 1 else 0)])
+    first = total * torch.arange(pictures)[:, None]
     hidden = total
     for number in range(sampling.steps):
         keep = hidden_after(number, sampling.steps, total, hidden)
-        drawn = order[keep:hidden].sort().values
-        if len(drawn):
-            z = _conditions(model, latents, grid, order[:hidden], drawn, past)
+        drawn = order[:, keep:hidden].sort().values
+        if count := hidden - keep:
+            z = _conditions(model, latents, grid, order[:, :hidden], drawn, past)
             scale = _guidance(sampling, keep, total)
             noise = (
-                chance.start(number, len(drawn), mar.token_dim),
-                chance.noise(number, len(steps), len(drawn), mar.token_dim),
+                torch.cat([chance.start(number, count, mar.token_dim) for chance in chances]),
+                torch.cat([chance.noise(number, len(steps), count, mar.token_dim) for chance in chances], 1),
             )
-            latents[drawn.to(device)] = _denoise(model, steps, z, noise, scale, sampling.temperature)
+            made = _denoise(model, steps, z, noise, scale, sampling.temperature)
+            latents.flatten(0, 1)[(first + drawn).flatten().to(device)] = made
         hidden = keep
     return latents
 
@@ -130,10 +140,10 @@ def _guidance(sampling: HarmonSampling, keep: int, total: int) -> float:
 
 
 class Past(NamedTuple):
-    """The prefixes of all branches after their way through the language model."""
+    """The prefixes of all branches and pictures after their way through the language model."""
 
-    cache: list[KeyValue]  # for each layer, keys and values of all branches' rows
-    lengths: list[int]  # rows of each branch
+    cache: list[KeyValue]  # for each layer, keys and values of all rows, prefix after prefix
+    lengths: list[int]  # rows of each prefix
 
 
 def encode_prefixes(model: Harmon, prefixes: Sequence[Prefix]) -> Past:
@@ -151,32 +161,32 @@ def encode_prefixes(model: Harmon, prefixes: Sequence[Prefix]) -> Past:
 
 
 def _conditions(model: Harmon, latents: Tensor, grid: Grid, hidden: Tensor, drawn: Tensor, past: Past) -> Tensor:
-    """What the denoiser is conditioned on, z [branches, drawn tokens, Dd].
+    """What the denoiser is conditioned on, z [B, N * D, width].
 
     Args:
-        latents: [tokens, C], of which those of hidden tokens are not read.
-        hidden: int64, the hidden tokens.
-        drawn: int64, those of them that are drawn now, rising.
+        latents: [N, L, C], of which those of hidden tokens are not read.
+        hidden: int64 [N, H], the hidden tokens.
+        drawn: int64 [N, D], those of them that are drawn now, rising.
     """
-    device, buffers, branches = latents.device, model.config.mar.buffer_size, len(past.lengths)
-    mask = torch.zeros(len(latents), dtype=torch.bool)
-    mask[hidden] = True
-    piece = Piece(Prompt((), ()), target=grid, hidden=mask)
-    encoder = build_layout([piece], buffers).encoder.to(device)
-    layout = build_layout([piece] * branches, buffers)
+    device, buffers, (pictures, tokens, _) = latents.device, model.config.mar.buffer_size, latents.shape
+    branches = len(past.lengths) // pictures
+    mask = torch.zeros(pictures, tokens, dtype=torch.bool).scatter(1, hidden, True)
+    pieces = [Piece(Prompt((), ()), target=grid, hidden=each) for each in mask]
+    encoder = build_layout(pieces, buffers).encoder.to(device)
+    layout = build_layout(pieces * branches, buffers)
     rows = encoder.segments.max_seqlen_q
     starts = torch.tensor(past.lengths).repeat_interleave(rows)
     language = layout.language._replace(positions=layout.language.positions + starts).to(device)
-    first = torch.arange(branches)[:, None]
+    first, of_branches = torch.arange(len(past.lengths))[:, None], drawn.repeat(branches, 1)
     decoder = layout.decoder._replace(
-        rows=(first * (buffers + len(latents)) + buffers + drawn).flatten(),
-        tokens=(first * len(latents) + drawn).flatten(),
+        rows=(first * (buffers + tokens) + buffers + of_branches).flatten(),
+        tokens=(first * tokens + of_branches).flatten(),
     ).to(device)
 
-    seen = model.see(latents, encoder)
+    seen = model.see(latents.flatten(0, 1), encoder)
     slots = model.proj_in(seen).repeat(branches, 1)
     stream = model.llm.stream(model.read(slots, language), language.positions)
-    view = view_behind(past.lengths, [rows] * branches).to(device)
+    view = view_behind(past.lengths, [rows] * len(past.lengths)).to(device)
     read, _ = model.llm(stream, view, model.attention, past=past.cache)
     z = model.draw(seen.repeat(branches, 1), read.index_select(0, language.seen), decoder)
     by_branch: Tensor = z.unflatten(0, (branches, -1))
@@ -186,7 +196,7 @@ def _conditions(model: Harmon, latents: Tensor, grid: Grid, hidden: Tensor, draw
 def _denoise(
     model: Harmon, steps: Sequence[Step], z: Tensor, noise: tuple[Tensor, Tensor], scale: float, temperature: float
 ) -> Tensor:
-    """Latents fp32 [tokens, C], from noise through all kept steps.
+    """Latents fp32 [N * D, C], from noise through all kept steps.
 
     Guidance acts on the predicted noise alone; where the variance lies, the first branch says.
     """

@@ -19,8 +19,9 @@ from reca_fast.evaluation.reconstruction import reconstruct
 from reca_fast.memory import fill_model
 from reca_fast.models.bagel import BagelModel
 from reca_fast.models.bagel import sampling as rule
+from reca_fast.models.bagel.collate import Prefix
 from reca_fast.models.bagel.names import NETWORK_NAMES
-from reca_fast.models.bagel.sampling import BagelSampling, Prefix, sample_latents, time_grid
+from reca_fast.models.bagel.sampling import BagelSampling, sample_latents, time_grid
 from reca_fast.randomness import draw_of_pack
 from reca_fast.sample import RECA, Sample, Text
 
@@ -45,10 +46,11 @@ def bagel(tiny_folder: Path) -> BagelModel:
 def draw(bagel) -> Callable[..., list[Tensor]]:
     """draw(conditions, shapes, guidance=1.0, steps=2, ...): latents [rows * columns, C] of each picture."""
 
-    def sample(conditions, shapes, guidance: float = 1.0, steps: int = 2, seeds=None, **options) -> list[Tensor]:
+    def sample(conditions, shapes, guidance=1.0, steps=2, seeds=None, together=1, **options) -> list[Tensor]:
         sampling = BagelSampling(steps=steps, guidance=guidance, **options)
         seeds = range(len(shapes)) if seeds is None else seeds
-        return sample_latents(bagel.module, bagel.tokenizer, bagel.encode, conditions, shapes, sampling, seeds)
+        asked = bagel.module, bagel.tokenizer, bagel.encode, conditions, shapes, sampling, seeds
+        return sample_latents(*asked, together=together)
 
     return sample
 
@@ -150,6 +152,16 @@ def calls(bagel, monkeypatch) -> list[int]:
 
     monkeypatch.setattr(bagel.module, "decode", counted)
     return rows
+
+
+@pytest.mark.parametrize("renorm", ["global", "channel"])
+def test_together_every_picture_has_its_own_branches_and_its_own_length(renorm, draw) -> None:
+    """Of three shapes and all conditions, in fp32: what differs is rounding."""
+    conditions, shapes = [*CONDITIONS.values()] * 3, [(2, 3), (3, 3)] * 6
+    options = {**SCALES, "steps": 4, "guidance_renorm": renorm}
+    alone, beside = (draw(conditions, shapes, together=together, **options) for together in (1, 3))
+    for one, other in zip(alone, beside, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-4)
 
 
 def test_guidance_of_one_skips_the_unconditional_pass(bagel, draw, monkeypatch) -> None:

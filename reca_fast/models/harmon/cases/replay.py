@@ -230,10 +230,10 @@ def replay_pictures(case: RecordedCase, model: Any, latents: Tensor) -> Iterator
     sampling = case.sampling()
     if sampling is None:
         return
-    drawn = [
-        sample_latents(model.module, *case.prefixes(latents[i], i), case.grid, sampling, Recorded(case, i))
-        for i in range(len(case.inputs["sample.orders"]))
-    ]
+    drawn: list[Tensor] = []
+    for i in range(len(case.inputs["sample.orders"])):
+        prefix, unguided = case.prefixes(latents[i], i)
+        drawn += sample_latents(model.module, [prefix], unguided, case.grid, sampling, [Recorded(case, i)]).unbind()
     yield "sample.tokens", torch.stack(drawn)
     if model.encoders.vae is not None:
         yield "sample.image", torch.stack([model.encoders.pictures(x, case.grid, torch.float32) for x in drawn])
