@@ -1,8 +1,8 @@
 """Draws a benchmark into the folder that its evaluator reads: batch after batch, by one process or by several, and on
 from where an earlier run was stopped.
 
-All pictures are cut into batches once and for all. A process draws whole batches, and again those of which a file is
-missing. So a picture is drawn beside the same ones whoever draws it, which is what its rounding may depend on
+All pictures are cut into batches once and for all, and whoever is free draws the next one of which a file is missing.
+So a picture is drawn beside the same ones whoever draws it, which is what its rounding may depend on
 (`sampling.together`), and a run that was killed ends with the bytes of one that was not.
 """
 
@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -111,17 +112,18 @@ def draw_benchmark(name: str, out: Path, request: Request, settings: Settings) -
         batches = batches_of(prompts.items, settings.batch)
         left = [number for number, batch in enumerate(batches) if not all(is_there(part, drawn) for part in batch)]
         left = processes.gather(left)[0]  # what the first one found: others may be drawing before the last has looked
-        mine = [batches[number] for number in left[processes.rank :: processes.world]]
-        progress = Progress(processes.rank, processes.world)
-        progress.begin(manifest, sum(map(pictures_in, batches)), sum(pictures_in(batches[number]) for number in left))
-        if mine:
+        done = list(accumulate(pictures_in(batches[number]) for number in left))
+        progress = Progress(processes.rank)
+        progress.begin(manifest, sum(map(pictures_in, batches)), done[-1] if done else 0)
+        if processes.rank < len(left):
             progress.say(model.says_weights())
             fill_to_draw(model, processes.device, settings.memory)
-        progress.start(sum(map(pictures_in, mine)))
-        for batch in mine:
-            _write(batch, _draw(model, batch, size, settings), drawn)
-            progress.count(pictures_in(batch))
-        processes.gather(None)  # every process has drawn its share
+            progress.start()
+            while (turn := processes.take("batches")) < len(left):
+                batch = batches[left[turn]]
+                _write(batch, _draw(model, batch, size, settings), drawn)
+                progress.count(done[turn])
+        processes.gather(None)  # each has written its last batch
         if processes.is_main:
             _finish(benchmark, drawn, manifest)
             progress.end(manifest, out)
@@ -213,8 +215,8 @@ def _finish(benchmark: Layout, drawn: Drawn, manifest: Manifest) -> None:
         for output in item.outputs:
             if not is_there(Part(item, output), drawn):
                 raise UserError(
-                    f"{drawn.folder / output.path} was drawn by another process and is not seen by the first one: all "
-                    "must share the folder --out. The same command draws what is missing."
+                    f"{drawn.folder / output.path} is missing, though a process has drawn it: all must share the "
+                    "folder --out, and leave it as it is. The same command draws what is missing."
                 )
     for name, content in (benchmark.index(drawn) if benchmark.index else {}).items():
         write_whole(drawn.out / name, content, drawn.out)

@@ -11,15 +11,14 @@ QUIET_SECONDS = 5.0
 
 
 class Progress:
-    """Tells how far one process is with its share. Of several processes only the first one tells: the others have as
-    much to do.
+    """Tells how far all processes are. Only the first one tells it.
 
     Args:
-        rank, world: which process this is, of how many.
+        rank: which process this is.
     """
 
-    def __init__(self, rank: int, world: int) -> None:
-        self._rank, self._world, self._done, self._pictures = rank, world, 0, 0
+    def __init__(self, rank: int) -> None:
+        self._rank, self._left = rank, 0
 
     def say(self, line: str) -> None:
         """Print a line, from the first process."""
@@ -33,27 +32,25 @@ class Progress:
             pictures: of the benchmark.
             left: those of them that are still to be drawn.
         """
+        self._left = left
         count, published = manifest.prompts.count, manifest.prompts.published
         of = "" if published in (None, count) else f" of {published:,}"
         self.say(f"{manifest.benchmark}: {count:,}{of} prompts, {pictures:,} pictures.")
         if left < pictures:
             self.say(f"{manifest.folder}: {pictures - left:,} pictures are there and kept.")
 
-    def start(self, pictures: int) -> None:
-        """Start the clock of this process, which has so many pictures to draw."""
-        self._pictures = pictures
+    def start(self) -> None:
+        """Start the clock."""
         self._since = self._last = time.monotonic()
 
-    def count(self, pictures: int) -> None:
-        """Note that so many more of them are drawn, and tell it now and then."""
-        self._done += pictures
+    def count(self, done: int) -> None:
+        """Tell now and then that so many pictures are drawn."""
         now = time.monotonic()
-        if now - self._last >= QUIET_SECONDS or self._done == self._pictures:
+        if now - self._last >= QUIET_SECONDS or done == self._left:
             self._last = now
-            rate = self._done / max(now - self._since, 1e-9)
-            left = timedelta(seconds=round((self._pictures - self._done) / rate))
-            others = f" in each of {self._world} processes" if self._world > 1 else ""
-            self.say(f"{self._done:,} of {self._pictures:,} pictures, {rate:.3g} pictures/s{others}, ETA {left}")
+            rate = done / max(now - self._since, 1e-9)
+            eta = timedelta(seconds=round((self._left - done) / rate))
+            self.say(f"{done:,} of {self._left:,} pictures, {rate:.3g} pictures/s, ETA {eta}")
 
     def end(self, manifest: Manifest, out: Path) -> None:
         """Say who judges the pictures, and by which command."""

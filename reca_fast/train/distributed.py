@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -76,6 +77,7 @@ class Processes:
         except (ValueError, RuntimeError) as error:  # a variable is missing, an address cannot be reached or bound
             reason = str(error).splitlines()[0].removesuffix(".")
             raise UserError(f"WORLD_SIZE is {self.world}, but {reason}; start processes with torchrun.") from None
+        self._taken: Counter[str] = Counter()
 
     def join(self, device: str, replicate: int = 1) -> None:
         """Pick the device and meet the other processes, unless they have met before.
@@ -133,6 +135,15 @@ class Processes:
     def agree(self, text: str) -> str:
         """The first non-empty text of any process, on all of them."""
         return next(filter(None, self.gather(text)), "")
+
+    def take(self, name: str) -> int:
+        """The next number of the count `name`, from 0, which no other process gets. So whoever is free takes the next
+        piece of work.
+        """
+        if self._store is not None:
+            return int(self._store.add(f"reca_fast/{name}", 1)) - 1
+        self._taken[name] += 1
+        return self._taken[name] - 1
 
     def __enter__(self) -> "Processes":
         return self
