@@ -13,6 +13,7 @@ from reca_fast.cli.generate import GenerateOptions
 from reca_fast.cli.options import option_names
 from reca_fast.cli.plan import PlanOptions
 from reca_fast.cli.reconstruct import ReconstructOptions
+from reca_fast.cli.study import StudyOptions
 from reca_fast.cli.verify import VerifyOptions
 from reca_fast.config import RunConfig
 from tests.places import ROOT
@@ -72,7 +73,7 @@ def test_tests_that_a_page_names_exist(page: Path) -> None:
 
 def known_options() -> set[str]:
     """Of every verb, and of every script of bench/ and tests/."""
-    kinds = (RunConfig, PlanOptions, GenerateOptions, ReconstructOptions, ExportOptions, VerifyOptions)
+    kinds = (RunConfig, PlanOptions, GenerateOptions, ReconstructOptions, ExportOptions, VerifyOptions, StudyOptions)
     names = {name for kind in kinds for name, _ in option_names(kind)}
     for script in tracked("*.py"):
         names |= set(re.findall(r'add_argument\(\s*"--([\w-]+)"', script.read_text()))

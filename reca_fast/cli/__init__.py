@@ -17,6 +17,7 @@ VERBS = {
     "cache": "encode all pictures once, for training that loads no encoder and decodes nothing",
     "reconstruct": "draw pictures again from what the model sees of them, beside the originals",
     "generate": "draw pictures from prompts",
+    "study": "run the paper's ablations and the quality regression on the toy world",
     "verify": "replay a recorded parity case, or check a checkpoint folder",
     "recipes": "list, show or copy the recipes that ship with the package",
     "export": "turn a training checkpoint into a folder that the authors' code reads",

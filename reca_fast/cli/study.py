@@ -1,0 +1,104 @@
+"""`reca-fast study`: the paper's ablations on the toy world, as verdicts, tables and pictures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from reca_fast.cli.options import parse, parse_stages
+from reca_fast.config import Place, RunConfig
+from reca_fast.errors import UserError, did_you_mean, writing
+from reca_fast.schema import PositiveInt, Range, read_json
+
+Share = Annotated[int, Range(1, 64)]
+
+
+@dataclass
+class StudyOptions:
+    """What a study runs and where its pages go. Each arm and seed is a run in a folder of its own: what is finished is
+    not run again, so the same command goes on where it was stopped or killed.
+    """
+
+    arms: tuple[str, ...] = ()
+    """Which arms are run, as in '[none, reca, sft-sparse]'; all of them unless given. Arms that the folder of runs
+    holds already stay on the page.
+    """
+    seeds: Annotated[int, Range(1, 100)] = 3
+    """Seeds of each arm; the reference of the regression has at least 5."""
+    steps: PositiveInt = 600
+    """Steps of each arm, of as many samples each; arms of two stages take half of them in each."""
+    prompts: Annotated[int, Range(1, 200)] = 200
+    """Prompts for each subtask."""
+    regression: bool = False
+    """Run the regression in place of the ablations: the recipe by every fast path, beside its reference's seeds."""
+    out: Place = "docs/proof"
+    """Folder for the results (JSON), their pages and pictures."""
+    runs: Place = "runs/study"
+    """Folder for the runs."""
+    base: Place = ""
+    """Checkpoint folder that the arms start from; the shipped one unless given."""
+    jobs: Share = 1
+    """How many runs go side by side, each on one thread."""
+    render: bool = False
+    """Make the pages again from the results in --out, and run nothing."""
+
+
+def main(args: Sequence[str]) -> int:
+    """Exit code 0 when all was run, or 1 where a fast path of the regression ended outside a band."""
+    options = parse(StudyOptions, "study", args)
+    return _regression(options) if options.regression else _ablations(options)
+
+
+def _ablations(options: StudyOptions) -> int:
+    from reca_fast.proof.arms import ARMS, BASES
+    from reca_fast.proof.schedule import run_all
+    from reca_fast.proof.study import Plan, collect, trials_of
+    from reca_fast.proof.study_page import write_page
+    from reca_fast.proof.trial import run_trial, write_json
+
+    out, results = Path(options.out), Path(options.out) / "study.json"
+    if not options.render:
+        known = [arm.name for arm in ARMS]
+        for name in options.arms:
+            if name not in known:
+                raise UserError(f"There is no arm {name!r}, only {', '.join(known)}.{did_you_mean(name, known)}")
+        bases = BASES | ({"openuni": Path(options.base)} if options.base else {})
+        plan = Plan(Path(options.runs), bases, options.seeds, options.steps, options.prompts)
+        trials = {arm: trials_of(arm, plan, _resolve) for arm in ARMS}
+        chosen = [arm for arm in ARMS if arm.name in (options.arms or known)]
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+            run_all([trial for arm in chosen for trial in trials[arm]], options.jobs, run_trial)
+            write_json(results, collect(trials, plan))
+    with writing(out):
+        write_page(read_json(results), out)
+    print(f"{out}/README.md has the verdicts, {results} all scores.")
+    return 0
+
+
+def _regression(options: StudyOptions) -> int:
+    from reca_fast.proof.arms import BASES
+    from reca_fast.proof.regression import Plan, collect, trials_of
+    from reca_fast.proof.regression_page import write_page
+    from reca_fast.proof.schedule import run_all
+    from reca_fast.proof.trial import run_trial, write_json
+
+    out, results = Path(options.out), Path(options.out) / "regression.json"
+    if not options.render:
+        base = Path(options.base) if options.base else BASES["openuni"]
+        plan = Plan(Path(options.runs), base, max(5, options.seeds), options.steps, options.prompts)
+        trials = trials_of(plan, _resolve)
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+            run_all(trials, options.jobs, run_trial)
+            write_json(results, collect(trials, plan))
+    with writing(out):
+        wrong = write_page(read_json(results), out)
+    print(f"{out}/regression.md has the bands, {results} all figures.")
+    if wrong:
+        print(f"Not where they have to be: {', '.join(wrong)}.")
+    return 1 if wrong else 0
+
+
+def _resolve(args: Sequence[str]) -> list[tuple[str, RunConfig]]:
+    return parse_stages(RunConfig, "train", args)

@@ -1,0 +1,33 @@
+"""`python -m reca_fast.proof CHECKPOINT SETTINGS OUT COUNT SEED`: what a checkpoint folder draws of the toy world,
+measured in a process of its own. Studies call it; SETTINGS is a JSON file with the groups `data` and `sampling`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from reca_fast.config import DataConfig, SamplingConfig
+from reca_fast.errors import UserError
+from reca_fast.proof.measuring import measure_folder
+from reca_fast.schema import from_dict, read_json
+
+
+def main(args: list[str]) -> int:
+    """Measure, and write what `Measured.report` tells as JSON."""
+    if len(args) != 5:
+        print(__doc__, file=sys.stderr)
+        return 2
+    checkpoint, settings, out = map(Path, args[:3])
+    groups = read_json(settings)
+    data = from_dict(DataConfig, groups["data"], f"data of {settings}")
+    sampling = from_dict(SamplingConfig, groups["sampling"], f"sampling of {settings}")
+    measured = measure_folder(checkpoint, data, sampling, count=int(args[3]), seed=int(args[4]))
+    out.write_text(json.dumps(measured.report()) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UserError as error:
+        sys.exit(f"reca-fast: {error}")

@@ -1,0 +1,114 @@
+"""The arms of the study, each a recipe, and the paper's claims about them, each with the score that decides it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to post-train a base."""
+
+    name: str
+    recipe: str
+    """Name of a shipped recipe."""
+    what: str
+    """In a few words, for tables."""
+    base: str = "openuni"
+    """Name of the base: a key of `BASES`."""
+    trains: bool = True
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An ordering that the paper states: arm `a` is ahead of arm `b` in a score."""
+
+    name: str
+    paper: str
+    """What the paper says."""
+    a: str
+    b: str
+    score: str
+    lower_is_better: bool = False
+    lacks: str = ""
+    """What is missing for it to be tried, where it cannot be."""
+
+
+BASES = {"openuni": Path(__file__).parent / "base"}
+"""Name of a base -> its checkpoint folder. Another model joins with a line here and arms that name it."""
+
+ARMS = (
+    Arm("none", "toy", "the base as it is", trains=False),
+    Arm("sft-sparse", "proof/sft-sparse", "captions that seldom name a colour"),
+    Arm("sft-dense", "proof/sft-dense", "complete captions"),
+    Arm("reca", "toy", "RECA: no captions of what is drawn again"),
+    Arm("sft-then-reca", "proof/sft-then-reca", "half the steps sparse captions, then half RECA"),
+    Arm("reca-then-sft", "proof/reca-then-sft", "half the steps RECA, then half sparse captions"),
+    Arm("condition-half", "proof/condition-half", "RECA, conditions of half the side"),
+    Arm("condition-quarter", "proof/condition-quarter", "RECA, conditions of a quarter of the side"),
+    Arm("blur-1", "proof/blur-1", "RECA, conditions blurred by 1 pixel"),
+    Arm("blur-3", "proof/blur-3", "RECA, conditions blurred by 3 pixels"),
+    Arm("templates-1", "proof/templates-1", "RECA, one template"),
+    Arm("templates-8", "proof/templates-8", "RECA, eight templates"),
+    Arm("data-64", "proof/data-64", "RECA, 64 pictures"),
+    Arm("data-512", "proof/data-512", "RECA, 512 pictures"),
+)
+
+LAYOUT = "dense.colour_layout"
+NO_BAGEL = "a trained tiny model with generation latents as conditions (BAGEL); OpenUni has none"
+NO_VQ = "a trained tiny model whose conditions are codes (Show-o's VQ variant)"
+NO_SHARED = "a trained tiny model whose two sides share parameters (Harmon, Show-o); OpenUni's understanding is frozen"
+
+CLAIMS = (
+    Claim("RECA improves its base", "overall rises", "reca", "none", "overall"),
+    Claim("RECA binds what prompts specify", "attributes and layout rise most", "reca", "none", "dense"),
+    Claim("... in colours and places", "attributes and layout rise most", "reca", "none", LAYOUT),
+    Claim("RECA beats training on sparse captions", "ahead at equal cost", "reca", "sft-sparse", "overall"),
+    Claim("... on fully specified prompts", "ahead at equal cost", "reca", "sft-sparse", LAYOUT),
+    Claim("RECA beats training on dense captions", "ahead at equal cost", "reca", "sft-dense", "overall"),
+    Claim("... on fully specified prompts", "ahead at equal cost", "reca", "sft-dense", LAYOUT),
+    Claim("SFT then RECA beats RECA then SFT", "RECA comes last", "sft-then-reca", "reca-then-sft", "overall"),
+    Claim("... on fully specified prompts", "RECA comes last", "sft-then-reca", "reca-then-sft", LAYOUT),
+    Claim(
+        "Smaller conditions do better (half)",
+        "small ones keep meaning, not pixels",
+        "condition-half",
+        "reca",
+        "overall",
+    ),
+    Claim(
+        "Smaller conditions do better (quarter)",
+        "small ones keep meaning, not pixels",
+        "condition-quarter",
+        "reca",
+        "overall",
+    ),
+    Claim("A little blur does no harm, much does", "codes need blur, embeddings do not", "blur-1", "blur-3", LAYOUT),
+    Claim("Many templates beat one", "helps Show-o, hardly Harmon", "reca", "templates-1", "overall"),
+    Claim("Many templates beat eight", "any number is a safe choice", "reca", "templates-8", "overall"),
+    Claim("More pictures are better", "rises from 10,000 to 240,000", "reca", "data-64", "overall"),
+    Claim("512 pictures beat 64", "rises from 10,000 to 240,000", "data-512", "data-64", "overall"),
+    Claim(
+        "Understanding embeddings beat generation latents as conditions",
+        "latents teach copying",
+        "reca",
+        "condition-generation",
+        LAYOUT,
+        lacks=NO_BAGEL,
+    ),
+    Claim(
+        "Blur keeps a model from copying the codes of its condition",
+        "sharp codes are copied, the loss goes to zero",
+        "vq-blur",
+        "vq-sharp",
+        LAYOUT,
+        lacks=NO_VQ,
+    ),
+    Claim(
+        "Understanding stays with i2t where parameters are shared",
+        "it fades without",
+        "shared-i2t",
+        "shared",
+        "understanding",
+        lacks=NO_SHARED,
+    ),
+)

@@ -1,0 +1,196 @@
+"""The quality regression: the short recipe by every fast path has to end where the seeds of the plain path end.
+
+A kernel that is subtly wrong, or a lever that loses a row, still gives a loss that falls. So each path is judged by
+what it has taught: its loss at the end, how many pictures are drawn again exactly, and the overall score, each inside a
+band that the seeds of the reference span.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+from .environment import environment, hash_of
+from .study import Resolve, with_seed
+from .trial import Trial, finished
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to compute the recipe."""
+
+    name: str
+    options: tuple[str, ...]
+    what: str
+    processes: int = 1
+    needs: str = ""
+    """A package or `cuda`, without which it cannot run."""
+
+    def lacks(self) -> str:
+        """What this machine lacks for it; empty where it can run."""
+        if self.needs == "cuda":
+            return "" if torch.cuda.is_available() else "an NVIDIA GPU"
+        return "" if not self.needs or find_spec(self.needs) else f"the package {self.needs}"
+
+
+REFERENCE, CACHE = "reference", "cache"
+PLAIN = ("--model.kernels", "reference", "--model.attention", "eager", "--model.precision", "fp32")
+"""The reference: plain torch in fp32, without a cache and without a lever."""
+LAYER = ("--memory.order", "layer")
+BLOCKS = ("--memory.recompute", "blocks")
+WAYS = (
+    Way("attention", ("--model.attention", "auto"), "torch's fused attention"),
+    Way("kernels", ("--model.kernels", "triton", "--device", "cuda"), "Triton kernels", needs="cuda"),
+    Way("compile", ("--memory.compile", "true"), "blocks compiled"),
+    Way("bf16", ("--model.precision", "bf16"), "arithmetic in bf16"),
+    Way(
+        "stochastic-rounding",
+        ("--model.precision", "bf16", "--memory.trained", "bf16"),
+        "trained weights in bf16, rounded stochastically",
+    ),
+    Way("adamw8bit", ("--optim.kind", "adamw8bit"), "moments in 8 bits", needs="bitsandbytes"),
+    Way("adamw8bit-ao", ("--optim.kind", "adamw8bit_ao"), "moments in 8 bits, torchao's", needs="torchao"),
+    Way("adamw4bit-ao", ("--optim.kind", "adamw4bit_ao"), "moments in 4 bits", needs="torchao"),
+    Way("nf4", ("--memory.frozen", "nf4"), "frozen layers in 4 bits", needs="bitsandbytes"),
+    Way("int8", ("--memory.frozen", "int8"), "frozen layers in 8 bits"),
+    Way("recompute", BLOCKS, "blocks computed twice"),
+    Way("selective", ("--memory.recompute", "selective"), "wide rows computed twice"),
+    Way("mlp-rows", ("--memory.mlp_rows", "64"), "MLPs by 64 rows"),
+    Way("layer-order", LAYER, "block by block over all packs"),
+    Way("fused-backward", (*LAYER, "--memory.gradients", "twice"), "each block updated as its gradient is complete"),
+    Way("host-gradients", (*LAYER, "--memory.gradients", "host"), "gradients in host memory"),
+    Way(
+        "host-weights",
+        (*LAYER, *BLOCKS, "--memory.frozen_on", "host", "--memory.swap", "0.5"),
+        "weights in host memory",
+    ),
+    Way("host-states", ("--optim.states", "host"), "optimizer states in host memory"),
+    Way(
+        "packs",
+        ("--data.packs_per_step", "4", "--data.lookahead", "16"),
+        "four packs of 16 samples in place of one of 64",
+    ),
+    Way(
+        "processes",
+        ("--data.packs_per_step", "2", "--data.lookahead", "32"),
+        "two processes (gloo), a pack of 32 samples each",
+        processes=2,
+    ),
+    Way(CACHE, (), "from a cache of encoded pictures"),
+)
+"""Every fast path that the reference is compared with."""
+
+FLOORS = {"loss": (0.03, 0.0), "reconstruction": (0.0, 0.05), "overall": (0.0, 0.03)}
+"""Quantity -> the narrowest half of a band: a share of the mean, and an absolute width. Seeds may agree by chance."""
+DEVIATIONS = 3.0
+RULE = (
+    f"A band is the mean of the reference's seeds ± {DEVIATIONS:g} of their standard deviations, and at least ± 3 % of "
+    "the loss, ± 0.05 of reconstruction, ± 0.03 of overall. A path runs with the seed 0 of the reference, and has to "
+    "end inside all three bands."
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a regression is to do."""
+
+    runs: Path
+    base: Path
+    seeds: int
+    steps: int
+    count: int
+    recipe: str = "toy"
+
+
+@dataclass(frozen=True)
+class Band:
+    """Where a quantity may end."""
+
+    low: float
+    high: float
+
+    def holds(self, value: float) -> bool:
+        """NaN is in no band."""
+        return self.low <= value <= self.high
+
+
+def trials_of(plan: Plan, resolve: Resolve, ways: Sequence[Way] = WAYS) -> list[Trial]:
+    """The reference's seeds, then every way that this machine can run, with the first seed."""
+    reference = [trial_of(plan, resolve, REFERENCE, seed=seed) for seed in range(plan.seeds)]
+    return reference + [
+        trial_of(plan, resolve, way.name, way.options, processes=way.processes) for way in ways if not way.lacks()
+    ]
+
+
+def trial_of(
+    plan: Plan,
+    resolve: Resolve,
+    name: str,
+    options: Sequence[str] = (),
+    *,
+    seed: int = 0,
+    processes: int = 1,
+    program: tuple[str, ...] = ("-m", "reca_fast"),
+) -> Trial:
+    """A trial of the reference with further options, or by another program: one that breaks it on purpose, to see that
+    a band tells.
+    """
+    folder = plan.runs / "regression" / name / f"seed-{seed}"
+    steps = ["--steps", str(plan.steps), "--save_every", str(max(1, plan.steps // 2))]
+    given = ["--config", plan.recipe, "--model.path", str(plan.base), "--device", "cpu", *PLAIN, *options]
+    stages = [(stage, with_seed(config, seed, plan.steps)) for stage, config in resolve(given)]
+    args = [*given, *steps, "--keep", "1", "--seed", str(seed), "--data.seed", str(seed)]
+    prepare: list[str] = []
+    if name == CACHE:
+        prepare = ["-m", "reca_fast", "cache", *given, "--data.seed", str(seed), "--out", str(folder / "cache")]
+        args += ["--data.cache", str(folder / "cache")]
+    return Trial(
+        *(name, seed, folder, tuple(args), stages, plan.base, hash_of(plan.base), plan.count),
+        processes=processes,
+        program=program,
+        prepare=tuple(prepare),
+    )
+
+
+def collect(trials: Sequence[Trial], plan: Plan) -> dict[str, Any]:
+    """The regression as plain values. Trials that are not finished are left out."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for trial in trials:
+        if result := finished(trial):
+            runs.setdefault(trial.name, []).append(
+                {name: result[name] for name in ("seed", "seconds", "loss", "scores")}
+            )
+    return {
+        "environment": environment(),
+        "recipe": plan.recipe,
+        "steps": plan.steps,
+        "prompts": plan.count,
+        "base": hash_of(plan.base),
+        "runs": runs,
+        "lacking": {way.name: lack for way in WAYS if (lack := way.lacks())},
+    }
+
+
+def bands(reference: Sequence[Mapping[str, Any]]) -> dict[str, Band]:
+    """The band of each quantity, from the results of the reference's seeds."""
+    found = {}
+    for name, (relative, absolute) in FLOORS.items():
+        values = [quantity(result, name) for result in reference]
+        middle = mean(values)
+        half = max(DEVIATIONS * stdev(values), relative * abs(middle), absolute)
+        found[name] = Band(middle - half, middle + half)
+    return found
+
+
+def outside(result: Mapping[str, Any], within: Mapping[str, Band]) -> list[str]:
+    """The quantities of a result that are not in their bands."""
+    return [name for name, band in within.items() if not band.holds(quantity(result, name))]
+
+
+def quantity(result: Mapping[str, Any], name: str) -> float:
+    """The smoothed loss at the end, or a score."""
+    return float(result["loss"] if name == "loss" else result["scores"][name]["value"])

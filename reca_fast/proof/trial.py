@@ -1,0 +1,240 @@
+"""One trial of a study: a recipe trained with a seed, exported and measured, each by a command of its own.
+
+What is finished is not done again: the scores are written last, in one go, and the training goes on from its own
+checkpoints. So a study may be stopped or killed at any time, and the same command goes on.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from reca_fast.checkpoints import CheckpointStore
+from reca_fast.config import RunConfig
+from reca_fast.errors import UserError
+from reca_fast.schema import read_json
+from reca_fast.train.folder import RunFolder
+from reca_fast.train.parent import STOPS_WITH_PARENT
+
+from .drawings import smoothed
+
+SCORES = "scores.json"
+ASKED = "trial.json"
+LOG = "log.txt"
+LOCK_SECONDS = 60.0
+"""How long a trial waits for the training of a killed study to notice that it was, and to save."""
+Stages = Sequence[tuple[str, RunConfig]]
+"""What `parse_stages` makes of a command line of `train`: name and settings of each stage, one without a name where
+there is only one.
+"""
+
+
+class Failed(UserError):
+    """A command of a trial ended with an error; the message says where its output is."""
+
+
+class Stopped(Exception):
+    """A trial was asked to stop. What it has done is saved."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A recipe with a seed. With no training, its base is measured."""
+
+    name: str
+    seed: int
+    folder: Path
+    args: tuple[str, ...]  # of `reca-fast train`, without --out
+    stages: Stages  # what these come to
+    base: Path  # the checkpoint folder it starts from
+    content: str  # its checksum
+    count: int  # prompts for each subtask
+    trains: bool = True
+    processes: int = 1
+    program: tuple[str, ...] = ("-m", "reca_fast")
+    """What `python` runs in place of the command line; a test may wrap it."""
+    prepare: tuple[str, ...] = ()
+    """What `python` runs before the training, if anything."""
+
+    @property
+    def run(self) -> Path:
+        """The folder of the run whose weights are measured: that of the last stage."""
+        return self.folder / "run" / self.stages[-1][0]
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in all."""
+        return sum(config.steps for _, config in self.stages) if self.trains else 0
+
+    def steps_done(self) -> int:
+        """How many steps its metrics tell of."""
+        return sum(len(_rows(self.folder / "run" / name / "metrics.jsonl")) for name, _ in self.stages)
+
+    def asked(self) -> dict[str, Any]:
+        """What makes a result the result of this trial: another one is none of it."""
+        settings = [_portable(asdict(config)) for _, config in self.stages] if self.trains else []
+        drawn = {"sampling": asdict(self.stages[-1][1].sampling), "count": self.count, "seed": self.seed}
+        return {
+            "base": self.content,
+            "settings": settings,
+            "processes": self.processes,
+            "program": self.program,
+            "prepared": bool(self.prepare),
+            "drawn": drawn,
+        }
+
+
+def finished(trial: Trial) -> dict[str, Any] | None:
+    """The result of a trial, when there is one.
+
+    Raises:
+        UserError: its folder holds a trial of other settings.
+    """
+    asked = trial.folder / ASKED
+    if asked.is_file() and read_json(asked) != json.loads(json.dumps(trial.asked())):
+        raise UserError(
+            f"{trial.folder} holds a trial of other settings than those of now; name another --runs, or remove it."
+        )
+    result = trial.folder / SCORES
+    return dict(read_json(result)) if result.is_file() else None
+
+
+def run_trial(trial: Trial, stop: Event) -> dict[str, Any]:
+    """Train, export and measure, as far as that is not done; the result, as `finished` gives it later.
+
+    Args:
+        stop: set by whoever wants the trial to stop: the training saves and ends.
+
+    Raises:
+        Failed: a command failed.
+        Stopped: after `stop` was set.
+    """
+    if (result := finished(trial)) is not None:
+        return result
+    trial.folder.mkdir(parents=True, exist_ok=True)
+    write_json(trial.folder / ASKED, trial.asked())
+    began = time.perf_counter()
+    checkpoint, last = trial.base, trial.stages[-1][1]
+    if trial.trains:
+        _train(trial, stop)
+        checkpoint = trial.folder / "exported"
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        weights = "average" if last.optim.ema_decay > 0 else "live"
+        _command(trial, ["-m", "reca_fast", "export", str(trial.run), str(checkpoint), "--weights", weights], stop)
+    write_json(trial.folder / "settings.json", {name: asdict(getattr(last, name)) for name in ("data", "sampling")})
+    measured = trial.folder / "measured.json"
+    to_measure = [str(checkpoint), str(trial.folder / "settings.json"), str(measured)]
+    _command(trial, ["-m", "reca_fast.proof", *to_measure, str(trial.count), str(trial.seed)], stop)
+    result = {"seed": trial.seed, "seconds": round(time.perf_counter() - began, 1)}
+    result |= of_training(trial) | read_json(measured)
+    write_json(trial.folder / SCORES, result)
+    shutil.rmtree(trial.folder / "exported", ignore_errors=True)
+    return result
+
+
+def of_training(trial: Trial) -> dict[str, Any]:
+    """What the metrics of a trained trial come to: steps, samples of a step, the smoothed loss at the end, and some
+    fifty points of its curve.
+    """
+    rows = _rows(trial.run / "metrics.jsonl") if trial.trains else []
+    if not rows:
+        return {"steps": 0}
+    all_rows = [row for name, _ in trial.stages for row in _rows(trial.folder / "run" / name / "metrics.jsonl")]
+    losses = smoothed([row["loss"] for row in rows if row["loss"] is not None])
+    every = max(1, len(losses) // 50)
+    return {
+        "steps": trial.steps,
+        "samples_per_step": round(sum(row["images"] for row in all_rows) / len(all_rows), 2),
+        "loss": losses[-1],
+        "curve": [round(loss, 6) for loss in losses[every - 1 :: every]],
+    }
+
+
+def _train(trial: Trial, stop: Event) -> None:
+    """Train until the last stage has its steps."""
+    _wait_for_lock(trial)
+    if trial.prepare:
+        _command(trial, trial.prepare, stop)
+    train = [*trial.program, "train", *trial.args, "--out", str(trial.folder / "run")]
+    if trial.processes > 1:
+        # No port is taken that another trial may want: --standalone finds a free one.
+        train = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={trial.processes}", *train]
+    _command(trial, train, stop)
+    newest = CheckpointStore(trial.run / "checkpoints").newest(verify=False)
+    if newest is None or int(newest.name.removeprefix("step-")) < trial.stages[-1][1].steps:
+        if stop.is_set():
+            raise Stopped
+        raise Failed(f"The training of {trial.folder} ended before its last step; {trial.folder / LOG} says why.")
+
+
+def _wait_for_lock(trial: Trial) -> None:
+    end = time.monotonic() + LOCK_SECONDS
+    for name, _ in trial.stages:
+        path = trial.folder / "run" / name
+        while path.is_dir() and _is_in_use(path) and time.monotonic() < end:
+            time.sleep(0.5)
+
+
+def _is_in_use(run: Path) -> bool:
+    with RunFolder(run) as folder:
+        return bool(folder.take())
+
+
+def _command(trial: Trial, args: Sequence[str], stop: Event) -> None:
+    """Run `python ARGS` with its output in the trial's log. When `stop` is set, the command gets SIGTERM."""
+    environment: Mapping[str, str] = {**os.environ, "OMP_NUM_THREADS": "1", STOPS_WITH_PARENT: "1"}
+    with (trial.folder / LOG).open("a") as log:
+        log.write(f"$ python {' '.join(args)}\n")
+        log.flush()
+        process = subprocess.Popen(
+            [sys.executable, *args], stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment
+        )
+        try:
+            while process.poll() is None:
+                if stop.wait(0.2):
+                    process.terminate()
+                    process.wait()
+        finally:
+            if process.poll() is None:
+                process.kill()
+    if stop.is_set():
+        raise Stopped
+    if process.returncode:
+        last = (trial.folder / LOG).read_text().strip().rpartition("\n")[2]
+        raise Failed(f"{trial.name}, seed {trial.seed}: {last} ({trial.folder / LOG} has it all)")
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write values as a file of JSON in one go: a kill leaves the file as it was."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(values, indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file of metrics; a run may be writing to it."""
+    lines = path.read_text().split("\n")[:-1] if path.is_file() else []
+    return [row for line in lines if isinstance(row := _parsed(line), dict)]
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _portable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without what does not change a result: where things lie, and how often something is saved or told."""
+    left_out = {"out", "save_every", "keep", "log_every", "sample_every", "resume", "verify_checkpoint", "device"}
+    kept = {name: value for name, value in settings.items() if name not in left_out}
+    kept["model"] = {name: value for name, value in kept["model"].items() if name != "path"}
+    kept["data"] = {name: value for name, value in kept["data"].items() if name not in ("workers", "prefetch")}
+    return kept
