@@ -55,8 +55,7 @@ class SamplingConfig:
     """Harmon, Show-o: how much chance there is in what is drawn, 1 unless set; smaller values draw what is likelier."""
     together: PositiveInt = neutral(1)
     """How many pictures of one size are drawn at once: more is faster, and takes more memory. At 1 no bit of a picture
-    depends on what is drawn beside it, above 1 its rounding does. Models that cannot (docs/memory.md) draw one after
-    another.
+    depends on what is drawn beside it, above 1 its rounding does.
     """
     seed: Seed = neutral(0)
     """Seed of what drawing starts from and draws; picture i of a call has seed + i."""

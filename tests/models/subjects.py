@@ -72,7 +72,6 @@ SUBJECTS = [
         *(partial(write_tiny_showo, clip=True, layers=2), TASKS, "Show-o-CLIP-512"),
         freezes=(False,),
         decays_vectors=True,
-        draws_together=False,
     ),
     Subject(
         *("auxiliary", "reca_fast.models.auxiliary:AuxiliaryModel", AuxiliaryModel),
@@ -88,7 +87,6 @@ SUBJECTS = [
         freezes=(False,),
         published_condition=ResizeConfig(336, 336, 14, fit="squash"),
         draws=False,
-        draws_together=False,
         discarded=("decoder.",),
     ),
     Subject(

@@ -18,6 +18,7 @@ from reca_fast.models.files.folder import read_object
 from reca_fast.models.files.sharded import weight_files
 from reca_fast.models.parts.kl_vae_config import KLVAEConfig
 from reca_fast.models.protocol import Case, FrozenPart
+from reca_fast.models.together import draw_together
 from reca_fast.objectives import next_token_loss
 from reca_fast.sample import I2T, RECA, Sample
 
@@ -254,23 +255,26 @@ class AuxiliaryModel:
                 "The auxiliary decoder of this model was never trained: every run makes it anew, and no checkpoint "
                 "folder keeps it. Let a training run draw its reconstructions with --sample_every."
             )
-        pictures = []
-        for sample, (width, height) in zip(conditions, sizes, strict=True):
+        for width, height in sizes:
             if width % self.goal.cell or height % self.goal.cell:
                 raise UserError(
                     f"A picture of {width} x {height} cannot be drawn: both sides must be multiples of "
                     f"{self.goal.cell}."
                 )
-            seen = Sample(sample.key, (RECA,), sample.condition, None, None, sample.encoded_condition)
-            batch = collate([seen], self.vlm.family, self.wording, self.goal.cell)
-            pictures.append(self._draw(batch, (height // self.goal.cell, width // self.goal.cell)))
-        return pictures
+        seen = [Sample(s.key, (RECA,), s.condition, None, None, s.encoded_condition) for s in conditions]
 
-    def _draw(self, batch: AuxiliaryBatch, size: tuple[int, int]) -> Tensor:
-        """One picture, uint8 [H, W, 3] on the CPU, of a batch of one condition."""
-        encoded = self.encode(batch.to(self.vlm.language.lm_head.weight.device))
-        with self.autocast():
-            drawn: Tensor = self.module(encoded.for_drawing(), [size]).drawn[0].float()
+        def draw(numbers: list[int]) -> list[Tensor]:
+            batch = collate([seen[i] for i in numbers], self.vlm.family, self.wording, self.goal.cell)
+            encoded = self.encode(batch.to(self.vlm.language.lm_head.weight.device))
+            cells = [(sizes[i][1] // self.goal.cell, sizes[i][0] // self.goal.cell) for i in numbers]
+            with self.autocast():
+                drawn = self.module(encoded.for_drawing(), cells).drawn
+            return [self._picture(each.float()) for each in drawn]
+
+        return draw_together(sizes, sampling.together, draw)
+
+    def _picture(self, drawn: Tensor) -> Tensor:
+        """The picture uint8 [H, W, 3], on the CPU, of what the decoder gave for it, fp32 [C, rows, columns]."""
         if self.goal.vae is not None:
             assert self.encoders.vae is not None, "fill_encoders() comes first"
             drawn = self.encoders.vae.decode(drawn[None])[0]

@@ -20,12 +20,13 @@ from reca_fast.models.files.folder import read_object
 from reca_fast.models.parts.clip_vision import check_clip_vision
 from reca_fast.models.parts.magvit import MAGVIT_FOLDER, check_magvit
 from reca_fast.models.protocol import Case, FrozenPart
+from reca_fast.models.together import draw_together
 from reca_fast.sample import Sample
 
 from .batch import ShowoBatch
 from .cases import RecordedCase, ShowoCase
 from .config import CLASS, CONFIG_FILE, PUBLISHED, ShowoConfig
-from .drawing import draw
+from .drawing import drawn_codes
 from .encoders import CLIP_FOLDER, EncoderConfig, ShowoEncoders
 from .export import export_folder
 from .flops import step_flops
@@ -257,12 +258,15 @@ class ShowoModel:
                 raise UserError(
                     f"A picture of {width} x {height} cannot be drawn: both sides must be multiples of {stride}."
                 )
-        pictures = []
+
+        def draw(numbers: list[int]) -> list[Tensor]:
+            columns, rows = (side // stride for side in sizes[numbers[0]])
+            samples = [conditions[i] for i in numbers]
+            codes = drawn_codes(self, samples, rows * columns, settings, [seeds[i] for i in numbers])
+            return [self.encoders.decode(each, rows, columns) for each in codes]
+
         with self.autocast(keep_casts=True):
-            for sample, (width, height), seed in zip(conditions, sizes, seeds, strict=True):
-                codes = draw(self, sample, width // stride * (height // stride), settings, seed)
-                pictures.append(self.encoders.decode(codes, height // stride, width // stride))
-        return pictures
+            return draw_together(sizes, sampling.together, draw)
 
     def image_logits(self, batch: ShowoBatch, seen: Tensor) -> Tensor:
         """Logits of the codes of every target, fp32 [C, codes], of an encoded batch.

@@ -21,9 +21,10 @@ PLACES, CODES = 24, 16
 
 
 def model(codes: Tensor) -> Tensor:
-    """Logits [N, K] that depend on what has been drawn."""
+    """Logits [..., N, K] that depend on what has been drawn."""
     base = torch.randn(PLACES, CODES, generator=torch.Generator().manual_seed(5))
-    return 2 * base + 0.1 * torch.where(codes == MASKED, 0, codes).sum() * torch.linspace(-1, 1, CODES)
+    drawn = torch.where(codes == MASKED, 0, codes).sum(-1)[..., None, None]
+    return 2 * base + 0.1 * drawn * torch.linspace(-1, 1, CODES)
 
 
 def plain(start: list[int], raw: Tensor, uniform: Tensor, steps: int) -> list[list[int]]:
@@ -61,26 +62,39 @@ def test_it_decodes_as_a_plain_loop_does(steps, known) -> None:
 
 
 def test_ever_fewer_places_are_masked_again() -> None:
-    steps = list(decoding_steps(model, torch.full((PLACES,), MASKED), 8, 1.0, SeededDraws(0)))
+    steps = list(decoding_steps(model, torch.full((1, PLACES), MASKED), 8, 1.0, SeededDraws([0])))
     counts = [int(step.masked.sum()) for step in steps]
     assert counts == [int(step.to_mask) for step in steps] == sorted(counts, reverse=True)
     assert counts[0] == math.floor(PLACES * math.cos(math.pi / 16)) and counts[-1] == 1
 
 
 def test_the_cosine_is_one_of_fp32() -> None:
-    steps = decoding_steps(lambda codes: torch.zeros(16, CODES), torch.full((16,), MASKED), 3, 1.0, SeededDraws(0))
+    steps = decoding_steps(
+        lambda codes: torch.zeros(1, 16, CODES), torch.full((1, 16), MASKED), 3, 1.0, SeededDraws([0])
+    )
     assert [int(step.to_mask) for step in steps] == [13, 7, 1]  # cos(pi/3) is less than 0.5 in fp32
 
 
 def test_a_single_place_is_drawn() -> None:
-    (step,) = decoding_steps(lambda codes: torch.zeros(1, CODES), torch.full((1,), MASKED), 1, 1.0, SeededDraws(0))
+    (step,) = decoding_steps(
+        lambda codes: torch.zeros(1, 1, CODES), torch.full((1, 1), MASKED), 1, 1.0, SeededDraws([0])
+    )
     assert 0 <= int(step.codes) < CODES
 
 
 def test_the_seed_alone_decides() -> None:
     start, sampling = torch.full((PLACES,), MASKED), ShowoSampling(steps=6)
-    first, again, other = (draw_codes(model, start, sampling, seed) for seed in (1, 1, 2))
+    first, again, other = (draw_codes(model, start[None], sampling, [seed]) for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_pictures_that_are_drawn_together_are_drawn_each_by_itself() -> None:
+    start, sampling = torch.full((3, PLACES), MASKED), ShowoSampling(steps=6)
+    start[1, :9] = 3  # fewer to draw, so others are masked again
+    together = draw_codes(model, start, sampling, [1, 2, 1])
+    alone = [draw_codes(model, each[None], sampling, [seed]) for each, seed in zip(start, (1, 2, 1), strict=True)]
+    assert torch.equal(together, torch.cat(alone))
+    assert torch.equal(together[0], together[2]) and not torch.equal(together[0], together[1])
 
 
 class Deterministic(TorchDispatchMode):
@@ -94,7 +108,7 @@ class Deterministic(TorchDispatchMode):
 def test_codes_are_drawn_with_their_probabilities() -> None:
     chances = torch.tensor([0.5, 0.0, 0.3, 0.2, 0.0])
     with Deterministic():
-        drawn = SeededDraws(0).codes(chances.expand(20_000, -1))
+        (drawn,) = SeededDraws([0]).codes(chances.expand(1, 20_000, -1))
     shares = drawn.bincount(minlength=5) / len(drawn)
     assert torch.equal(shares == 0, chances == 0)
     torch.testing.assert_close(shares, chances, atol=0.01, rtol=0)
