@@ -45,7 +45,7 @@ class Row:
     """One row of the dataset stepfun-ai/GEdit-Bench, without its pictures."""
 
     task_type: str
-    key: str
+    key: str | int
     instruction: str
     instruction_language: Literal["en", "cn"]
 
@@ -67,8 +67,8 @@ def _read(request: Request) -> Prompts:
                 Item(
                     key=f"{row.task_type}/{row.instruction_language}/{row.key}",
                     prompt=checked_prompt(row.instruction, where),
-                    outputs=(Output(folder / file_name(row.key, ".png", where)),),
-                    beside={folder / file_name(row.key, "_SRCIMG.png", where): partial(_png, source)},
+                    outputs=(Output(folder / file_name(str(row.key), ".png", where)),),
+                    beside={folder / file_name(str(row.key), "_SRCIMG.png", where): partial(_png, source)},
                     source=source,
                     where=where,
                 )

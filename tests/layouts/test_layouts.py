@@ -143,3 +143,22 @@ def test_the_manifest_says_what_a_score_has_to_name(draw, tmp_path) -> None:
     assert manifest["model"]["folder"] == "checkpoint"
     assert manifest["model"]["files"].keys() == {"stub.json"}
     assert manifest["folder"] == str(tmp_path / "out")
+
+
+def test_edits_without_types_go_to_the_judge_of_uge(draw, tmp_path) -> None:
+    benchmarks.imgedit(tmp_path)
+    edits = tmp_path / "UGE_edit.json"
+    edits.write_text(json.dumps({key: {"id": e["id"], "prompt": e["prompt"]} for key, e in benchmarks.EDITS.items()}))
+    said = draw("imgedit", edits, "--origin", tmp_path / "originals")
+    command = f"python UGE_bench.py --result_img_folder {tmp_path / 'out'} --origin_img_root {tmp_path / 'originals'}"
+    assert command in said.out.splitlines()[-1]
+
+
+def test_a_complete_benchmark_is_drawn_once(draw, tmp_path, monkeypatch) -> None:
+    prompts = benchmarks.write_lines(tmp_path / "geneval2_data.jsonl", benchmarks.GENEVAL2)
+    said = draw("geneval2", prompts)
+    assert said.code == 0
+    monkeypatch.delattr(stub.Model, "sample")
+    again = draw("geneval2", prompts)
+    assert "3 pictures are there and kept" in again.out
+    assert again.out.splitlines()[-1] == said.out.splitlines()[-1]

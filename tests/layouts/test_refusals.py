@@ -3,6 +3,8 @@
 import json
 import re
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.layouts import benchmarks
@@ -82,6 +84,36 @@ def test_options_that_an_evaluator_cannot_take_are_refused(draw, tmp_path, layou
     given = prompts.get(layout, lambda: tmp_path / "0.txt")()
     more = ["--origin", tmp_path / "originals"] if layout == "imgedit" else []
     assert sentence in draw(layout, given, *more, *options).sentence
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"task_type": "made_up"}, "row 0: task_type is 'made_up', and the evaluator takes background_change"),
+        ({"instruction_language": "zh"}, "row 0: instruction_language is 'zh', not one of en, cn"),
+        ({"key": "a/b"}, "row 0: the key 'a/b' cannot be the name of a file"),
+        ({"instruction": ""}, "row 0: the prompt is empty"),
+        ({"input_image": b"no picture"}, "row 0: the picture to be edited cannot be read"),
+        ({"input_image": None}, "row 0: the picture to be edited cannot be read: row without picture bytes"),
+    ],
+)
+def test_rows_that_are_not_gedits_are_refused(draw, tmp_path, values, sentence) -> None:
+    row = benchmarks.ROWS[0] | {"input_image": benchmarks.picture(16, 16)} | values
+    kinds = {name: pa.binary() if name == "input_image" else None for name in row}
+    pq.write_table(
+        pa.table({name: pa.array([value], kinds[name]) for name, value in row.items()}), tmp_path / "x.parquet"
+    )
+    assert sentence in draw("gedit", tmp_path / "x.parquet").sentence
+
+
+def test_a_dataset_of_something_else_is_refused(draw, tmp_path) -> None:
+    pq.write_table(pa.table({"image": [b""], "text": ["a"]}), tmp_path / "x.parquet")
+    assert "x.parquet has no column 'task_type'" in draw("gedit", tmp_path / "x.parquet").sentence
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "state.json").write_text("{}")
+    assert "is not a whole folder of save_to_disk" in draw("gedit", tmp_path / "saved").sentence
+    (tmp_path / "empty").mkdir()
+    assert "holds no rows of GEdit-Bench (*.parquet)" in draw("gedit", tmp_path / "empty").sentence
 
 
 def test_options_of_a_layout_need_one(reca_fast) -> None:
