@@ -18,6 +18,11 @@ from .dcae import DECODER_NAMES, ENCODER_NAMES, decode, empty_half, encode, in_c
 from .names import VIT_NAMES
 from .vit import InternVit
 
+DECODED = 2**18
+"""Pixels that are decoded at once, or else one picture: the insides of the decoder are by far the largest tensors of
+drawing, and only small pictures gain from company.
+"""
+
 
 class OpenUniEncoders:
     """Both encoders, with weights in the dtype of the model's arithmetic. Until they are filled, `vit` is on the meta
@@ -99,7 +104,9 @@ class OpenUniEncoders:
         Raises:
             ValueError: the decoder has no weights yet.
         """
-        return decode(_filled(self.decoder), self.config.vae, latents, self.dtype)
+        decoder, stride = _filled(self.decoder), self.config.stride
+        parts = latents.split(max(1, DECODED // (latents.shape[2] * latents.shape[3] * stride**2)))
+        return torch.cat([decode(decoder, self.config.vae, part, self.dtype) for part in parts])
 
 
 def _filled(module: nn.Module | None) -> Callable[[Tensor], Tensor]:

@@ -156,7 +156,6 @@ def calls(bagel, monkeypatch) -> list[int]:
 
 @pytest.mark.parametrize("renorm", ["global", "channel"])
 def test_together_every_picture_has_its_own_branches_and_its_own_length(renorm, draw) -> None:
-    """Of three shapes and all conditions, in fp32: what differs is rounding."""
     conditions, shapes = [*CONDITIONS.values()] * 3, [(2, 3), (3, 3)] * 6
     options = {**SCALES, "steps": 4, "guidance_renorm": renorm}
     alone, beside = (draw(conditions, shapes, together=together, **options) for together in (1, 3))
