@@ -100,9 +100,8 @@ def test_options_that_an_evaluator_cannot_take_are_refused(draw, tmp_path, layou
 def test_rows_that_are_not_gedits_are_refused(draw, tmp_path, values, sentence) -> None:
     row = benchmarks.ROWS[0] | {"input_image": benchmarks.picture(16, 16)} | values
     kinds = {name: pa.binary() if name == "input_image" else None for name in row}
-    pq.write_table(
-        pa.table({name: pa.array([value], kinds[name]) for name, value in row.items()}), tmp_path / "x.parquet"
-    )
+    table = pa.table({name: pa.array([value], kinds[name]) for name, value in row.items()})
+    pq.write_table(table, tmp_path / "x.parquet")
     assert sentence in draw("gedit", tmp_path / "x.parquet").sentence
 
 
