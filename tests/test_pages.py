@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from reca_fast.cli.compare import CompareOptions
+from reca_fast.cli.evaluate import EvaluateOptions
 from reca_fast.cli.export import ExportOptions
 from reca_fast.cli.generate import GenerateOptions
 from reca_fast.cli.options import option_names
@@ -73,7 +75,8 @@ def test_tests_that_a_page_names_exist(page: Path) -> None:
 
 def known_options() -> set[str]:
     """Of every verb, and of every script of bench/ and tests/."""
-    kinds = (RunConfig, PlanOptions, GenerateOptions, ReconstructOptions, ExportOptions, VerifyOptions, StudyOptions)
+    kinds: tuple[type, ...] = (RunConfig, PlanOptions, GenerateOptions, ReconstructOptions, ExportOptions)
+    kinds += (VerifyOptions, StudyOptions, EvaluateOptions, CompareOptions)
     names = {name for kind in kinds for name, _ in option_names(kind)}
     for script in tracked("*.py"):
         names |= set(re.findall(r'add_argument\(\s*"--([\w-]+)"', script.read_text()))

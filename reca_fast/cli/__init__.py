@@ -17,6 +17,8 @@ VERBS = {
     "cache": "encode all pictures once, for training that loads no encoder and decodes nothing",
     "reconstruct": "draw pictures again from what the model sees of them, beside the originals",
     "generate": "draw pictures from prompts",
+    "evaluate": "score pictures beside their references and prompts, or a model in the toy world",
+    "compare": "show what two models draw of the same prompts, side by side on one page",
     "study": "run the paper's ablations and the quality regression on the toy world",
     "verify": "replay a recorded parity case, or check a checkpoint folder",
     "recipes": "list, show or copy the recipes that ship with the package",

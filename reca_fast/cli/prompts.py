@@ -48,6 +48,23 @@ def read_prompts(path: Path, first: int, image: Path | None = None) -> list[Prom
     return out
 
 
+def prompts_by_picture(folder: Path, path: Path) -> dict[str, str]:
+    """What the pictures of a folder were drawn from: the name of each, with the folders that it lies in and without its
+    ending -> the text of its prompt.
+
+    Args:
+        folder: as `generate` wrote it; where its manifest names a benchmark, `path` is the benchmark's own file.
+        path: of the prompts.
+
+    Raises:
+        UserError: the file cannot be read, or the pictures were drawn from another one.
+    """
+    from reca_fast.layouts.told import prompts_of_pictures
+
+    told = prompts_of_pictures(folder, path)
+    return {prompt.name: prompt.text for prompt in read_prompts(path, 0)} if told is None else told
+
+
 def check_image(path: Path) -> None:
     """Read the header of a picture to change.
 

@@ -8,12 +8,16 @@ what would be drawn without the prompt, sampling.image_guidance from what would 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from reca_fast.cli.options import parse
 from reca_fast.config import DataConfig, DrawingMemory, ModelConfig, Place, SamplingConfig
 from reca_fast.config.rules import check_sampling
 from reca_fast.errors import UserError, writing
 from reca_fast.schema import PositiveInt
+
+if TYPE_CHECKING:
+    from reca_fast.evaluation.reconstruction import Reconstruction
 
 POSITIONAL = {
     "images": "A picture, or any source that --data.source of `train` takes.",
@@ -25,6 +29,10 @@ class ReconstructOptions:
     images: Place
     out: Place = "reconstruction.png"
     """The file to write, a PNG whatever its name ends in: originals above, reconstructions below."""
+    pictures: Place = ""
+    """A folder to write each of them to on its own as well: original/0000.png and drawn/0000.png, which
+    `evaluate --pictures FOLDER/drawn --reference FOLDER/original` compares.
+    """
     count: PositiveInt = 4
     """How many pictures of the source are drawn: its first ones that can be read."""
     device: str = "auto"
@@ -62,6 +70,8 @@ def main(args: Sequence[str]) -> int:
     done = reconstruct(model, samples, options.sampling)
     with writing(Path(options.out)):
         draw_comparison(done, Path(options.out))
+    if options.pictures:
+        _write_each(done, Path(options.pictures))
     for reconstruction in done:
         print(f"{printable(reconstruction.key)}: {psnr([reconstruction]):.1f} dB")
     for fate, reasons in (("passed over", passed_over), ("ignored", source.ignored)):
@@ -69,3 +79,15 @@ def main(args: Sequence[str]) -> int:
             print(f"{fate}: {reasons}")
     print(f"{options.out}: originals above, reconstructions below.")
     return 0
+
+
+def _write_each(done: "Sequence[Reconstruction]", folder: Path) -> None:
+    """Write originals and what was drawn of them into two folders, under the same names."""
+    from PIL import Image
+
+    for number, one in enumerate(done):
+        for name, picture in (("original", one.original), ("drawn", one.drawn)):
+            path = folder / name / f"{number:04d}.png"
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(picture.numpy()).save(path)

@@ -18,7 +18,11 @@ def test_reconstruct_writes_a_grid_and_tells_how_close_it_came(tiny_folder, pict
         len(re.findall(r"^\d\d\.png: [\d.]+ dB$", said.out, re.MULTILINE)) == 2
         and Image.open(tmp_path / "grid.png").size
     )
-    assert reca_fast("reconstruct", pictures, *usual, "--out", tmp_path / "grid.odd").code == 0
+    each = ["--pictures", tmp_path / "each"]
+    assert reca_fast("reconstruct", pictures, *usual, "--out", tmp_path / "grid.odd", *each).code == 0
+    folders = ["--pictures", tmp_path / "each" / "drawn", "--reference", tmp_path / "each" / "original"]
+    scored = reca_fast("evaluate", *folders, "--out", tmp_path / "report.json")
+    assert scored.code == 0 and re.search(r"^psnr .* 2 pictures", scored.out, re.MULTILINE), scored
     assert Image.open(tmp_path / "grid.odd").format == "PNG"
     assert f"{tmp_path} is a folder" in reca_fast("reconstruct", pictures, *usual, "--out", tmp_path).sentence
     for count in (0, -1):
