@@ -8,6 +8,7 @@ from torch import Tensor
 
 from reca_fast.config import SamplingConfig
 from reca_fast.errors import UserError
+from reca_fast.models.openuni import encoders
 from reca_fast.models.openuni.sampling import OpenUniSampling, draw_latents, noise_levels
 from reca_fast.models.parts.lean_import import lean_import
 from reca_fast.sample import RECA, T2I, Sample, Text
@@ -85,6 +86,16 @@ def test_a_sample_of_reca_is_drawn_from_its_target(model) -> None:
     assert torch.equal(one, draw(model, Sample("", (), picture(1), None, text)))
     assert not torch.equal(one, draw(model, Sample("", (), picture(2), None, text)))
     assert not torch.equal(one, draw(model, Sample("", (T2I,), None, picture(1), text)))
+
+
+def test_no_more_is_decoded_at_once_than_a_large_picture(model, monkeypatch) -> None:
+    monkeypatch.setattr(encoders, "DECODED", 2 * 32 * 16)
+    samples, decoded = [Sample("", (), None, None, None)] * 3, []
+    draw(model, samples[0], guidance=1.0)  # fills the decoder
+    hook = model.encoders.decoder.register_forward_pre_hook(lambda _, inputs: decoded.append(len(inputs[0])))
+    model.sample(samples, [(32, 16)] * 3, SamplingConfig(steps=2, together=3), range(3))
+    hook.remove()
+    assert decoded == [2, 1]
 
 
 def test_what_is_not_followed_is_refused(model) -> None:
