@@ -81,9 +81,9 @@ def measured(name: str, pictures: int, ways: Sequence[int], rounds: int) -> dict
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.drawing", description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=[*TINY], help=f"some of {', '.join(TINY)} (default: all)")
-    parser.add_argument("--pictures", type=int, default=32, help="that are drawn (default: %(default)s)")
+    parser.add_argument("--pictures", type=int, default=16, help="that are drawn (default: %(default)s)")
     parser.add_argument("--together", type=int, nargs="+", default=[4, 16], help="at once (default: 4 and 16)")
-    parser.add_argument("--rounds", type=int, default=2, help="turns of each way (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=1, help="turns of each way (default: %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     figures = {}

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from reca_fast.cli.prompts import read_prompts
+from reca_fast.models.bagel import BagelModel
 from reca_fast.models.showo.tiny import write_tiny_checkpoint as write_tiny_showo
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,6 +33,20 @@ def test_pictures_have_the_size_that_the_model_was_made_for_unless_another_is_gi
         assert reca_fast("generate", *where, "--out", tmp_path / name, *given).code == 0
         with Image.open(tmp_path / name / "0000.png") as picture:
             assert picture.size == size
+
+
+def test_a_batch_is_no_smaller_than_what_is_drawn_at_once(tiny_folder, reca_fast, tmp_path, monkeypatch) -> None:
+    asked, sample = [], BagelModel.sample
+
+    def noted(model, conditions, *others):
+        asked.append(len(conditions))
+        return sample(model, conditions, *others)
+
+    monkeypatch.setattr(BagelModel, "sample", noted)
+    where = ["--model.path", tiny_folder, "--out", tmp_path, "--prompt", '["a", "b", "c", "d"]', "--device", "cpu"]
+    sizes = ["--width", 16, "--height", 16, "--sampling.steps", 1, "--batch", 1, "--sampling.together", 3]
+    assert reca_fast("generate", *where, *sizes).code == 0
+    assert asked == [3, 1] and len([*tmp_path.glob("*.png")]) == 4
 
 
 PROMPTS_THAT_ARE_NONE = {
