@@ -20,7 +20,7 @@ class LossWeights:
     """Saying the captions of captioned pictures (cross-entropy); needs model.freeze_und=false."""
 
 
-Kind = Literal["adamw", "adamw8bit", "paged_adamw8bit", "adamw8bit_ao", "adamw4bit_ao", "adafactor"]
+Kind = Literal["adamw", "adamw8bit", "paged_adamw8bit", "adamw8bit_ao", "adamw4bit_ao", "adafactor", "muon"]
 
 
 @dataclass
@@ -30,8 +30,10 @@ class OptimConfig:
     kind: Kind = fixed("adamw")
     """The optimizer, by what it keeps of every trained weight. adamw: two fp32 moments, 8 bytes; adamw8bit
     (bitsandbytes) and adamw8bit_ao (torchao): 2 bytes; adamw4bit_ao (torchao): 1 byte; adafactor: next to nothing, and
-    no first moment. paged_adamw8bit keeps the 2 bytes where the GPU's driver moves them to the host when they do not
-    fit. Price: moments are rounded in every step; adafactor's updates are coarser and it ignores betas and eps.
+    no first moment; muon: 4 bytes, a momentum of matrices, whose updates are made orthogonal, while everything else is
+    updated by adamw. paged_adamw8bit keeps the 2 bytes where the GPU's driver moves them to the host when they do not
+    fit. Price: moments are rounded in every step; adafactor's updates are coarser and it ignores betas and eps; muon
+    multiplies every matrix fifteen times with its own likes, and needs it whole on every process.
     """
     states: Literal["device", "host"] = neutral("device")
     """Where those bytes lie. host: in host memory; those of a block come to the GPU for its update and go back, twice

@@ -62,6 +62,11 @@ def check_run(config: RunConfig, processes: int) -> None:
             f"parallel.replicate={replicas} does not divide the {processes} processes; set it to a divisor of "
             f"{processes}, or start a multiple of {replicas} processes."
         )
+    if config.optim.kind == "muon" and processes > replicas:
+        raise UserError(
+            f"optim.kind=muon needs every matrix whole, and {processes} processes would share it: set "
+            f"--parallel.replicate {processes}, or another --optim.kind."
+        )
     if config.sample_every:
         check_sampling(config.sampling)
         if config.data.cache and not config.data.source:

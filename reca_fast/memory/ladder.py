@@ -71,7 +71,7 @@ def as_options(levers: Levers) -> str:
 ORDER: dict[str, Sequence[Any]] = {
     "memory.recompute": ("none", "selective", "budget", "blocks"),
     "memory.frozen": ("compute", "int8", "nf4"),
-    "optim.kind": ("adamw", "adamw8bit", "paged_adamw8bit", "adamw8bit_ao", "adamw4bit_ao", "adafactor"),
+    "optim.kind": ("adamw", "muon", "adamw8bit", "paged_adamw8bit", "adamw8bit_ao", "adamw4bit_ao", "adafactor"),
 }
 """Values of a setting, those that take less memory later."""
 

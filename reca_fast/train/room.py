@@ -15,7 +15,7 @@ from reca_fast.models import Model
 from .state import Run
 
 GIB = 2**30
-STATES = {"adamw": 8, "adamw8bit": 2, "adamw8bit_ao": 2, "adamw4bit_ao": 1}
+STATES = {"adamw": 8, "muon": 4, "adamw8bit": 2, "adamw8bit_ao": 2, "adamw4bit_ao": 1}
 """Bytes of a trained weight's optimizer states; other kinds keep next to nothing on the GPU."""
 
 

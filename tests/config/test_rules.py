@@ -44,6 +44,7 @@ from reca_fast.errors import UserError
             {"optim.kind": "paged_adamw8bit", "optim.states": "host"},
             "optim.states=host excludes optim.kind=paged_adamw8b",
         ),
+        ({"optim.kind": "muon"}, "optim.kind=muon needs every matrix whole.*parallel.replicate 2"),
         (
             {"memory.trained": "bf16", "model.precision": "fp32"},
             "memory.trained=bf16 keeps fewer digits than model.pre",

@@ -7,6 +7,7 @@ from reca_fast.config import OptimConfig
 from .adafactor import Adafactor
 from .adamw import AdamW
 from .kind import Kind, Now, Weight
+from .muon import Muon
 from .of_bitsandbytes import AdamW8bit
 from .of_torchao import AdamWLowBit
 
@@ -29,5 +30,7 @@ def open_kind(config: OptimConfig, device: torch.device) -> Kind:
             return AdamW8bit(config, device, paged=config.kind.startswith("paged"))
         case "adamw8bit_ao" | "adamw4bit_ao":
             return AdamWLowBit(config, device, bits=8 if config.kind == "adamw8bit_ao" else 4)
+        case "muon":
+            return Muon(config)
         case "adafactor":
             return Adafactor()
