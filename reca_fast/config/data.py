@@ -102,6 +102,10 @@ class DataConfig:
     """Probability that a sample is trained without its prompt. Guidance compares with and without, so it needs both."""
     templates: Annotated[int, Range(0, 2**10)] = fixed(0)
     """How many of the templates reca asks with; 0 for all. 1 is "Describe this image in detail.", always."""
+    own_templates: tuple[str, ...] = fixed(())
+    """Sentences that reca asks with in place of the templates that ship; one that stands here twice is asked twice as
+    often. templates says nothing then.
+    """
     condition_resize: ResizeConfig = field(default_factory=lambda: ResizeConfig(224, 224, 14))
     """Size of the condition: the picture as the understanding encoder sees it."""
     target_resize: ResizeConfig = field(default_factory=lambda: ResizeConfig(1024, 512, 16))

@@ -55,7 +55,7 @@ class SampleBuilder:
 
     def __init__(self, config: DataConfig, inputs: Inputs) -> None:
         check_data(config)
-        some_templates(config.templates)  # refuses more than there are
+        self._templates = config.own_templates or some_templates(config.templates)
         self._weights = {task: getattr(config.tasks, task) for task in TASKS}
         self._config, self._inputs = config, inputs
         if config.serve == "all":
@@ -123,7 +123,7 @@ class SampleBuilder:
             return None
         is_asked = T2I not in tasks
         prompt = (
-            choose_template(seed, epoch, key, self._config.templates)
+            choose_template(seed, epoch, key, self._templates)
             if is_asked
             else choose_caption(caption or "", seed, epoch, key)
         )

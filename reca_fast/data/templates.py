@@ -7,6 +7,7 @@ prints all of them.
 
 import itertools
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import resources
 
@@ -48,14 +49,8 @@ def some_templates(count: int) -> tuple[str, ...]:
     return tuple(shuffled[:count]) if count else every
 
 
-def choose_template(seed: int, epoch: int, key: str, count: int = 0) -> str:
-    """The template for the record `key` in `epoch`, drawn uniformly.
-
-    Args:
-        seed: that of the data (`data.seed`).
-        count: how many templates there are to draw from; 0 for all.
-    """
-    among = some_templates(count)
+def choose_template(seed: int, epoch: int, key: str, among: Sequence[str]) -> str:
+    """The one of some templates for the record `key` in `epoch`, drawn uniformly. `seed` is that of the data."""
     return among[int(stable_uniform("template", seed, epoch, key) * len(among))]
 
 

@@ -49,10 +49,10 @@ def test_hash_is_uniform() -> None:
 
 def test_choice_depends_on_seed_epoch_and_key_alone() -> None:
     keys = [f"{i}.jpg" for i in range(4000)]
-    drawn = [choose_template(1, 0, key) for key in keys]
-    assert drawn == [choose_template(1, 0, key) for key in keys]
-    assert drawn != [choose_template(2, 0, key) for key in keys]
-    assert drawn != [choose_template(1, 1, key) for key in keys]
+    drawn = [choose_template(1, 0, key, templates()) for key in keys]
+    assert drawn == [choose_template(1, 0, key, templates()) for key in keys]
+    assert drawn != [choose_template(2, 0, key, templates()) for key in keys]
+    assert drawn != [choose_template(1, 1, key, templates()) for key in keys]
     assert set(drawn) == set(templates())
 
 
@@ -60,8 +60,8 @@ def test_fewer_templates_are_a_part_of_more() -> None:
     few, more = some_templates(10), some_templates(360)
     assert len(set(few)) == 10 and len(set(more)) == 360 and more[:10] == few and set(more) <= set(templates())
     assert some_templates(0) == templates()
-    assert {choose_template(1, epoch, "a.jpg", 1) for epoch in range(20)} == {"Describe this image in detail."}
-    assert {choose_template(1, 0, f"{i}.jpg", 10) for i in range(500)} == set(few)
+    assert {choose_template(1, epoch, "a.jpg", some_templates(1)) for epoch in range(20)} == {"Describe this image in detail."}
+    assert {choose_template(1, 0, f"{i}.jpg", few) for i in range(500)} == set(few)
     with pytest.raises(UserError, match=r"data\.templates=1000: there are \d+; set it to \d+ or less, or 0 for all"):
         some_templates(1000)
 
