@@ -28,10 +28,10 @@ class VitEmbeddings(nn.Module):
         self.patch_embedding = nn.Conv2d(config.num_channels, width, patch, stride=patch)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """[3, side, side] -> [1 + patches, width]."""
-        patches = self.patch_embedding(pixels[None])[0].flatten(1).T
-        tokens = torch.cat((self.class_embedding[0].to(patches.dtype), patches))
-        return tokens + self.position_embedding[0].to(patches.dtype)
+        """[N, 3, side, side] -> [N, 1 + patches, width]."""
+        patches = self.patch_embedding(pixels).flatten(2).mT
+        tokens = torch.cat((self.class_embedding.to(patches.dtype).expand(len(patches), -1, -1), patches), dim=1)
+        return tokens + self.position_embedding.to(patches.dtype)
 
 
 class VitAttention(nn.Module):
@@ -113,20 +113,27 @@ class InternVit(nn.Module):
         Returns:
             [config.picture_tokens, width of the language model], in the dtype of the arithmetic.
         """
+        return self.together(pixels[None], backend)[0]
+
+    def together(self, pixels: Tensor, backend: str) -> Tensor:
+        """The same of N pictures of one size at once: [N, 3, H, W] -> [N, picture_tokens, width]."""
         vit = self.config.vit
-        normed = torch.stack([((x + 1) / 2 - mean) / std for x, mean, std in zip(pixels, MEAN, STD, strict=True)])
+        channels = zip(pixels.unbind(1), MEAN, STD, strict=True)
+        normed = torch.stack([((x + 1) / 2 - mean) / std for x, mean, std in channels], dim=1)
         size = (vit.image_size, vit.image_size)
-        resized = F.interpolate(normed[None], size=size, mode="bilinear", align_corners=False)[0]
+        resized = F.interpolate(normed, size=size, mode="bilinear", align_corners=False)
         if not torch.is_autocast_enabled(pixels.device.type):
             resized = resized.to(self.embeddings.patch_embedding.weight.dtype)
         tokens = self.embeddings(resized)
-        rows = len(tokens)
-        ends = torch.arange(2, dtype=torch.int32, device=tokens.device) * rows  # made where it is used: nothing waits
+        pictures, rows = tokens.shape[:2]
+        # Made where they are used: nothing waits.
+        ends = torch.arange(pictures + 1, dtype=torch.int32, device=tokens.device) * rows
         segments = Varlen(ends, ends, rows, rows, False)
+        tokens = tokens.flatten(0, 1)
         for layer in self.layers[: self.config.vit_layers]:
             tokens = layer(tokens, segments, backend)
-        joined = join_patches(tokens[1:].unflatten(0, (vit.side, vit.side)), self.config.joined, self.config.ps_version)
-        out: Tensor = self.mlp1(joined)
+        patches = tokens.unflatten(0, (pictures, rows))[:, 1:].unflatten(1, (vit.side, vit.side))
+        out: Tensor = self.mlp1(join_patches(patches, self.config.joined, self.config.ps_version))
         return out
 
 
@@ -134,14 +141,16 @@ def join_patches(patches: Tensor, side: int, version: str) -> Tensor:
     """Join squares of patches to one token each (InternVL's pixel shuffle).
 
     Args:
-        patches: [rows, columns, C].
+        patches: [..., rows, columns, C].
         side: of a square, in patches.
         version: v2 gives the squares row by row, v1 column by column.
 
     Returns:
-        [rows / side * columns / side, side**2 * C]. A token holds its square's patches row by row.
+        [..., rows / side * columns / side, side**2 * C]. A token holds its square's patches row by row.
     """
-    squares = patches.unflatten(1, (-1, side)).unflatten(0, (-1, side))  # [R, side, K, side, C]
-    order = (0, 2, 1, 3, 4) if version == "v2" else (2, 0, 1, 3, 4)
-    joined: Tensor = squares.permute(order).flatten(2).flatten(0, 1)
+    squares = patches.unflatten(-2, (-1, side)).unflatten(-4, (-1, side))  # [..., R, side, K, side, C]
+    squares = squares.transpose(-4, -3)  # [..., R, K, side, side, C]
+    if version == "v1":
+        squares = squares.transpose(-5, -4)
+    joined: Tensor = squares.flatten(-3).flatten(-3, -2)
     return joined
