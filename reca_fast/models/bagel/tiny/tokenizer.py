@@ -1,7 +1,7 @@
-"""A small tokenizer of Qwen's kind, trained on the prompt templates, in the files that Qwen publishes."""
+"""A small tokenizer of Qwen's kind, trained on the prompt templates or other texts, in the files that Qwen publishes."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from reca_fast.data.templates import templates
@@ -11,13 +11,19 @@ from reca_fast.models.files.folder import write_object
 END_OF_TEXT = "<|endoftext|>"
 
 
-def write_tokenizer(folder: Path, vocabulary_size: int, markers: Sequence[str] = tuple(MARKERS.values())) -> None:
+def write_tokenizer(
+    folder: Path,
+    vocabulary_size: int,
+    markers: Sequence[str] = tuple(MARKERS.values()),
+    texts: Iterable[str] | None = None,
+) -> None:
     """Train a byte-level BPE and write it twice: as tokenizer.json, and as the three older files beside it.
 
     Args:
         folder: which exists.
         vocabulary_size: entries, without the special tokens.
         markers: the special tokens besides END_OF_TEXT.
+        texts: that it is trained on, the templates by default.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -40,7 +46,7 @@ def write_tokenizer(folder: Path, vocabulary_size: int, markers: Sequence[str] =
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(templates(), trainer)
+    tokenizer.train_from_iterator(templates() if texts is None else texts, trainer)
     special = [END_OF_TEXT, *markers]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -1,0 +1,98 @@
+"""`python -m reca_fast.proof.pretraining`: make the base that the demo and the study begin with, from a seed.
+
+First an understanding is taught (`understanding.py`), then SANA learns to draw from sparse captions, by the trainer and
+the recipe toy-base like any other model. Stopped, the same command goes on from where it was.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+from reca_fast.errors import UserError
+from reca_fast.toy import POOLS
+
+from .checkpoint import toy_config, write_checkpoint, write_toy_tokenizer
+from .codec import components
+from .lessons import Lessons, shown
+from .probe import transfer
+from .understanding import Course, Understanding, teach
+
+RECIPE = "toy-base"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m reca_fast.proof.pretraining", description=__doc__)
+    parser.add_argument("--out", default="runs/toy-base", help="folder for the base and all that comes before it")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights, the lessons and the training")
+    parser.add_argument("--lessons", type=int, default=Course.steps, help="steps of teaching the understanding")
+    parser.add_argument("--steps", type=int, default=None, help="steps of learning to draw (default: the recipe's)")
+    parser.add_argument("--pictures", type=int, default=8192, help="of toy:base that are drawn from")
+    options = parser.parse_args()
+    try:
+        return make_base(Path(options.out), options.seed, options.lessons, options.steps, options.pictures)
+    except UserError as error:
+        print(f"reca-fast: {error}", file=sys.stderr)
+        return 2
+
+
+def make_base(out: Path, seed: int, lessons: int, steps: int | None, pictures: int) -> int:
+    """Make the base in `out`/base. Returns 0, or the exit code of a verb that failed.
+
+    Args:
+        out: gone on from, where something of it is there.
+        seed: of everything.
+        lessons: steps of teaching the understanding.
+        steps: of learning to draw; None takes the recipe's.
+        pictures: how many of toy:base are learned from.
+    """
+    from reca_fast.cli import main as reca_fast
+
+    taught, base = out / "taught", out / "base"
+    out.mkdir(parents=True, exist_ok=True)
+    if not (taught / "openuni_toy.safetensors").is_file():
+        _teach(taught, seed, lessons)
+    given = ["--config", RECIPE, "--model.path", str(taught), "--data.limit", str(pictures)]
+    commands = [["cache", *given, "--out", str(out / "cache")]]  # nothing is encoded twice
+    training = ["train", *given, "--data.cache", str(out / "cache"), "--seed", str(seed), "--out", str(out / "drawing")]
+    commands.append([*training, *(["--steps", str(steps)] if steps else [])])
+    if base.exists():
+        shutil.rmtree(base)
+    commands.append(["export", str(out / "drawing"), str(base), "--weights", "average"])
+    for command in commands:
+        print(f"Now `reca-fast {' '.join(command)}`:", flush=True)
+        if code := reca_fast(command):
+            return code
+    for file in sorted(path for path in base.rglob("*") if path.is_file()):
+        print(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(base)}")
+    return 0
+
+
+def _teach(folder: Path, seed: int, steps: int) -> None:
+    """Write the checkpoint of a taught understanding and the codec. What it is worth is written beside it."""
+    config = toy_config()
+    tokenizer = write_toy_tokenizer(folder)
+    count = POOLS["understanding"].size
+    lessons = Lessons(tokenizer, config.picture_tokens, config.num_queries, count=count, seed=seed)
+    understanding = Understanding(config, seed)
+
+    def tell(step: int, loss: float) -> None:
+        if step % 20 == 0 or step == steps:
+            print(f"lesson {step}/{steps}  loss {loss:.4f}", flush=True)
+
+    torch.set_num_threads(1)  # layers this small gain nothing from a second thread
+    teach(understanding, lessons, tokenizer.picture, Course(steps, seed=seed), folder / "taught.pt", tell)
+    probes = transfer(understanding, lessons, tokenizer.picture)
+    for name, (to_pictures, to_texts) in probes.items():
+        print(f"{name}: a probe of texts reads {to_pictures:.3f} of pictures, one of pictures {to_texts:.3f} of texts")
+    found = components(torch.cat([shown("base", range(4096))[1], shown("understanding", range(4096))[1]]), 48)
+    write_checkpoint(folder, understanding, found, seed)
+    (folder.parent / "probes.json").write_text(json.dumps(probes, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
