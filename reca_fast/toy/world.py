@@ -55,14 +55,14 @@ class Pool:
     size: int  # how many pictures the source toy:POOL has; `scene_of` and `render` take any number
     jitter: float  # how much size, place and rotation vary, from 0 to 1
     mentions: float  # how often a sparse caption says the colour of a thing
-    colours: str  # "all", "biased" (nearly always the dominant one) or "seen" (all but the held-out one)
+    colours: str  # "all", "biased" (nearly always dominant), "seen" (all but held out) or "rare"
 
 
 POOLS = {
     "understanding": Pool(size=16384, jitter=1.0, mentions=0.15, colours="all"),
     "base": Pool(size=16384, jitter=0.35, mentions=0.15, colours="biased"),
     "posttraining": Pool(size=8192, jitter=0.35, mentions=0.03, colours="seen"),
-    "validation": Pool(size=1024, jitter=0.35, mentions=0.03, colours="seen"),
+    "validation": Pool(size=1024, jitter=0.35, mentions=0.03, colours="rare"),
 }
 
 
@@ -136,6 +136,8 @@ def _one_of(choices: Sequence[str], random: np.random.Generator) -> str:
 def _colour(shape: str, colours: str, random: np.random.Generator) -> str:
     if colours == "all":
         return _one_of(tuple(COLOURS), random)
+    if colours == "rare":
+        return _one_of(rare_colours(shape), random)
     if colours == "seen":
         return _one_of([colour for colour in COLOURS if colour != HELD_OUT[shape]], random)
     return DOMINANT[shape] if random.random() < BIAS else _one_of(rare_colours(shape), random)

@@ -60,7 +60,7 @@ def test_fewer_templates_are_a_part_of_more() -> None:
     few, more = some_templates(10), some_templates(360)
     assert len(set(few)) == 10 and len(set(more)) == 360 and more[:10] == few and set(more) <= set(templates())
     assert some_templates(0) == templates()
-    assert {choose_template(1, epoch, "a.jpg", some_templates(1)) for epoch in range(20)} == {"Describe this image in detail."}
+    assert some_templates(1) == ("Describe this image in detail.",)
     assert {choose_template(1, 0, f"{i}.jpg", few) for i in range(500)} == set(few)
     with pytest.raises(UserError, match=r"data\.templates=1000: there are \d+; set it to \d+ or less, or 0 for all"):
         some_templates(1000)

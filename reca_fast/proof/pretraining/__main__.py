@@ -8,6 +8,7 @@ import argparse
 import hashlib
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -50,8 +51,6 @@ def make_base(out: Path, seed: int, lessons: int, steps: int | None, pictures: i
         steps: of learning to draw; None takes the recipe's.
         pictures: how many of toy:base are learned from.
     """
-    from reca_fast.cli import main as reca_fast
-
     taught, base = out / "taught", out / "base"
     out.mkdir(parents=True, exist_ok=True)
     if not (taught / "openuni_toy.safetensors").is_file():
@@ -65,7 +64,7 @@ def make_base(out: Path, seed: int, lessons: int, steps: int | None, pictures: i
     commands.append(["export", str(out / "drawing"), str(base), "--weights", "average"])
     for command in commands:
         print(f"Now `reca-fast {' '.join(command)}`:", flush=True)
-        if code := reca_fast(command):
+        if code := subprocess.run([sys.executable, "-m", "reca_fast", *command]).returncode:
             return code
     for file in sorted(path for path in base.rglob("*") if path.is_file()):
         print(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(base)}")

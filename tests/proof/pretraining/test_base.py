@@ -10,11 +10,11 @@ from reca_fast.proof.pretraining.__main__ import make_base
 
 
 @pytest.mark.slow
-def test_a_shortened_base_is_made_again_to_the_last_bit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_shortened_base_is_made_again_to_the_last_bit(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Stopped after the understanding was taught, and gone on with."""
     numbers = {"seed": 3, "lessons": 2, "steps": 2, "pictures": 64}
     assert make_base(tmp_path / "one", **numbers) == 0
-    said = capsys.readouterr().out
+    said = capfd.readouterr().out
     assert "a probe of texts reads" in said and "openuni_toy.safetensors" in said
     shutil.copytree(tmp_path / "one" / "taught", tmp_path / "other" / "taught")
     (tmp_path / "other" / "taught" / "openuni_toy.safetensors").unlink()

@@ -1,7 +1,5 @@
 """What the understanding is taught: whoever tells a scene, and in whatever order, says the same words."""
 
-from pathlib import Path
-
 import pytest
 
 from reca_fast.models.openuni.tokenizer import OpenUniTokenizer

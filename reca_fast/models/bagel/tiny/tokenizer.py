@@ -1,4 +1,4 @@
-"""A small tokenizer of Qwen's kind, trained on the prompt templates or other texts, in the files that Qwen publishes."""
+"""A small tokenizer of Qwen's kind, trained on the prompt templates or on other texts, in Qwen's files."""
 
 import json
 from collections.abc import Iterable, Sequence
