@@ -154,6 +154,7 @@ def _validation(model: Model, data: DataConfig, count: int) -> list[Sample]:
     """The first pictures of the pool, as the model is shown them."""
     # Whatever the recipe trains on and from, these are whole pictures with a prompt.
     own = replace(data, source=f"toy:{POOL}", cache="", instructions="", serve="one", text_dropout=0.0)
+    own = replace(own, limit=0, templates=1, own_templates=())  # which asks for a complete description
     return pick_samples(open_source(own), SampleBuilder(own, model.inputs(own)), count)
 
 

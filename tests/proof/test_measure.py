@@ -120,6 +120,14 @@ def test_whatever_a_recipe_trains_from_is_left_out(tmp_path):
     assert measure(Painter(), SamplingConfig(), data, count=1, subtasks=["reconstruction"]).psnr.value == 100
 
 
+def test_pictures_are_asked_for_by_their_complete_description():
+    """Whatever sentences a recipe trains with, of which some may ask for less."""
+    painter = Painter()
+    data = replace(DATA, own_templates=("Name the shapes.",), templates=0, limit=1)
+    measure(painter, SamplingConfig(), data, count=4, subtasks=["reconstruction"])
+    assert set(painter.texts) == {"Describe this image in detail."} and len(painter.asked) == 4
+
+
 def test_a_report_is_plain_json():
     found = measure(Painter(), SamplingConfig(steps=3), DATA, count=len(SHAPES), subtasks=["single"])
     report = json.loads(json.dumps(found.report()))
