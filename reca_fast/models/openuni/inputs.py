@@ -50,7 +50,7 @@ class OpenUniInputs:
         """The sizes and tokens of a picture; without t2i alone, a condition takes the tokens of its square."""
         width, height = fitted_size(*size, self._data.target_resize)
         condition = None
-        if set(tasks) != {T2I} and not self._one_picture:
+        if shows_picture(tasks, text) and not self._one_picture:
             condition = fitted_size(*size, self._data.condition_resize)
         prompt = prompt_of(tasks, text, self._config, self._tokenizer)
         cells = (width // self._config.stride) * (height // self._config.stride)
@@ -61,11 +61,18 @@ class OpenUniInputs:
 
 
 def prompt_of(tasks: Sequence[str], text: Text | None, config: OpenUniConfig, tokenizer: OpenUniTokenizer) -> list[int]:
-    """The prompt of a sample: with a picture unless it serves t2i alone."""
+    """The prompt of a sample: a picture and an instruction, a caption, or neither."""
     ids = None if text is None else text.ids
-    if set(tasks) == {T2I}:
-        return tokenizer.request(ids)
-    return tokenizer.about_picture(config.picture_tokens, ids)
+    if shows_picture(tasks, text):
+        return tokenizer.about_picture(config.picture_tokens, ids)
+    return tokenizer.request(ids)
+
+
+def shows_picture(tasks: Sequence[str], text: Text | None) -> bool:
+    """Whether the prompt of a sample shows a picture: unless it serves t2i alone, or `data.text_dropout` left out its
+    instruction. Then the picture is left out too: guidance compares with a prompt that asks for any picture.
+    """
+    return set(tasks) != {T2I} and text is not None
 
 
 def collate(
@@ -77,7 +84,7 @@ def collate(
     samples = sorted(samples, key=lambda sample: sample.target_size or (0, 0))
     sizes = [sample.target_size for sample in samples if sample.target_size is not None]
     shapes = [(height // config.stride, width // config.stride) for width, height in sizes]
-    with_picture = [sample for sample in samples if set(sample.tasks) != {T2I}]
+    with_picture = [sample for sample in samples if shows_picture(sample.tasks, sample.text)]
     features = _stored([sample.encoded_condition or sample.encoded_target for sample in with_picture], FEATURES)
     latents = _stored([sample.encoded_target for sample in samples], LATENTS)
     conditions = [sample.target if sample.condition is None else sample.condition for sample in with_picture]

@@ -243,18 +243,19 @@ class OpenUniModel:
         """Pictures of one size, uint8 [pictures, H, W, 3] on the CPU, all of them behind a picture or none."""
         shape = size[1] // self.config.stride, size[0] // self.config.stride
         conditions = tuple(picture for picture, _ in asked if picture is not None)
-        if conditions:  # guidance compares with the same picture and the same instruction, so it would change nothing
+        guidance = settings.image_guidance if conditions else settings.guidance
+        if conditions:
             prompts = [self.tokenizer.about_picture(self.config.picture_tokens, ids) for _, ids in asked]
         else:
             prompts = [self.tokenizer.request(ids) for _, ids in asked]
         groups, context = self._context(prompts, shape, conditions)
         contexts = [context]
-        if settings.guidance > 1 and not conditions:
+        if guidance > 1:
             _, unguided = self._context([self.tokenizer.request(None)], shape, ())  # the same for all of them
             contexts.append(unguided.repeat(len(asked), 1))
         noise = torch.stack([self._noise(shape, seed) for seed in seeds]).to(self.device)
         with self.autocast(keep_casts=True):
-            velocity = self._velocity(groups, contexts, settings.guidance)
+            velocity = self._velocity(groups, contexts, guidance)
             cells = draw_latents(velocity, to_cells(noise), settings.steps, settings.timestep_shift)
         return self.encoders.pictures(to_pictures(cells, *shape)).cpu()
 

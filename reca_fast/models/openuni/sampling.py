@@ -22,6 +22,9 @@ class OpenUniSampling:
     steps: int = 20
     timestep_shift: float = 3.0
     guidance: float = 4.5
+    """Behind a caption: how far to lead away from what is drawn without one."""
+    image_guidance: float = 1.0
+    """Behind a picture: how far to lead away from what is drawn without one. The authors do not."""
 
 
 Velocity = Callable[[Tensor, float], Tensor]

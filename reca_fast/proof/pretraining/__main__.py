@@ -76,7 +76,7 @@ def _teach(folder: Path, seed: int, steps: int) -> None:
     config = toy_config()
     tokenizer = write_toy_tokenizer(folder)
     count = POOLS["understanding"].size
-    lessons = Lessons(tokenizer, config.picture_tokens, config.num_queries, count=count, seed=seed)
+    lessons = Lessons(tokenizer, config.picture_tokens, count=count, seed=seed)
     understanding = Understanding(config, seed)
 
     def tell(step: int, loss: float) -> None:

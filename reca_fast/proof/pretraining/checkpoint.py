@@ -38,7 +38,7 @@ INTERNVL, SANA, VAE = "internvl3", "sana/transformer", "vae"
 
 
 def toy_config() -> OpenUniConfig:
-    """The sizes: 1.0 M parameters understand, 1.6 M draw. Eight queries, as the longest caption has eight words."""
+    """The sizes: 1.0 M parameters understand, 1.6 M draw. A query for each word of `lessons.form`."""
     width, drawing = 128, 128
     return OpenUniConfig(
         llm=Qwen2Config(
@@ -73,7 +73,7 @@ def toy_config() -> OpenUniConfig:
             sample_size=SIDE // 8,
         ),
         vae=codec_config(CHANNELS, 1.0),
-        num_queries=8,
+        num_queries=6,
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from reca_fast.data.templates import PLAIN, templates
 from reca_fast.models.openuni.tokenizer import BARE_REQUEST, REQUEST, OpenUniTokenizer
 from reca_fast.toy import RELATIONS, SHAPES, WORDS, Requirement, Scene, Wanted, render_many, requirement_of, scene_of
+from reca_fast.toy.captions import NUMBERS
 
 BRIEF = {
     "Name the shapes.": (False, False, False),
@@ -27,26 +28,24 @@ class Lesson:
 
     pictures: Tensor  # uint8 [B, side, side, 3]
     prompts: list[list[int]]  # [3 B]: of the pictures, of their answers, of the other texts
-    said: Tensor  # int64 [3 B, Q]: the word that each query is to say
+    said: Tensor  # int64 [3 B, Q]: the word that each query is to say, one of `form`
 
 
 class Lessons:
     """Draws lessons from scenes of a pool.
 
-    What a picture shows, as far as it was asked for, and a text of it, which names two things in either order, are to
-    be said with the same words (`in_order`).
+    Of what a picture shows, as far as it was asked for, and of a text of it, which names two things in either order,
+    the queries fill the same form.
 
     Args:
         tokenizer: of the prompts; every word of the toy language is one of its tokens.
-        picture_tokens, queries: of the model.
+        picture_tokens: of the model.
         count: how many scenes there are.
         seed: of the draws.
     """
 
-    def __init__(
-        self, tokenizer: OpenUniTokenizer, picture_tokens: int, queries: int, *, count: int, seed: int
-    ) -> None:
-        self._tokenizer, self._picture_tokens, self._queries = tokenizer, picture_tokens, queries
+    def __init__(self, tokenizer: OpenUniTokenizer, picture_tokens: int, *, count: int, seed: int) -> None:
+        self._tokenizer, self._picture_tokens = tokenizer, picture_tokens
         self._scenes, self._pictures = shown("understanding", range(count))
         self._seed = seed
         self._templates = [tokenizer.encode(text) for text in templates()]
@@ -63,7 +62,7 @@ class Lessons:
         return Lesson(
             self._pictures[torch.from_numpy(chosen)],
             [self.about(ids) for ids, _ in questions] + [self.request(_either(r, random).text) for r in asked + left],
-            self.words([in_order(requirement).text for requirement in asked + asked + left]),
+            self.words(asked + asked + left),
         )
 
     def about(self, question: Sequence[int]) -> list[int]:
@@ -78,13 +77,11 @@ class Lessons:
         """The prompt that asks for a picture of a text."""
         return self._tokenizer.request(self._tokenizer.encode(text))
 
-    def words(self, texts: Sequence[str]) -> Tensor:
-        """The words that the queries are to say, int64 [N, Q]: a line feed where a text has ended."""
-        said = torch.full((len(texts), self._queries), self._tokenizer.words["\n"][0])
-        for row, text in zip(said, texts, strict=True):
-            words = words_of(self._tokenizer, text)
-            row[: len(words)] = torch.tensor(words)
-        return said
+    def words(self, told: Sequence[Requirement]) -> Tensor:
+        """The words that the queries are to say, int64 [N, Q]: a line feed where the form is empty."""
+        empty = self._tokenizer.words["\n"][0]
+        forms = [[words_of(self._tokenizer, word)[0] if word else empty for word in form(each)] for each in told]
+        return torch.tensor(forms)
 
     def _question(self, random: np.random.Generator) -> tuple[Sequence[int], tuple[bool, bool, bool]]:
         """A question, and which parts it asks for: a quarter the plain template, a quarter any, half of them brief."""
@@ -103,6 +100,17 @@ def part_of(dense: Requirement, colours: bool, places: bool, numbers: bool) -> R
     if dense.number > len(things):
         return Requirement(things, "", dense.number if numbers else 0)
     return Requirement(things, dense.relation if places else "", dense.number)
+
+
+def form(told: Requirement) -> tuple[str, str, str, str, str, str]:
+    """What is told as the words of a form, empty where nothing is told: number, colour, shape, where, and colour and
+    shape of a second thing. So a thing's colour stands at the same place whatever else is told.
+    """
+    told = in_order(told)
+    first, *others = told.things
+    number = "a" if told.number == len(told.things) else NUMBERS.get(told.number, "")
+    second = (others[0].colour or "", others[0].shape) if others else ("", "")
+    return number, first.colour or "", first.shape, told.relation.split(" ")[0], *second
 
 
 def in_order(told: Requirement) -> Requirement:

@@ -4,7 +4,7 @@ import pytest
 
 from reca_fast.models.openuni.tokenizer import OpenUniTokenizer
 from reca_fast.proof.pretraining.checkpoint import toy_config, write_toy_tokenizer
-from reca_fast.proof.pretraining.lessons import EVERYTHING, Lessons, in_order, part_of, words_of
+from reca_fast.proof.pretraining.lessons import EVERYTHING, Lessons, form, in_order, part_of, words_of
 from reca_fast.toy import WORDS, parse
 
 CONFIG = toy_config()
@@ -46,9 +46,24 @@ def test_a_question_asks_for_parts(wanted: tuple[bool, bool, bool], said: str) -
     assert part_of(parse("a red circle left of a blue square"), *wanted).text == said
 
 
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ("a red circle right of a blue square", "a blue square left red circle"),
+        ("a circle above a blue ring", "a _ circle above blue ring"),
+        ("a ring and a circle", "a _ circle _ _ ring"),
+        ("a red ring at the top", "a red ring top _ _"),
+        ("three red crosses", "three red cross _ _ _"),
+        ("crosses", "_ _ cross _ _ _"),
+    ],
+)
+def test_a_colour_stands_at_its_place_whatever_else_is_told(told: str, words: str) -> None:
+    assert form(parse(told)) == tuple("" if word == "_" else word for word in words.split())
+
+
 def test_a_lesson_is_a_function_of_its_number(tokenizer: OpenUniTokenizer) -> None:
     """So a stopped course goes on with the lessons that it would have had."""
-    lessons, again = (Lessons(tokenizer, CONFIG.picture_tokens, CONFIG.num_queries, count=32, seed=1) for _ in range(2))
+    lessons, again = (Lessons(tokenizer, CONFIG.picture_tokens, count=32, seed=1) for _ in range(2))
     lesson, same, other = lessons.draw(7, 6), again.draw(7, 6), lessons.draw(8, 6)
     assert lesson.prompts == same.prompts and lesson.said.equal(same.said) and lesson.pictures.equal(same.pictures)
     assert lesson.prompts != other.prompts
