@@ -145,7 +145,7 @@ def measure(
 
     originals = [reconstruction_of(scene_of(POOL, index)) for index in range(len(shown))]
     seeds = _seeds(seed, [*texts, *originals])
-    unguided = replace(sampling, guidance=reconstruction_guidance, image_guidance=2.5)
+    unguided = replace(sampling, guidance=reconstruction_guidance)
     drawn = draw(asked, texts, sampling, 0)
     return Measured([*drawn, *draw(shown, originals, unguided, len(asked))], seed, sampling)
 

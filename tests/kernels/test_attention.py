@@ -239,3 +239,23 @@ def test_numbers_of_a_head_that_do_not_lie_side_by_side(backend, heads, causal) 
     want = forward_backward(lambda *qkv: varlen_attention(*qkv, segments, backend=backend), tensors)
     got = forward_backward(lambda *qkv: varlen_attention(*qkv, segments, backend=backend), strided)
     torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize(("queries", "keys", "causal"), [(16, 6, False), (9, 9, True), (4, 13, True)])
+def test_segments_of_one_size_are_computed_at_once_to_the_last_bit(queries, keys, causal):
+    """On a CPU, so that what comes of a sample does not depend on its neighbours in a pack."""
+    draw = torch.Generator().manual_seed(0)
+    sizes = [(queries, 4), (keys, 2), (keys, 2), (queries, 4)]
+    q, k, v, grad = (torch.randn(5, rows, heads, 8, generator=draw) for rows, heads in sizes)
+
+    def results(chosen: slice) -> list[torch.Tensor]:
+        inputs = [x[chosen].flatten(0, 1).requires_grad_() for x in (q, k, v)]
+        number = len(q[chosen])
+        segments = Varlen.from_lengths([queries] * number, [keys] * number, causal=causal)
+        out = varlen_attention(*inputs, segments, backend="sdpa")
+        out.backward(grad[chosen].flatten(0, 1))
+        return [out.detach(), *(x.grad for x in inputs)]
+
+    singly = zip(*(results(slice(i, i + 1)) for i in range(5)), strict=True)
+    for together, parts in zip(results(slice(0, 5)), singly, strict=True):
+        assert torch.equal(together, torch.cat(parts))

@@ -1,4 +1,4 @@
-"""Attention on a CPU: torch's fused kernel, segment by segment.
+"""Attention on a CPU: torch's fused kernel, once for all segments of one size that follow each other.
 
 It is one operation of torch, into which torch.compile does not look, so that segments of other lengths are never
 compiled again.
@@ -7,7 +7,7 @@ compiled again.
 import torch
 from torch import Tensor
 
-from .segments import fold, fold_mask, unfold, visible_segments
+from .segments import alike, fold, fold_mask, unfold, visible_segments
 
 
 @torch.library.custom_op("reca_fast::varlen_attention_cpu", mutates_args=(), device_types="cpu")
@@ -19,13 +19,14 @@ def cpu_attention(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, c
     heads, kv_heads = q.shape[1], k.shape[1]
     out = q.new_zeros(q.shape)
     lse = q.new_zeros(q.shape[0] * heads, dtype=torch.promote_types(q.dtype, torch.float32))
-    for q0, q1, k0, k1 in visible_segments(q, k, cu_q, cu_k, causal):
-        mask = fold_mask(q1 - q0, k1 - k0, heads // kv_heads, causal, q)
-        keys, values = (x[k0:k1].transpose(0, 1).unsqueeze(0) for x in (k, v))
+    for number, q0, q1, k0, k1 in alike(visible_segments(q, k, cu_q, cu_k, causal)):
+        queries, seen = (q1 - q0) // number, (k1 - k0) // number
+        mask = fold_mask(queries, seen, heads // kv_heads, causal, q)
+        keys, values = (x[k0:k1].unflatten(0, (number, seen)).transpose(1, 2) for x in (k, v))
         part, part_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            fold(q[q0:q1], kv_heads), keys, values, attn_mask=mask
+            fold(q[q0:q1], kv_heads, number), keys, values, attn_mask=mask
         )
-        out[q0:q1] = unfold(part, q1 - q0)
+        out[q0:q1] = unfold(part, queries)
         lse[q0 * heads : q1 * heads] = part_lse.flatten()
     return out, lse
 
@@ -50,23 +51,24 @@ def _cpu_attention_backward(
     heads, kv_heads = q.shape[1], k.shape[1]
     # Zero where no key is seen, or no query sees the key.
     grad_q, grad_k, grad_v = (x.new_zeros(x.shape) for x in (q, k, v))
-    for q0, q1, k0, k1 in visible_segments(q, k, cu_q, cu_k, causal):
-        mask = fold_mask(q1 - q0, k1 - k0, heads // kv_heads, causal, q)
-        keys, values = (x[k0:k1].transpose(0, 1).unsqueeze(0) for x in (k, v))
-        part_lse = lse[q0 * heads : q1 * heads].view(1, kv_heads, -1)
+    for number, q0, q1, k0, k1 in alike(visible_segments(q, k, cu_q, cu_k, causal)):
+        queries, seen = (q1 - q0) // number, (k1 - k0) // number
+        mask = fold_mask(queries, seen, heads // kv_heads, causal, q)
+        keys, values = (x[k0:k1].unflatten(0, (number, seen)).transpose(1, 2) for x in (k, v))
+        part_lse = lse[q0 * heads : q1 * heads].view(number, kv_heads, -1)
         dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            fold(grad[q0:q1], kv_heads),
-            fold(q[q0:q1], kv_heads),
+            fold(grad[q0:q1], kv_heads, number),
+            fold(q[q0:q1], kv_heads, number),
             keys,
             values,
-            fold(out[q0:q1], kv_heads),
+            fold(out[q0:q1], kv_heads, number),
             part_lse,
             0.0,
             False,
             attn_mask=mask,
         )
-        grad_q[q0:q1] = unfold(dq, q1 - q0)
-        grad_k[k0:k1], grad_v[k0:k1] = dk[0].transpose(0, 1), dv[0].transpose(0, 1)
+        grad_q[q0:q1] = unfold(dq, queries)
+        grad_k[k0:k1], grad_v[k0:k1] = (each.transpose(1, 2).flatten(0, 1) for each in (dk, dv))
     return grad_q, grad_k, grad_v
 
 

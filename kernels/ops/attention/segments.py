@@ -91,22 +91,47 @@ def visible_segments(q: Tensor, k: Tensor, cu_q: Tensor, cu_k: Tensor, causal: b
     return visible
 
 
+class Alike(NamedTuple):
+    """Segments behind one another of as many queries and of as many keys each: query rows [q0, q1), key rows [k0, k1)."""
+
+    number: int
+    q0: int
+    q1: int
+    k0: int
+    k1: int
+
+
+def alike(segments: list[Segment]) -> list[Alike]:
+    """The same segments, those that follow each other and are of one size taken together."""
+    together: list[Alike] = []
+    for q0, q1, k0, k1 in segments:
+        if together:
+            number, first_q, last_q, first_k, last_k = together[-1]
+            follows = (q0, k0) == (last_q, last_k)
+            if follows and ((q1 - q0) * number, (k1 - k0) * number) == (last_q - first_q, last_k - first_k):
+                together[-1] = Alike(number + 1, first_q, q1, first_k, k1)
+                continue
+        together.append(Alike(1, q0, q1, k0, k1))
+    return together
+
+
 def blind(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The output of a call in which no query sees a key: zeros through which q, k and v get gradients of zero."""
     return q.new_zeros(q.shape) + (q[:0].sum() + k[:0].sum() + v[:0].sum())  # sums of no rows
 
 
-def fold(x: Tensor, kv_heads: int) -> Tensor:
-    """[T, H, D] -> [1, Hkv, G * T, D]: the queries of all G heads that share a key head, as queries of one head.
+def fold(x: Tensor, kv_heads: int, segments: int = 1) -> Tensor:
+    """[N * T, H, D] -> [N, Hkv, G * T, D]: in each of N segments the queries of all G heads that share a key head, as
+    queries of one head.
 
     Every query attends by itself, so this is the same attention, and keys and values need not be repeated G times.
     """
-    return x.unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3).flatten(1, 2).unsqueeze(0)
+    return x.unflatten(1, (kv_heads, -1)).unflatten(0, (segments, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
 
 
 def unfold(x: Tensor, tokens: int) -> Tensor:
-    """Inverse of `fold`: [1, Hkv, G * T, D] -> [T, H, D]."""
-    return x[0].unflatten(1, (-1, tokens)).permute(2, 0, 1, 3).flatten(1, 2)
+    """Inverse of `fold`: [N, Hkv, G * T, D] with T = tokens -> [N * T, H, D]."""
+    return x.unflatten(2, (-1, tokens)).permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1)
 
 
 def fold_mask(queries: int, keys: int, group: int, causal: bool, like: Tensor) -> Tensor | None:
