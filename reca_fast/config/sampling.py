@@ -36,9 +36,9 @@ class SamplingConfig:
     is drawn (linear).
     """
     image_guidance: GuidanceScale | None = neutral(None)
-    """BAGEL: how far each step is led away from what would be drawn without the condition, the authors' cfg_img_scale;
-    1, which is off, unless set, and 2 for a picture that is edited. It comes after `guidance`, which has to be above 1
-    as well.
+    """BAGEL, OpenUni: how far each step is led away from what would be drawn without the condition; 1, which is off,
+    unless set. BAGEL's is the authors' cfg_img_scale, 2 for a picture that is edited; it comes after `guidance`, which
+    has to be above 1 as well. OpenUni has it in place of `guidance`, and needs data.text_dropout for it in training.
     """
     guidance_interval: tuple[Fraction, Fraction] | None = neutral(None)
     """BAGEL: guidance acts at times t with first < t <= second, where 1 is noise and 0 the picture; steps at other

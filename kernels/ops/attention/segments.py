@@ -92,7 +92,7 @@ def visible_segments(q: Tensor, k: Tensor, cu_q: Tensor, cu_k: Tensor, causal: b
 
 
 class Alike(NamedTuple):
-    """Segments behind one another of as many queries and of as many keys each: query rows [q0, q1), key rows [k0, k1)."""
+    """Segments of one size that follow each other: query rows [q0, q1), key rows [k0, k1) of all of them."""
 
     number: int
     q0: int

@@ -50,7 +50,7 @@ class OpenUniInputs:
         """The sizes and tokens of a picture; without t2i alone, a condition takes the tokens of its square."""
         width, height = fitted_size(*size, self._data.target_resize)
         condition = None
-        if shows_picture(tasks, text) and not self._one_picture:
+        if set(tasks) != {T2I} and not self._one_picture:
             condition = fitted_size(*size, self._data.condition_resize)
         prompt = prompt_of(tasks, text, self._config, self._tokenizer)
         cells = (width // self._config.stride) * (height // self._config.stride)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reca_fast.config import DataConfig, ModelConfig, ResizeConfig, TaskWeights
+from reca_fast.config import DataConfig, ModelConfig, ResizeConfig, SamplingConfig, TaskWeights
 from reca_fast.errors import UserError
 from reca_fast.models.openuni import OpenUniModel
 from reca_fast.models.openuni.batch import draw_timesteps
@@ -127,3 +127,25 @@ def test_what_it_cannot_learn_is_refused(model, tiny) -> None:
         OpenUniModel.open(ModelConfig(path=str(tiny), freeze_und=False))
     with pytest.raises(UserError, match=r"set --model\.condition understanding"):
         OpenUniModel.open(ModelConfig(path=str(tiny), condition="generation"))
+
+
+def test_a_sample_without_its_instruction_has_no_picture_either(model) -> None:
+    """It teaches what guidance compares with: a prompt that asks for any picture."""
+    shown = Sample("a", (RECA,), None, picture(32, 32), Text(tuple(model.tokenize("Describe it."))))
+    batch = model.inputs(ONE).collate([shown, replace(shown, key="b", text=None)], draw_of_pack(0, 0, 0))
+    bare = model.tokenizer.request(None)
+    assert batch.prompt_ids.tolist()[-len(bare) :] == bare
+    assert len(batch.conditions) == 1 and len(batch.targets) == 2 and batch.counts == {RECA: 32}
+
+
+def test_guidance_behind_a_picture_leads_away_from_any_picture(model) -> None:
+    """`guidance` itself acts behind captions alone, as the authors have it."""
+    asked = [Sample("a", (), picture(32, 32), None, Text(tuple(model.tokenize("Describe it."))))]
+
+    def drawn(**settings: float) -> Tensor:
+        with torch.inference_mode():
+            return model.sample(asked, [(32, 32)], SamplingConfig(steps=2, **settings), [0])[0]
+
+    assert torch.equal(drawn(guidance=3.0), drawn(guidance=1.0))
+    assert torch.equal(drawn(image_guidance=1.0), drawn(guidance=1.0))
+    assert not torch.equal(drawn(image_guidance=3.0), drawn(guidance=1.0))
