@@ -1,5 +1,7 @@
 """How alike two pictures are by their pixels: PSNR, and SSIM as torchmetrics computes it."""
 
+from typing import Any
+
 from torch import Tensor
 
 from reca_fast.errors import UserError
@@ -29,5 +31,6 @@ def ssim_of(drawn: Tensor, reference: Tensor) -> float:
         size = f"{drawn.shape[1]}x{drawn.shape[0]}"
         raise UserError(f"SSIM needs pictures of {SSIM_WINDOW} pixels a side and more, and this one has {size}.")
     # In float64: the differences of large sums that it is made of lose no digits then.
-    planes = [picture.permute(2, 0, 1)[None].double() for picture in (drawn, reference)]
-    return float(structural_similarity_index_measure(*planes, data_range=255.0))
+    ours, theirs = (picture.permute(2, 0, 1)[None].double() for picture in (drawn, reference))
+    similarity: Any = structural_similarity_index_measure(ours, theirs, data_range=255.0)  # without a map of it
+    return float(similarity)
