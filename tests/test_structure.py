@@ -44,7 +44,8 @@ MAY_IMPORT = {
     | {"kernels", "objectives", "data", "optim", "memory", "checkpoints", "models", "evaluation", "hardware"},
     "layouts": FREE | {"data", "memory", "models", "train"},
     "plan": FREE | {"kernels", "data", "optim", "memory", "models", "hardware", "train"},
-    "proof": FREE | {"toy", "data", "memory", "checkpoints", "models", "evaluation", "pages", "train", "hardware"},
+    "proof": FREE
+    | {"toy", "data", "memory", "checkpoints", "models", "evaluation", "pages", "train", "hardware", "verify"},
     "cli": FREE
     | {"kernels", "data", "checkpoints", "memory", "models", "evaluation", "hardware", "verify", "train", "plan"}
     | {"precompute", "layouts", "pages", "proof"},

@@ -54,7 +54,7 @@ NEXT = (
     "reca-fast plan --config bagel --gpus 1                   # what it will take, before anything is rented",
     "reca-fast train --config bagel --model.path BAGEL-7B-MoT --data.source FOLDER_OF_PICTURES --out runs/bagel",
     "reca-fast export runs/bagel BAGEL-reca",
-    "reca-fast study                                          # this toy's ablations, about three quarters of a day",
+    "reca-fast study                                          # the paper's ablations on this toy: hours on two cores",
 )
 
 
@@ -178,7 +178,10 @@ def page(report: Report) -> str:
 def says_scores(before: Mapping[str, Estimate], after: Mapping[str, Estimate]) -> str:
     """The scores before and after with their intervals, a line each, for a terminal."""
     rows = [("", "before", "", "after", "")]
-    rows += [(_name(name), *_told(before[name]), *_told(after[name])) for name in before if name in after]
+    names = [*STRICT, *(name for name in before if name not in STRICT)]
+    rows += [
+        (_name(name), *_told(before[name]), *_told(after[name])) for name in names if name in before and name in after
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(

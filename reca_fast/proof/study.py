@@ -12,7 +12,7 @@ from reca_fast.schema import from_dict
 
 from .arms import Arm
 from .environment import environment, hash_of
-from .trial import Stages, Trial, finished
+from .trial import CACHE, Stages, Trial, finished
 
 Resolve = Callable[[Sequence[str]], Stages]
 """Settings of every stage of a command line of `train`: the command line's own reader."""
@@ -45,28 +45,37 @@ def trials_of(arm: Arm, plan: Plan, resolve: Resolve) -> list[Trial]:
         UserError: the steps cannot be shared by the arm's stages, or the base cannot be read.
     """
     base = plan.bases[arm.base]
-    given = ["--config", arm.recipe, "--model.path", str(base), "--keep", "1", "--device", "cpu", *EQUAL]
+    given = ["--config", arm.recipe, "--model.path", str(base), "--device", "cpu", *EQUAL]
     stages = resolve(given)
     if plan.steps % len(stages):
         raise UserError(
             f"{arm.name} has {len(stages)} stages, which cannot share {plan.steps} steps; choose another --steps."
         )
     steps = plan.steps // len(stages)
-    given += ["--steps", str(steps), "--save_every", str(max(1, steps // 4))]
-    return [
-        Trial(
-            name=arm.name,
-            seed=seed,
-            folder=plan.runs / arm.name / f"seed-{seed}",
-            args=(*given, "--seed", str(seed), "--data.seed", str(seed)),
-            stages=[(name, with_seed(config, seed, steps)) for name, config in stages],
-            base=base,
-            content=hash_of(base),
-            count=plan.count,
-            trains=arm.trains,
+    own = ["--steps", str(steps), "--save_every", str(max(1, steps // 4)), "--keep", "1"]
+    content = hash_of(base)
+    trials = []
+    for seed in range(plan.seeds):
+        folder = plan.runs / arm.name / f"seed-{seed}"
+        args, prepare = [*given, *own, "--seed", str(seed), "--data.seed", str(seed)], []
+        if arm.trains and len(stages) == 1:  # stages may differ in what a cache holds
+            prepare = ["-m", "reca_fast", "cache", *given, "--data.seed", str(seed), "--out", str(folder / CACHE)]
+            args += ["--data.cache", str(folder / CACHE)]
+        trials.append(
+            Trial(
+                name=arm.name,
+                seed=seed,
+                folder=folder,
+                args=tuple(args),
+                stages=[(name, with_seed(config, seed, steps)) for name, config in stages],
+                base=base,
+                content=content,
+                count=plan.count,
+                trains=arm.trains,
+                prepare=tuple(prepare),
+            )
         )
-        for seed in range(plan.seeds)
-    ]
+    return trials
 
 
 def with_seed(config: RunConfig, seed: int, steps: int) -> RunConfig:

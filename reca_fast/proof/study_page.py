@@ -82,12 +82,28 @@ def text_of(study: Mapping[str, Any]) -> str:
         "",
         "The loss does not tell which arm has learned what words mean: those of other conditions do not compare.",
         "",
+        "## Understanding",
+        "",
+        _understanding(arms),
+        "",
         "## Where this comes from",
         "",
         f"Bases: {', '.join(f'{name} {value}' for name, value in study['bases'].items())} (xxh3 of the folder).",
         f"{', '.join(f'{name} {value}' for name, value in study['environment'].items())}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _understanding(arms: Mapping[str, Any]) -> str:
+    """Whether training left alone what it had to."""
+    frozen = [(name, seed["frozen"]) for name, arm in arms.items() for seed in arm["seeds"] if "frozen" in seed]
+    if changed := [f"{name}: {'; '.join(each['differing'])}" for name, each in frozen if each["differing"]]:
+        return f"**Changed by training, though frozen**: {' '.join(changed)}"
+    tensors = min((each["tensors"] for _, each in frozen), default=0)
+    return (
+        f"All {tensors} frozen tensors, those of understanding among them, are byte-identical to the base's after "
+        f"each of {len(frozen)} trainings: it understands what it did. With shared parameters: see the last claim."
+    )
 
 
 def _claim(claim: Claim, arms: Mapping[str, Any]) -> str:

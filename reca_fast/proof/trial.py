@@ -17,17 +17,21 @@ from threading import Event
 from typing import Any
 
 from reca_fast.checkpoints import CheckpointStore
-from reca_fast.config import RunConfig
+from reca_fast.config import ModelConfig, RunConfig
 from reca_fast.errors import UserError
+from reca_fast.models import open_model
 from reca_fast.schema import read_json
 from reca_fast.train.folder import RunFolder
 from reca_fast.train.parent import STOPS_WITH_PARENT
+from reca_fast.verify.unchanged import compare_frozen
 
 from .drawings import smoothed
 
 SCORES = "scores.json"
 ASKED = "trial.json"
 LOG = "log.txt"
+CACHE = "cache"
+"""Folder in a trial's own for a cache of encoded pictures, which goes when the trial is finished."""
 LOCK_SECONDS = 60.0
 """How long a trial waits for the training of a killed study to notice that it was, and to save."""
 Stages = Sequence[tuple[str, RunConfig]]
@@ -134,8 +138,11 @@ def run_trial(trial: Trial, stop: Event) -> dict[str, Any]:
     _command(trial, ["-m", "reca_fast.proof", *to_measure, str(trial.count), str(trial.seed)], stop)
     result = {"seed": trial.seed, "seconds": round(time.perf_counter() - began, 1)}
     result |= of_training(trial) | read_json(measured)
+    if trial.trains:
+        result["frozen"] = of_frozen(trial.base, checkpoint)
     write_json(trial.folder / SCORES, result)
-    shutil.rmtree(trial.folder / "exported", ignore_errors=True)
+    for name in ("exported", CACHE):
+        shutil.rmtree(trial.folder / name, ignore_errors=True)
     return result
 
 
@@ -154,6 +161,18 @@ def of_training(trial: Trial) -> dict[str, Any]:
         "samples_per_step": round(sum(row["images"] for row in all_rows) / len(all_rows), 2),
         "loss": losses[-1],
         "curve": [round(loss, 6) for loss in losses[every - 1 :: every]],
+    }
+
+
+def of_frozen(base: Path, checkpoint: Path) -> dict[str, Any]:
+    """How many tensors training was to leave alone, the understanding among them, and the parts that differ all the
+    same, in words.
+    """
+    models = [open_model(ModelConfig(path=str(folder))) for folder in (base, checkpoint)]
+    verdicts = list(compare_frozen(*models))
+    return {
+        "tensors": sum(verdict.tensors for verdict in verdicts),
+        "differing": [str(verdict) for verdict in verdicts if verdict.differing],
     }
 
 

@@ -63,7 +63,7 @@ def test_every_way_differs_from_the_reference_in_what_it_says(plan) -> None:
     assert [seed for name, seed in trials if name == "reference"] == [0, 1, 2, 3, 4]
     assert " ".join(PLAIN) in " ".join(reference.args)
     config = reference.stages[0][1]
-    assert (config.model.kernels, config.model.attention, config.model.precision) == ("reference", "eager", "fp32")
+    assert (config.model.kernels, config.model.attention, config.model.precision) == ("reference", "sdpa", "fp32")
     for way in WAYS:
         assert way.lacks() == ("an NVIDIA GPU" if way.name == "kernels" else "")
         if not way.lacks():
@@ -90,7 +90,7 @@ def test_the_page_tells_bands_paths_and_mutants(plan, reca_fast, tmp_path) -> No
     text = (tmp_path / "regression.md").read_text()
     assert "| **band** | 0.0388 to 0.0412 |" in text
     assert "| nf4 | frozen layers in 4 bits | **0.0500** | 0.4100 | 0.5000 | **outside**: loss |" in text
-    assert "| kernels | Triton kernels | | | | not run: lacks an NVIDIA GPU |" in text
+    assert "| kernels | Triton kernels and the fastest attention | | | | not run: lacks an NVIDIA GPU |" in text
     assert "| caught | a mistake | 0.0401 | **0.0000** | **0.3600** | reconstruction, overall |" in text
     assert "| missed | a small mistake | 0.0401 | 0.4100 | 0.5000 | **nothing** |" in text
     (tmp_path / "regression.json").write_text(json.dumps(results))

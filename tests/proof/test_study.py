@@ -70,6 +70,7 @@ def pretend(trial, stop) -> dict:
     RAN[trial.name] += 1
     scores = scores_made_up(trial.name, trial.count)
     curve = {"steps": trial.steps, "samples_per_step": 64.0, "loss": 0.04, "curve": [0.3, 0.1, 0.04]}
+    curve |= {"frozen": {"tensors": 9, "differing": []}}
     result = {"seed": trial.seed, "seconds": 1.0, "scores": scores, **(curve if trial.trains else {"steps": 0})}
     trial.folder.mkdir(parents=True, exist_ok=True)
     write_json(trial.folder / "trial.json", trial.asked())
@@ -97,6 +98,7 @@ def test_every_arm_takes_as_many_steps(arms, plan) -> None:
     ]
     assert staged.run == plan.runs / "sft-sparse" / "seed-2" / "run" / "2-second"
     assert "--steps 10" in " ".join(staged.args) and staged.args[-4:] == ("--seed", "2", "--data.seed", "2")
+    assert not staged.prepare and trials[arms[2]][0].prepare[2] == "cache"
     assert resolve([*staged.args])[1][1].data == staged.stages[1][1].data  # what will run is what was planned
     with pytest.raises(UserError, match="has 2 stages, which cannot share 21 steps"):
         trials_of(arms[1], replace(plan, steps=21), resolve)
@@ -109,7 +111,8 @@ def test_what_is_finished_is_not_run_again(arms, plan, ran, capsys) -> None:
     assert ran == {"none": 3, "sft-sparse": 3, "reca": 3} and results[:4] == first
     assert [result["seed"] for result in results] == [0, 1, 2] * 3
     assert run_all(trials, 1, pretend) == results and sum(ran.values()) == 9
-    assert "reca, seed 2: done; 0 trials left." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.count(": done; ") == 9 and said.count(": done; 0 trials left.") == 2
 
 
 def test_other_settings_do_not_pass_for_the_same_trial(arms, plan) -> None:
@@ -191,6 +194,7 @@ def test_the_page_gives_each_claim_its_word(study) -> None:
     assert "not run: sft-dense" in rows["RECA beats training on dense captions"]
     assert "not run: lacks a trained tiny model" in rows[next(c.name for c in CLAIMS if c.lacks)]
     text = text_of(study)
+    assert "All 9 frozen tensors" in text and "after each of 6 trainings" in text
     assert "20 steps of 64 samples each, with 3 seeds" in text and "0.1333" not in text
 
 
@@ -200,6 +204,11 @@ def test_an_ordering_that_is_the_other_way_round_is_said_to_be(study) -> None:
     )
     row = next(row for row in text_of(study).split("\n") if row.startswith("| RECA improves its base"))
     assert row.endswith("| **does not hold** |")
+
+
+def test_what_was_to_stay_frozen_and_did_not_is_told(study) -> None:
+    study["arms"]["reca"]["seeds"][1]["frozen"]["differing"] = ["vision tower: 1 of 9 tensors DIFFER"]
+    assert "**Changed by training, though frozen**: reca: vision tower: 1 of 9 tensors DIFFER" in text_of(study)
 
 
 def test_pages_are_made_from_the_json_alone(study, tmp_path, reca_fast) -> None:

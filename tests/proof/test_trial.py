@@ -53,6 +53,7 @@ def test_a_trial_is_trained_exported_and_measured(trial) -> None:
     result = run_trial(trial, threading.Event())
     assert (result["steps"], result["seed"], len(result["curve"])) == (3, 0, 3) and result["samples_per_step"] > 1
     assert result["scores"].keys() >= {"overall", "dense", "reconstruction"} and result["scores"]["dense"]["count"] == 1
+    assert result["frozen"]["differing"] == [] and result["frozen"]["tensors"] > 10
     log = (trial.folder / "log.txt").read_text()
     assert log.count("$ python") == 3 and "(average) of step-0000003" in log
     assert not (trial.folder / "exported").exists() and trial.steps_done() == 3
