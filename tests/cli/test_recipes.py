@@ -15,7 +15,7 @@ def test_the_list_says_what_each_recipe_is_for(args, reca_fast) -> None:
     lines = dict(line.split(maxsplit=1) for line in said.out.splitlines() if line.startswith("  "))
     assert said.code == 0 and lines.keys() == shipped().keys()
     titles = [line for line in said.out.splitlines() if line and not line.startswith("  ")]
-    assert titles == ["for a published model:", "tiny, for a first try:", "ablations:"]
+    assert titles == ["for a published model:", "tiny, for a first try:", "ablations:", "proof:"]
     assert all(len(purpose) > 20 and purpose.endswith(".") for purpose in lines.values())
 
 

@@ -5,7 +5,8 @@ import math
 import pytest
 
 from reca_fast.evaluation.intervals import Estimate, share
-from reca_fast.proof.verdict import FAILS, HOLDS, NOISE, judge
+from reca_fast.proof.verdict import FAILS, HOLDS, NOISE, RULE, judge
+from tests.places import ROOT
 
 
 def exact(*values: float) -> list[Estimate]:
@@ -48,3 +49,8 @@ def test_of_losses_the_smaller_is_ahead() -> None:
 
 def test_one_seed_is_no_ground_for_a_verdict() -> None:
     assert judge(exact(0.9), exact(0.1, 0.1)) is None
+
+
+def test_the_page_has_the_rule_word_for_word() -> None:
+    page = " ".join((ROOT / "docs" / "toy.md").read_text().replace("\n> ", " ").replace("**", "").split())
+    assert RULE.partition(" No verdict")[0] in page
