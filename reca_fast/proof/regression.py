@@ -98,8 +98,8 @@ FLOORS = {"loss": (0.03, 0.0), "reconstruction": (0.0, 0.05), "overall": (0.0, 0
 DEVIATIONS = 3.0
 RULE = (
     f"A band is the mean of the reference's seeds ± {DEVIATIONS:g} of their standard deviations, and at least ± 3 % of "
-    "the loss, ± 0.05 of reconstruction, ± 0.03 of overall. A path runs with the seed 0 of the reference, and has to "
-    "end inside all three bands."
+    "the loss, ± 0.05 of reconstruction, ± 0.03 of overall. The loss is the mean of the last quarter of the steps. A "
+    "path runs with the seed 0 of the reference, and has to end inside all three bands."
 )
 
 
@@ -201,5 +201,5 @@ def outside(result: Mapping[str, Any], within: Mapping[str, Band]) -> list[str]:
 
 
 def quantity(result: Mapping[str, Any], name: str) -> float:
-    """The smoothed loss at the end, or a score."""
+    """The mean loss of the last quarter of the steps, or a score."""
     return float(result["loss"] if name == "loss" else result["scores"][name]["value"])

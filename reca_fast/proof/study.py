@@ -106,7 +106,7 @@ def collect(trials: Mapping[Arm, Sequence[Trial]], plan: Plan) -> dict[str, Any]
 
 
 def scores_of(arm: Mapping[str, Any], score: str) -> list[Estimate]:
-    """A score of each seed of an arm, as it stands in a study's JSON; `loss` is the smoothed loss at the end. None of
+    """A score of each seed of an arm, as it stands in a study's JSON; `loss` is the mean of the last quarter. None of
     an arm that does not have it.
 
     Raises:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from threading import Event
 from typing import Any
 
@@ -147,19 +148,19 @@ def run_trial(trial: Trial, stop: Event) -> dict[str, Any]:
 
 
 def of_training(trial: Trial) -> dict[str, Any]:
-    """What the metrics of a trained trial come to: steps, samples of a step, the smoothed loss at the end, and some
-    fifty points of its curve.
+    """What the metrics of a trained trial come to: steps, samples of a step, the mean loss of the last quarter of the
+    steps, and some fifty points of its smoothed curve.
     """
     rows = _rows(trial.run / "metrics.jsonl") if trial.trains else []
     if not rows:
         return {"steps": 0}
     all_rows = [row for name, _ in trial.stages for row in _rows(trial.folder / "run" / name / "metrics.jsonl")]
-    losses = smoothed([row["loss"] for row in rows if row["loss"] is not None])
-    every = max(1, len(losses) // 50)
+    raw = [row["loss"] for row in rows if row["loss"] is not None]
+    losses, every = smoothed(raw), max(1, len(raw) // 50)
     return {
         "steps": trial.steps,
         "samples_per_step": round(sum(row["images"] for row in all_rows) / len(all_rows), 2),
-        "loss": losses[-1],
+        "loss": fmean(raw[-max(1, len(raw) // 4) :]),
         "curve": [round(loss, 6) for loss in losses[every - 1 :: every]],
     }
 
