@@ -61,7 +61,7 @@ def dropped_row() -> None:
 
     def wrong(gate, up, **more):
         out = right(gate, up, **more)
-        kept = torch.arange(out.shape[-2]) % 16 != 15
+        kept = torch.arange(out.shape[-2]) % 8 != 7
         return out * kept[:, None]
 
     sana.swiglu = wrong
@@ -88,7 +88,7 @@ class Mutant(NamedTuple):
 MUTANTS = {
     "sign-flip": Mutant("the gradient of attention's values to the context has the other sign", sign_flip),
     "gradient-scale": Mutant("the gradient of what is drawn at times below 0.3 is 100 times too large", gradient_scale),
-    "dropped-row": Mutant("every sixteenth row of the gated product is lost", dropped_row),
+    "dropped-row": Mutant("every eighth row of the gated product is lost", dropped_row),
     "wrong-mask": Mutant("pictures attend to the conditions of all others in the pack", wrong_mask),
 }
 
