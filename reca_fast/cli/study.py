@@ -1,6 +1,6 @@
 """`reca-fast study`: the paper's ablations on the toy world, as verdicts, tables and pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -68,17 +68,21 @@ def _ablations(options: StudyOptions) -> int:
         chosen = [arm for arm in ARMS if arm.name in (options.arms or known)]
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
-            run_all([trial for arm in chosen for trial in trials[arm]], options.jobs, run_trial)
+            failure = _failure(lambda: run_all([t for arm in chosen for t in trials[arm]], options.jobs, run_trial))
             write_json(results, collect(trials, plan))
+    else:
+        failure = None
     with writing(out):
         write_page(read_json(results), out)
+    if failure:
+        raise failure
     print(f"{out}/README.md has the verdicts, {results} all scores.")
     return 0
 
 
 def _regression(options: StudyOptions) -> int:
     from reca_fast.proof.arms import BASES
-    from reca_fast.proof.regression import Plan, collect, trials_of
+    from reca_fast.proof.regression import REFERENCE, Plan, collect, trials_of
     from reca_fast.proof.regression_page import write_page
     from reca_fast.proof.schedule import run_all
     from reca_fast.proof.trial import run_trial, write_json
@@ -90,14 +94,30 @@ def _regression(options: StudyOptions) -> int:
         trials = trials_of(plan, _resolve)
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
-            run_all(trials, options.jobs, run_trial)
-            write_json(results, collect(trials, plan))
+            failure = _failure(lambda: run_all(trials, options.jobs, run_trial))
+            regression = collect(trials, plan)
+            if failure and len(regression["runs"].get(REFERENCE, [])) < plan.seeds:
+                raise failure  # without a band there is no page
+            write_json(results, regression)
+    else:
+        failure = None
     with writing(out):
         wrong = write_page(read_json(results), out)
+    if failure:
+        raise failure
     print(f"{out}/regression.md has the bands, {results} all figures.")
     if wrong:
         print(f"Not where they have to be: {', '.join(wrong)}.")
     return 1 if wrong else 0
+
+
+def _failure(run: Callable[[], object]) -> UserError | None:
+    """What failed among trials of which the others are done and worth a page; None where nothing did."""
+    try:
+        run()
+    except UserError as error:
+        return error
+    return None
 
 
 def _resolve(args: Sequence[str]) -> list[tuple[str, RunConfig]]:

@@ -15,6 +15,7 @@ def write_page(results: Mapping[str, Any], folder: Path) -> list[str]:
     within = bands(results["runs"][REFERENCE])
     mutants = results.get("mutants", {})
     wrong = [name for name, runs in _paths(results).items() if any(outside(run, within) for run in runs)]
+    wrong += [way.name for way in WAYS if way.name not in {*results["runs"], *results["lacking"]}]
     return wrong + [name for name, mutant in mutants.items() if not outside(mutant, within)]
 
 
@@ -25,6 +26,8 @@ def text_of(results: Mapping[str, Any]) -> str:
     what = {way.name: way.what for way in WAYS}
     rows = [_row(name, what.get(name, ""), run, within) for name, runs in _paths(results).items() for run in runs]
     rows += [f"| {name} | {what[name]} | | | | not run: lacks {lack} |" for name, lack in results["lacking"].items()]
+    known = {*results["runs"], *results["lacking"]}
+    rows += [f"| {name} | {what[name]} | | | | **failed**: its log says why |" for name in what if name not in known]
     mutants = results.get("mutants", {})
     heads = f"| {' | '.join(FLOORS)} |"
     lines = [

@@ -228,7 +228,7 @@ def _command(trial: Trial, args: Sequence[str], stop: Event) -> None:
         raise Stopped
     if process.returncode:
         last = (trial.folder / LOG).read_text().strip().rpartition("\n")[2]
-        raise Failed(f"{trial.name}, seed {trial.seed}: {last} ({trial.folder / LOG} has it all)")
+        raise Failed(f"{trial.name}, seed {trial.seed}: {last} ({trial.folder / LOG} has it all).")
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

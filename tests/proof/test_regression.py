@@ -76,6 +76,8 @@ def test_every_way_differs_from_the_reference_in_what_it_says(plan) -> None:
 def test_the_page_tells_bands_paths_and_mutants(plan, reca_fast, tmp_path) -> None:
     trials = trials_of(plan, resolve)
     for trial in trials:
+        if trial.name == "compile":
+            continue  # as if it had failed
         run = REFERENCE[trial.seed] if trial.name == "reference" else result(0.0401, 0.41, 0.50)
         run = result(0.05, 0.41, 0.50) if trial.name == "nf4" else run
         trial.folder.mkdir(parents=True)
@@ -86,16 +88,17 @@ def test_the_page_tells_bands_paths_and_mutants(plan, reca_fast, tmp_path) -> No
         "caught": {"what": "a mistake", **result(0.0401, 0.0, 0.36)},
         "missed": {"what": "a small mistake", **result(0.0401, 0.41, 0.50)},
     }
-    assert write_page(results, tmp_path) == ["nf4", "missed"]
+    assert write_page(results, tmp_path) == ["nf4", "compile", "missed"]
     text = (tmp_path / "regression.md").read_text()
     assert "| **band** | 0.0388 to 0.0412 |" in text
     assert "| nf4 | frozen layers in 4 bits | **0.0500** | 0.4100 | 0.5000 | **outside**: loss |" in text
+    assert "| compile | blocks compiled | | | | **failed**: its log says why |" in text
     assert "| kernels | Triton kernels and the fastest attention | | | | not run: lacks an NVIDIA GPU |" in text
     assert "| caught | a mistake | 0.0401 | **0.0000** | **0.3600** | reconstruction, overall |" in text
     assert "| missed | a small mistake | 0.0401 | 0.4100 | 0.5000 | **nothing** |" in text
     (tmp_path / "regression.json").write_text(json.dumps(results))
     said = reca_fast("study", "--regression", "--render", "--out", tmp_path)
-    assert said.code == 1 and "Not where they have to be: nf4, missed." in said.out
+    assert said.code == 1 and "Not where they have to be: nf4, compile, missed." in said.out
     assert (tmp_path / "regression.md").read_text() == text == text_of(results)
 
 

@@ -244,3 +244,17 @@ def test_arms_and_claims_name_each_other() -> None:
     assert len(set(names)) == len(names) and {arm.base for arm in ARMS} <= BASES.keys()
     for claim in CLAIMS:
         assert claim.lacks or {claim.a, claim.b} <= set(names), claim.name
+
+
+def test_what_is_done_has_its_page_though_a_trial_failed(arms, plan, monkeypatch, reca_fast, tmp_path) -> None:
+    def fails_once(trial, stop):
+        if trial.name == "none":
+            raise Failed("none: no space left.")
+        return pretend(trial, stop)
+
+    monkeypatch.setattr("reca_fast.proof.trial.run_trial", fails_once)
+    monkeypatch.setattr("reca_fast.proof.arms.ARMS", tuple(arms))
+    said = reca_fast("study", "--base", "base", "--steps", "20", "--prompts", "20", "--out", tmp_path / "out")
+    assert "3 of 9 trials failed. none: no space left" in said.sentence
+    assert json.loads((tmp_path / "out" / "study.json").read_text())["arms"].keys() == {"sft-sparse", "reca"}
+    assert "| reca | 0.233 ± 0.000 |" in (tmp_path / "out" / "README.md").read_text()
