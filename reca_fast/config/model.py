@@ -41,6 +41,10 @@ class ModelConfig:
     """Keep the understanding side as it is and train the generation side alone, as RECA does. Must be false when
     loss.i2t > 0.
     """
+    freeze: tuple[str, ...] = fixed(())
+    """Parts that are left as they are beside what the model freezes itself, by the names that a checkpoint's index of
+    parameters has, such as connector or sana.blocks.0; a name stands for all that begins with it and a dot.
+    """
     condition: Condition = fixed("auto")
     """Whose embeddings of a picture are the condition: those of the understanding encoder (a ViT, SigLIP, CLIP), as
     RECA has it, or those of the generation encoder (a VAE, VQ codes), which say how a picture looks and not what it

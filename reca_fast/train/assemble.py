@@ -15,6 +15,7 @@ from reca_fast.models import Model
 from reca_fast.optim import MovingAverage, SkippedSteps, open_update
 
 from .distributed import Processes
+from .freeze import freeze
 from .passes import open_passes
 from .room import check_room
 from .state import Run, trained
@@ -38,6 +39,7 @@ def assemble(
     Raises:
         UserError: a file of weights is missing or damaged, or a lever cannot be pulled on this model.
     """
+    freeze(model.module, config.model.freeze)
     apply_levers(
         *(model.module, model.blocks(), config.memory, config.lora),
         mesh=processes.mesh if config.memory.order == "pack" else None,  # block by block, each holds all weights

@@ -108,7 +108,7 @@ class Understanding(nn.Module):
 class Course:
     """How the understanding is taught."""
 
-    steps: int = 800
+    steps: int = 600
     size: int = 64
     """Pictures of a lesson."""
     seed: int = 0
