@@ -49,6 +49,8 @@ OTHERS: dict[str, Any] = {
     "data.target_resize.min_size": 8,
     "data.text_dropout": 0.5,
     "lora.targets": ("q_proj",),
+    "model.freeze": ("vae2llm",),
+    "data.own_templates": ("Describe it.",),
     "optim.kind": "adafactor",
     "optim.betas": (0.5, 0.5),
     "optim.max_grad_norm": 0.01,
