@@ -16,7 +16,7 @@ VERBS = {
     "train": "post-train a checkpoint on a folder, tar shards, parquet files or a dataset of pictures",
     "cache": "encode all pictures once, for training that loads no encoder and decodes nothing",
     "reconstruct": "draw pictures again from what the model sees of them, beside the originals",
-    "generate": "draw pictures from prompts",
+    "generate": "draw pictures from prompts, change given ones, or draw a whole benchmark",
     "evaluate": "score pictures beside their references and prompts, or a model in the toy world",
     "compare": "show what two models draw of the same prompts, side by side on one page",
     "study": "run the paper's ablations and the quality regression on the toy world",
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # at the end of the interpreter a full disk would be a traceback
     except UserError as error:
         with suppress(OSError):  # where nobody can be told, the exit code still tells
-            print(f"reca-fast: {_one_line(str(error))}", file=sys.stderr)
+            print(f"reca-fast: {one_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("reca-fast: interrupted.", file=sys.stderr)
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report(error, args)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """The text on one line of printable characters, whatever the names of files in it hold."""
     return "".join(c if c.isprintable() else " " if c.isspace() else f"\\x{ord(c):02x}" for c in text)
 

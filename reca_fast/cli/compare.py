@@ -117,8 +117,7 @@ def _is_checkpoint(folder: Path) -> bool:
 
 def _draw(checkpoint: Path, folder: Path, options: CompareOptions) -> Path:
     """Draw what is missing of the prompts' pictures; the folder that holds them."""
-    from PIL import Image
-
+    from reca_fast.data.images import write_png
     from reca_fast.hardware import pick_device
     from reca_fast.memory import fill_to_draw
     from reca_fast.models import editor, open_model
@@ -128,7 +127,7 @@ def _draw(checkpoint: Path, folder: Path, options: CompareOptions) -> Path:
         prompts=options.prompts,
         width=options.width,
         height=options.height,
-        batch=options.batch,
+        batch=max(options.batch, options.sampling.together),
         model=replace(options.model, path=str(checkpoint), name=""),
         memory=options.memory,
         sampling=options.sampling,
@@ -137,20 +136,19 @@ def _draw(checkpoint: Path, folder: Path, options: CompareOptions) -> Path:
     model = open_model(drawing.model)
     options.sampling.filled(editor(model).EDITING if any(prompt.image for prompt in prompts) else model.SAMPLING)
     _keep_settings(folder, checkpoint, model.files(), drawing, prompts)
-    batches = range(0, len(prompts), options.batch)
-    left = [start for start in batches if not all(map(_there(folder), prompts[start : start + options.batch]))]
+    batches = range(0, len(prompts), drawing.batch)
+    left = [start for start in batches if not all(map(_there(folder), prompts[start : start + drawing.batch]))]
     if not left:
         print(f"{folder}: all pictures are there.")
         return folder
     print(model.says_weights())
     fill_to_draw(model, pick_device(options.device), options.memory)
     for start in left:
-        part = prompts[start : start + options.batch]
+        part = prompts[start : start + drawing.batch]
         for prompt, picture in zip(part, draw(model, part, drawing, start), strict=True):
-            path, partial = folder / f"{prompt.name}.png", folder / f".{prompt.name}.partial"
+            path = folder / f"{prompt.name}.png"
             with writing(path):
-                Image.fromarray(picture.numpy()).save(partial, format="PNG")
-                partial.replace(path)
+                write_png(picture, path)
         print(f"{folder}: {start + len(part):,} of {len(prompts):,} pictures", flush=True)
     return folder
 
@@ -225,6 +223,8 @@ def _rows(folders: tuple[Path, Path], options: CompareOptions, scores: tuple[Sco
     ]
     if not rows:
         raise UserError(f"No picture of {folders[0]} or {folders[1]} is called as a prompt of {options.prompts}.")
+    if options.scores and not any(its for row in rows for its in row.scores):
+        raise UserError(f"No picture of {folders[0]} or {folders[1]} is in the reports of --scores.")
     return rows
 
 

@@ -70,6 +70,9 @@ def main(args: Sequence[str]) -> int:
         raise UserError(f"{out} is a folder; set --out to the name of a JSON file.")
     if options.toy == bool(options.pictures):
         raise UserError("Say what to score: --pictures FOLDER, or --toy with the model of --model.path.")
+    for name in ("reference", "prompts", *NEEDED, "resize"):
+        if options.toy and getattr(options, name):
+            raise UserError(f"--{name} is for --pictures, and --toy has pictures of its own; leave one of the two out.")
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     report = _toy_report(options) if options.toy else _pictures_report(options)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from reca_fast.cli import one_line
 from reca_fast.cli.benchmark import draw_layout
 from reca_fast.cli.options import parse
 from reca_fast.cli.prompts import Prompt, check_image, read_image, read_prompts
@@ -41,7 +42,7 @@ class GenerateOptions:
     layout: LayoutName | None = None
     """Draw the prompts of a benchmark into the folder that its public evaluator reads. A manifest in --out says what
     was drawn by what, and the last line what to run next. Given again, the command draws what is missing; torchrun
-    starts it on several GPUs.
+    starts it on several GPUs. BAGEL draws with its authors' preset for the benchmark, under any sampling option given.
     """
     per_prompt: PositiveInt | None = None
     """With layout: pictures of each prompt. Unless set, as many as RECA's authors draw: 12 for geneval, 4 for dpg and
@@ -77,8 +78,7 @@ def main(args: Sequence[str]) -> int:
             raise UserError(f"{name} is set, which only benchmarks know; set --layout as well, or leave it out.")
     prompts = asked_for(options)
     check_sampling(options.sampling)
-    from PIL import Image
-
+    from reca_fast.data.images import write_png
     from reca_fast.hardware import pick_device
     from reca_fast.memory import fill_to_draw
     from reca_fast.models import editor, open_model
@@ -97,8 +97,8 @@ def main(args: Sequence[str]) -> int:
         for prompt, picture in zip(part, draw(model, part, options, start), strict=True):
             path = folder / f"{prompt.name}.png"
             with writing(path):
-                Image.fromarray(picture.numpy()).save(path)
-            print(f"{path}: {prompt.text}")
+                write_png(picture, path)
+            print(f"{path}: {one_line(prompt.text)}", flush=True)
     return 0
 
 

@@ -23,6 +23,9 @@ POSITIONAL = {
     "images": "A picture, or any source that --data.source of `train` takes.",
 }
 
+PAIRS = "original", "drawn"
+"""Folders of --pictures."""
+
 
 @dataclass
 class ReconstructOptions:
@@ -57,6 +60,8 @@ def main(args: Sequence[str]) -> int:
     from reca_fast.memory import fill_to_draw
     from reca_fast.models import open_model
 
+    if options.pictures:
+        _refuse_others(Path(options.pictures), options.count)
     # A recipe may name a cache or conversations: of other pictures, which are not reconstructed.
     options.data = replace(options.data, source=options.images, cache="", instructions="", serve="one")
     model = open_model(options.model)
@@ -81,13 +86,22 @@ def main(args: Sequence[str]) -> int:
     return 0
 
 
+def _refuse_others(folder: Path, count: int) -> None:
+    """Raise UserError when files of another run would stay beside the pictures, and be compared with them."""
+    ours = {f"{number:04d}.png" for number in range(count)}
+    for name in PAIRS:
+        place = folder / name
+        if place.is_dir() and (other := min({file.name for file in place.iterdir()} - ours, default="")):
+            raise UserError(f"{place / other} is there already, and would be compared too; name another --pictures.")
+
+
 def _write_each(done: "Sequence[Reconstruction]", folder: Path) -> None:
     """Write originals and what was drawn of them into two folders, under the same names."""
-    from PIL import Image
+    from reca_fast.data.images import write_png
 
     for number, one in enumerate(done):
-        for name, picture in (("original", one.original), ("drawn", one.drawn)):
+        for name, picture in zip(PAIRS, (one.original, one.drawn), strict=True):
             path = folder / name / f"{number:04d}.png"
             with writing(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(picture.numpy()).save(path)
+                write_png(picture, path)

@@ -1,11 +1,11 @@
 """How pictures are drawn, and the authors' settings by name."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 from reca_fast.errors import UserError
-from reca_fast.schema import Fraction, NonNegativeFloat, PositiveInt, Range
+from reca_fast.schema import Fraction, NonNegativeFloat, PositiveInt, Range, from_dict
 
 from .declare import Seed, neutral
 
@@ -78,6 +78,20 @@ class SamplingConfig:
             if name not in followed and chosen.pop(name, off) != off:
                 raise UserError(f"sampling.{name} is set, and this model draws without it; set it to {off:g}.")
         return kind(**chosen)
+
+    def with_preset(self, name: str, kind: type[Any]) -> "SamplingConfig | None":
+        """These settings, and for those that are not set the preset's; None where the model does not follow every
+        setting of the preset, which is then another model's.
+
+        Args:
+            name: a key of PRESETS.
+            kind: as in `filled`.
+        """
+        preset = PRESETS[name]
+        if not preset.keys() <= {entry.name for entry in fields(kind)}:
+            return None
+        authors = from_dict(SamplingConfig, preset, f"the preset {name}")
+        return replace(self, **{each: getattr(authors, each) for each in preset if getattr(self, each) is None})
 
 
 ANY = ("seed", "together")

@@ -4,6 +4,7 @@ Pictures stay uint8 as long as they can. They are then a quarter as large as in 
 instructions, and the device turns them into floating-point numbers in microseconds.
 """
 
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -117,6 +118,17 @@ def resize(image: Tensor, size: tuple[int, int], method: Method = "fast") -> Ten
     planes = image[None].permute(0, 3, 1, 2)
     planes = F.interpolate(planes, size=(height, width), mode="bicubic", antialias=True)
     return planes.permute(0, 2, 3, 1)[0].contiguous()
+
+
+def write_png(image: Tensor, path: Path) -> None:
+    """Write uint8 [H, W, 3] as a PNG that is there whole or not at all, whatever kills this process.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    Image.fromarray(image.numpy()).save(partial, format="PNG")
+    partial.replace(path)
 
 
 def blur(image: Tensor, sigma: float) -> Tensor:

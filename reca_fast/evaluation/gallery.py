@@ -1,5 +1,6 @@
 """A page that shows what two models drew of the same prompts, side by side: one HTML file with its pictures in it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,10 +81,10 @@ def _is_small(picture: Tensor) -> bool:
 
 
 def _ahead(row: Row, name: str) -> float | None:
-    """By how much the second is better than the first; None where a score is missing."""
+    """By how much the second is better than the first; None where a score is missing or is no number."""
     first, second = (scores.get(name) for scores in row.scores)
-    if first is None or second is None:
-        return None
+    if first is None or second is None or not math.isfinite(first - second):
+        return None  # which JSON knows, as a browser reads it; NaN it does not
     return (first - second) if name in LESS_IS_MORE else (second - first)
 
 

@@ -97,13 +97,16 @@ def draw_benchmark(name: str, out: Path, request: Request, settings: Settings) -
         refuse_shared_files(prompts.items)
         model = open_model(settings.model)
         size = _size(benchmark, prompts, model, settings)
+        kind = editor(model).EDITING if size is None else model.SAMPLING
+        authors = settings.sampling.with_preset(benchmark.preset, kind) if benchmark.preset else None
+        settings = replace(settings, sampling=authors or settings.sampling)
         home = out.absolute()
         drawn = Drawn(home, home / benchmark.folder, request, size[0] if size else 0, prompts.items)
         processes.join(settings.device)
         manifest = manifest_of(
             name,
             *(benchmark, prompts, drawn, model, settings.model, settings.memory, settings.sampling),
-            per_prompt=request.per_prompt,
+            preset=benchmark.preset if authors else "",
             size=size,
             batch=settings.batch,
         )

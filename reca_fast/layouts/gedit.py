@@ -135,6 +135,7 @@ GEDIT = Layout(
     benchmark="GEdit-Bench",
     per_prompt=1,
     only="GEdit-Bench reads one edit of a picture",
+    preset="gedit",
     judge="VIEScore with GPT-4.1, or with Qwen2.5-VL-72B-Instruct-AWQ",
     score="sqrt(semantics x quality) of an edit; mean over a task's edits, then over the tasks; en and cn apart",
     read=_read,

@@ -57,6 +57,7 @@ def _commands(drawn: Drawn) -> Sequence[str]:
 GENEVAL = Layout(
     benchmark="GenEval",
     per_prompt=12,
+    preset="geneval",
     judge="Mask2Former Swin-S (mmdet 2.x), and open_clip ViT-L/14 of OpenAI for colours",
     score="share of right pictures for each of six tags; overall is the mean of the six",
     read=_read,

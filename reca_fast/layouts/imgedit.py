@@ -77,6 +77,7 @@ IMGEDIT = Layout(
     benchmark="ImgEdit",
     per_prompt=1,
     only="ImgEdit reads one edit of a picture",
+    preset="imgedit",
     judge="GPT-4o; RECA's and BAGEL's authors take gpt-4.1-2025-04-14",
     score="mean of three marks from 1 to 5; mean over the edits of a type, and over all",
     read=_read,

@@ -108,6 +108,8 @@ class Layout:
     """Why no other number of pictures than `per_prompt` can be read; empty where any number can."""
     folder: str = ""
     """The folder in --out that holds the pictures, where nothing else may lie beside them; empty: --out itself."""
+    preset: str = ""
+    """A key of PRESETS, the settings with which BAGEL's authors draw the benchmark; empty: those of the model."""
     square: bool = False
     """Whether the evaluator takes square pictures only."""
     index: Callable[[Drawn], Mapping[str, bytes]] | None = None

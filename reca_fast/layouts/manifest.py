@@ -69,12 +69,18 @@ class Manifest:
     per_prompt: int
     size: list[int] | None
     """Width and height in pixels; null where an edit follows the size of its source."""
+    preset: str
+    """Name of the authors' settings that stand below where no other were given; empty: those of the model."""
     sampling: dict[str, Any]
     """Every setting that the model follows, with the seed."""
     batch: int
     """Pictures in a batch; they depend on it where `sampling.together` is above 1."""
     model: Weights
     versions: dict[str, str]
+    category: str = ""
+    """T2I-CompBench: the category of the prompts, where their file's name does not say it."""
+    origin: str | None = None
+    """ImgEdit: the folder of the pictures to be edited, where it is not that of the prompts."""
 
     def write(self, out: Path) -> None:
         """Write it into the folder `out`, replacing an earlier one in one go."""
@@ -93,13 +99,14 @@ def manifest_of(
     memory: DrawingMemory,
     sampling: SamplingConfig,
     *,
-    per_prompt: int,
+    preset: str,
     size: tuple[int, int] | None,
     batch: int,
 ) -> Manifest:
     """The manifest of pictures that are still to be drawn.
 
     Args:
+        preset: whose settings `sampling` has where no other were given; empty: none.
         size: width and height; None for edits.
 
     Raises:
@@ -119,8 +126,9 @@ def manifest_of(
         prompts=PromptsFile(
             drawn.request.prompts.name, checksum_of(prompts.files), len(prompts.items), prompts.published
         ),
-        per_prompt=per_prompt,
+        per_prompt=drawn.request.per_prompt,
         size=None if size is None else list(size),
+        preset=preset,
         sampling={"seed": sampling.seed, "together": sampling.together, **settings},
         batch=batch,
         model=Weights(
@@ -130,6 +138,8 @@ def manifest_of(
             memory.frozen,
         ),
         versions={"reca_fast": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        category=drawn.request.category,
+        origin=str(drawn.request.origin.absolute()) if drawn.request.origin else None,
     )
 
 
@@ -167,6 +177,7 @@ def _compared(before: Manifest, now: Manifest) -> Iterator[tuple[str, Any, Any]]
         yield f"another checkpoint, where the checksum of {name} is", then, present
     yield "model.precision", before.model.precision, now.model.precision
     yield "memory.frozen", before.model.frozen, now.model.frozen
+    yield "category", before.category, now.category
     yield "per_prompt", before.per_prompt, now.per_prompt
     yield "width and height", before.size, now.size
     for name in sorted(before.sampling.keys() | now.sampling.keys()):

@@ -36,6 +36,8 @@ class Progress:
         count, published = manifest.prompts.count, manifest.prompts.published
         of = "" if published in (None, count) else f" of {published:,}"
         self.say(f"{manifest.benchmark}: {count:,}{of} prompts, {pictures:,} pictures.")
+        if manifest.preset:
+            self.say(f"sampling: the preset {manifest.preset}, where nothing else is set.")
         if left < pictures:
             self.say(f"{manifest.folder}: {pictures - left:,} pictures are there and kept.")
 

@@ -38,7 +38,8 @@ def prompts_of_pictures(folder: Path, prompts: Path) -> dict[str, str] | None:
             f"{out / MANIFEST_FILE} names the layout {manifest.layout!r}, which is none of {list(LAYOUTS)}."
         )
     layout = layout_of(manifest.layout)
-    read = layout.read(Request(prompts, manifest.per_prompt, model=manifest.model.folder))
+    origin = Path(manifest.origin) if manifest.origin else None
+    read = layout.read(Request(prompts, manifest.per_prompt, manifest.category, origin, manifest.model.folder))
     if checksum_of(read.files) != manifest.prompts.sha256:
         raise UserError(f"{folder} was drawn from other prompts than {prompts}: {MANIFEST_FILE} has another sha256.")
     places = {out / layout.folder / output.path: item.prompt for item in read.items for output in item.outputs}

@@ -79,6 +79,7 @@ WISE = Layout(
     benchmark="WISE",
     per_prompt=1,
     only=ONLY,
+    preset="wise",
     judge="GPT-4o-2024-05-13",
     score=(
         "WiScore = (0.7 consistency + 0.2 realism + 0.1 aesthetic quality) / 2, marks from 0 to 2; overall = 0.4 "
@@ -91,6 +92,7 @@ WISE_VERIFIED = Layout(
     benchmark="WISE, verified edition",
     per_prompt=1,
     only=ONLY,
+    preset="wise",
     judge="Qwen3.5-35B-A3B, served by vLLM",
     score="share of right pictures; overall = 0.4 culture + 0.12 of each of the five other categories",
     read=partial(_read, verified=True),

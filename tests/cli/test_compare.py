@@ -54,9 +54,11 @@ def test_scores_of_two_reports_stand_below_the_pictures(reca_fast, drawn, tmp_pa
 
 def test_what_cannot_be_compared_is_one_sentence(reca_fast, drawn, tmp_path):
     first, second = drawn
+    (tmp_path / "other.json").write_text('{"each": {"elsewhere": {"psnr": 1.0}}}')
     cases = {
         "is no folder": [first, tmp_path / "nowhere"],
         "--titles names 1": [first, second, "--titles", '["A"]'],
+        "is in the reports of --scores": [first, second, "--scores", json.dumps([str(tmp_path / "other.json")] * 2)],
         "--scores names 1": [first, second, "--scores", '["a.json"]'],
         "is missing": [first, second, "--scores", '["a.json", "b.json"]'],
         "is called as a prompt": [first, second, "--prompts", tmp_path / "others.jsonl"],

@@ -85,6 +85,7 @@ def test_every_judge_gives_its_score_and_is_named(reca_fast, folders, tmp_path):
             "is called as a prompt",
         ),
         (["--toy"], "No checkpoint given"),
+        (["--toy", "--reference", "drawn"], "--reference is for --pictures"),
     ],
 )
 def test_what_is_missing_is_one_sentence(reca_fast, folders, monkeypatch, given, said):

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("given", ["a cat", '["a cat", "a red cup"]'])
 def test_prompts_become_pictures_of_their_names(given, tiny_folder, reca_fast, tmp_path) -> None:
     lines = tmp_path / "prompts.jsonl"
-    lines.write_text('"from a file"\n\n{"prompt": "named", "id": "a/b"}\n')
+    lines.write_text('"from a\\nfile"\n\n{"prompt": "named", "id": "a/b"}\n')
     options = ["--width", 16, "--height", 16, "--sampling.steps", 2, "--device", "cpu", "--batch", 2]
     where = ["--model.path", tiny_folder, "--out", tmp_path, "--prompts", lines]
     said = reca_fast("generate", "--prompt", given, *options, *where)

@@ -24,6 +24,8 @@ def test_reconstruct_writes_a_grid_and_tells_how_close_it_came(tiny_folder, pict
     scored = reca_fast("evaluate", *folders, "--out", tmp_path / "report.json")
     assert scored.code == 0 and re.search(r"^psnr .* 2 pictures", scored.out, re.MULTILINE), scored
     assert Image.open(tmp_path / "grid.odd").format == "PNG"
+    fewer = reca_fast("reconstruct", pictures, *usual, *each, "--count", 1)
+    assert "0001.png is there already, and would be compared too" in fewer.sentence
     assert f"{tmp_path} is a folder" in reca_fast("reconstruct", pictures, *usual, "--out", tmp_path).sentence
     for count in (0, -1):
         assert (

@@ -22,6 +22,7 @@ from reca_fast.data.images import (
     picture_size,
     resize,
     to_model_range,
+    write_png,
 )
 from reca_fast.data.records import BadImage
 from tests.places import BAGEL
@@ -352,3 +353,19 @@ def test_exact_pixels_equal_the_recorded_run() -> None:
     vit = resized("vit_image_transform_args")
     assert torch.equal(to_model_range(vit), inputs["image.0.vit_tensor"])
     assert torch.equal(patchify(vit, 14), inputs["packed_vit_tokens"])
+
+
+def test_a_png_that_could_not_be_written_whole_leaves_the_old_one(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "a.png"
+    write_png(torch.full((4, 4, 3), 7, dtype=torch.uint8), path)
+    assert decode(path.read_bytes()).unique().tolist() == [7]
+    whole = path.read_bytes()
+
+    def cut(_, file, **options) -> None:
+        file.write_bytes(b"half of")
+        raise OSError
+
+    monkeypatch.setattr(Image.Image, "save", cut)
+    with pytest.raises(OSError):
+        write_png(torch.zeros((4, 4, 3), dtype=torch.uint8), path)
+    assert path.read_bytes() == whole

@@ -47,7 +47,7 @@ def test_scores_are_shown_and_sorted_by_who_is_ahead(tmp_path, picture):
     pictures = (picture, picture)
     rows = [
         Row("0", "x", pictures, ({"psnr": 20.0, "lpips": 0.5}, {"psnr": 23.0, "lpips": 0.3})),
-        Row("1", "y", pictures, ({"psnr": 10.0}, {})),
+        Row("1", "y", pictures, ({"psnr": 10.0}, {"lpips": float("nan")})),
     ]
     _, found = page(tmp_path, rows)
     ahead = [json.loads(section["data-ahead"]) for section in found.all("section")]

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from reca_fast.models.bagel.editing import BagelEditing
+from reca_fast.models.bagel.sampling import BagelSampling
 from tests.layouts import benchmarks, stub
 from tests.oracles import evaluators
 
@@ -42,12 +44,16 @@ def test_geneval2_finds_a_picture_by_its_prompt(draw, tmp_path) -> None:
     ]
 
 
+def dpg_json(folder):
+    path = folder / "prompts.json"
+    path.write_text(json.dumps({f"{name}.txt": text for name, text in benchmarks.DPG.items()}))
+    return path
+
+
 @pytest.fixture(params=["folder", "json"])
 def dpg_prompts(request, tmp_path):
     if request.param == "json":
-        path = tmp_path / "prompts.json"
-        path.write_text(json.dumps({f"{name}.txt": text for name, text in benchmarks.DPG.items()}))
-        return path
+        return dpg_json(tmp_path)
     (tmp_path / "prompts").mkdir()
     for name, text in benchmarks.DPG.items():
         (tmp_path / "prompts" / f"{name}.txt").write_text(text)
@@ -143,6 +149,25 @@ def test_the_manifest_says_what_a_score_has_to_name(draw, tmp_path) -> None:
     assert manifest["model"]["folder"] == "checkpoint"
     assert manifest["model"]["files"].keys() == {"stub.json"}
     assert manifest["folder"] == str(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("layout", "write", "setting", "value"),
+    [
+        ("dpg-reca", dpg_json, "guidance", 3.0),
+        ("wise-verified", lambda folder: benchmarks.wise(folder / "data", "_verified"), "guidance_interval", [0.4, 1]),
+        ("gedit", lambda folder: benchmarks.gedit(folder / "GEdit", parquet=True), "image_guidance", 1.5),
+    ],
+)
+def test_bagel_draws_a_benchmark_as_its_authors_do_unless_told_otherwise(
+    draw, tmp_path, monkeypatch, layout, write, setting, value
+) -> None:
+    monkeypatch.setattr(stub.Model, "SAMPLING", BagelSampling)
+    monkeypatch.setattr(stub.Model, "EDITING", BagelEditing)
+    said = draw(layout, write(tmp_path), "--sampling.steps", 2)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert f"sampling: the preset {manifest['preset']}" in said.out and manifest["preset"] == layout.partition("-")[0]
+    assert (manifest["sampling"][setting], manifest["sampling"]["steps"]) == (value, 2)
 
 
 def test_edits_without_types_go_to_the_judge_of_uge(draw, tmp_path) -> None:

@@ -38,6 +38,19 @@ def test_a_folder_in_it_has_its_own_pictures_alone(draw, tmp_path) -> None:
     assert set(found.values()) == {"a green bench and a blue bowl", "a black cat. And a 'dog'"}
 
 
+def test_originals_elsewhere_and_a_category_of_ones_own_are_remembered(draw, tmp_path) -> None:
+    edits = benchmarks.imgedit(tmp_path)
+    assert draw("imgedit", edits, "--origin", tmp_path / "originals").code == 0
+    wanted = {key: edit["prompt"] for key, edit in benchmarks.EDITS.items()}
+    assert prompts_of_pictures(tmp_path / "out", edits) == wanted
+    lines = tmp_path / "mine.txt"
+    lines.write_text("a red cup\n")
+    assert draw("t2i-compbench", lines, "--category", "color", "--out", tmp_path / "cups").code == 0
+    assert set(prompts_of_pictures(tmp_path / "cups", lines).values()) == {"a red cup"}
+    said = draw("t2i-compbench", lines, "--category", "shape", "--out", tmp_path / "cups")
+    assert "drawn with category color, now shape" in said.sentence
+
+
 def test_other_pictures_and_other_prompts_are_told_apart(draw, tmp_path) -> None:
     prompts = WRITTEN["geneval"](tmp_path)
     assert prompts_of_pictures(tmp_path, prompts) is None

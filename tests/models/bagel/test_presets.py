@@ -1,5 +1,7 @@
 """Presets are the authors' settings, under every other option of the user's."""
 
+from dataclasses import dataclass
+
 import pytest
 
 from reca_fast.cli.generate import GenerateOptions
@@ -49,6 +51,18 @@ def test_a_preset_overrides_recipes_and_yields_to_every_other_option(tmp_path) -
         got = parsed(*args)
         assert (got.steps, got.timestep_shift, got.guidance_interval) == (49, 3.0, (0.4, 1.0))  # not the demo's 20
         assert (got.guidance, got.seed) == (2.0, 7)
+
+
+def test_a_preset_fills_what_is_not_set_and_only_for_the_model_that_it_is_of() -> None:
+    @dataclass
+    class Other:
+        steps: int = 20
+        guidance: float = 4.5
+
+    given = SamplingConfig(guidance=2.0, seed=5).with_preset("gedit", BagelEditing)
+    assert given is not None and (given.guidance, given.seed) == (2.0, 5)
+    assert (given.image_guidance, given.guidance_interval) == (1.5, (0.4, 1.0))
+    assert SamplingConfig().with_preset("gedit", Other) is None
 
 
 def test_an_unknown_preset_is_named(reca_fast, tmp_path) -> None:
