@@ -123,5 +123,6 @@ def test_ssim_is_that_of_torchmetrics():
     from reca_fast.evaluation.similarity import ssim_of
 
     a, b = (torch.from_numpy(picture(seed)) for seed in (1, 2))
-    planes = [x.permute(2, 0, 1)[None].float() / 255 for x in (a, b)]
-    assert ssim_of(a, b) == pytest.approx(structural_similarity_index_measure(*planes, data_range=1.0).item(), abs=1e-5)
+    ours, theirs = (x.permute(2, 0, 1)[None].float() / 255 for x in (a, b))
+    expected = structural_similarity_index_measure(ours, theirs, data_range=1.0)
+    assert ssim_of(a, b) == pytest.approx(float(expected), abs=1e-5)
