@@ -80,6 +80,9 @@ class OptionParser(ArgumentParser):
         text = re.sub(r": 'utf-8' codec can't encode.*", " holds bytes that are no UTF-8; name it by a link", text)
         for kind, words in KINDS.items():
             text = re.sub(rf"Expected an? {kind}\b", f"Expected {words}", text)
+        # Of an option that may be unset, only what it may be when it is set is of interest.
+        text = re.sub(r"Does not validate against any of the Union .*? Errors: - ", "", text)
+        text = re.sub(r" - Expected a NoneType| Given value type: \w+(?= Given value:)", "", text)
         raise UserError(f"{text}.")
 
 

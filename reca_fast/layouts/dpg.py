@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from reca_fast.errors import UserError
-from reca_fast.schema import read_json, shown
+from reca_fast.schema import shown
 
 from .layout import Drawn, Item, Layout, Output, Prompts, Request, command
-from .reading import MAX_BYTES, checked_prompt, file_name, files_in, text_of
+from .reading import checked_prompt, file_name, files_in, json_of, text_of
 
 OPENS_ALL = "images"
 """The readers open whatever lies beside the pictures and complain of it, so pictures have a folder of their own."""
@@ -24,7 +24,7 @@ def _texts(path: Path) -> Iterator[tuple[str, str, str]]:
     if path.suffix != ".json":
         yield path.name.removesuffix(".txt"), text_of(path).strip(), str(path)
         return
-    prompts = read_json(path, max_bytes=MAX_BYTES)
+    prompts = json_of(path)
     if not isinstance(prompts, dict) or not prompts:
         raise UserError(f'{path} holds no prompts; it must be one object of {{"<item id>.txt": prompt}}.')
     for name, prompt in prompts.items():

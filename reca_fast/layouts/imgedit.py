@@ -7,11 +7,11 @@ from pathlib import Path, PurePosixPath
 
 from reca_fast.data.sources.folder import read_picture
 from reca_fast.errors import UserError
-from reca_fast.schema import from_dict, read_json, shown
+from reca_fast.schema import from_dict, shown
 
 from .files import decoded
 from .layout import Drawn, Item, Layout, Output, Prompts, Request, command
-from .reading import MAX_BYTES, checked_prompt, file_name
+from .reading import checked_prompt, file_name, json_of
 
 BASIC = 737
 """Edits of ImgEdit Basic, which alone gives each edit a type."""
@@ -29,7 +29,7 @@ class Edit:
 
 def _read(request: Request) -> Prompts:
     path = request.prompts
-    entries = read_json(path, max_bytes=MAX_BYTES)
+    entries = json_of(path)
     if not isinstance(entries, dict) or not entries:
         raise UserError(f"{path} is no object of edits; name ImgEdit's basic_edit.json or singleturn.json.")
     items = []

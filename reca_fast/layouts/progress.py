@@ -57,4 +57,5 @@ class Progress:
     def end(self, manifest: Manifest, out: Path) -> None:
         """Say who judges the pictures, and by which command."""
         self.say(f"judge: {manifest.judge}. {out / MANIFEST_FILE} holds what a score has to name beside it.")
-        self.say(f"{manifest.folder} is the folder for {manifest.benchmark}: {' && '.join(manifest.next)}")
+        commands = " && ".join(manifest.next)
+        self.say(f"{manifest.folder} is for {manifest.benchmark}. Next, in a copy of its repository: {commands}")

@@ -25,6 +25,11 @@ def text_of(path: Path) -> str:
         raise UserError(f"The prompts file {path} is not UTF-8 text; save it as UTF-8.") from None
 
 
+def json_of(path: Path) -> Any:
+    """The value of a JSON file of prompts. Raises UserError like `text_of`, and where it is no JSON."""
+    return parse_json(text_of(path), str(path))
+
+
 def counted_lines(path: Path) -> Iterator[tuple[int, str, str]]:
     """(number from 0, line, where it stands in words) of every line, for benchmarks that number their prompts by line.
 

@@ -7,10 +7,10 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 from reca_fast.errors import UserError
-from reca_fast.schema import Range, from_dict, read_json
+from reca_fast.schema import Range, from_dict
 
 from .layout import Drawn, Item, Layout, Output, Prompts, Request, command
-from .reading import MAX_BYTES, checked_prompt, files_in
+from .reading import checked_prompt, files_in, json_of
 
 MARK = "_verified"
 """How the names of the verified edition's files end."""
@@ -44,7 +44,7 @@ def _read(request: Request, *, verified: bool) -> Prompts:
     for path in files:
         if not verified and path.stem.endswith(MARK):
             raise UserError(f"{path} is of the verified edition, which has another judge; set --layout wise-verified.")
-        entries = read_json(path, max_bytes=MAX_BYTES)
+        entries = json_of(path)
         if not isinstance(entries, list) or not entries:
             raise UserError(f"{path} is no list of prompts; name WISE's own files, or the folder of them.")
         for number, values in enumerate(entries, start=1):

@@ -115,6 +115,17 @@ def test_a_dataset_of_something_else_is_refused(draw, tmp_path) -> None:
     assert "holds no rows of GEdit-Bench (*.parquet)" in draw("gedit", tmp_path / "empty").sentence
 
 
+@pytest.mark.parametrize("layout", ["wise", "imgedit", "dpg"])
+def test_a_file_that_is_not_there_is_named_with_its_option(draw, tmp_path, layout) -> None:
+    assert "x.json is missing; check --prompts." in draw(layout, tmp_path / "x.json").sentence
+
+
+def test_a_layout_of_no_benchmark_is_refused_with_those_that_there_are(reca_fast) -> None:
+    said = reca_fast("generate", "--layout", "genevall").sentence
+    assert "'imgedit', 'gedit' Given value: genevall." in said and "Union" not in said and "None" not in said
+    assert "Expected a whole number Given value: abc." in reca_fast("generate", "--width", "abc").sentence
+
+
 def test_options_of_a_layout_need_one(reca_fast) -> None:
     assert "per_prompt is set" in reca_fast("generate", "--prompt", "a", "--per_prompt", 2).sentence
     assert "--layout wise needs --prompts" in reca_fast("generate", "--layout", "wise").sentence

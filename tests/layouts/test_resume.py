@@ -96,7 +96,7 @@ def test_two_processes_draw_what_one_does(generate, tmp_path) -> None:
     codes, said = generate(tmp_path / "two", processes=2)
     assert codes == [0, 0], said
     assert pictures(tmp_path / "two") == pictures(tmp_path / "one")
-    assert said.count("is the folder for GenEval") == 1
+    assert said.count("is for GenEval") == 1
     (tmp_path / "two" / "00001" / "samples" / "00002.png").unlink()
     assert generate(tmp_path / "two", processes=2)[0] == [0, 0]
     assert pictures(tmp_path / "two") == pictures(tmp_path / "one")
