@@ -23,7 +23,7 @@ from reca_fast.models.parts.qwen2_config import Qwen2Config
 from reca_fast.toy import SIDE
 
 from .codec import Components, codec_config, decoder_half, encoder_half
-from .lessons import texts_of_the_world
+from .lessons import SLOTS, texts_of_the_world
 from .understanding import Understanding
 
 TEXT_VOCABULARY = 1000
@@ -73,7 +73,7 @@ def toy_config() -> OpenUniConfig:
             sample_size=SIDE // 8,
         ),
         vae=codec_config(CHANNELS, 1.0),
-        num_queries=6,
+        num_queries=SLOTS,
     )
 
 

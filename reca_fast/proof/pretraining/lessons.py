@@ -11,6 +11,7 @@ from reca_fast.data.templates import PLAIN, templates
 from reca_fast.models.openuni.tokenizer import BARE_REQUEST, REQUEST, OpenUniTokenizer
 from reca_fast.toy import RELATIONS, SHAPES, WORDS, Requirement, Scene, Wanted, render_many, requirement_of, scene_of
 from reca_fast.toy.captions import NUMBERS
+from reca_fast.toy.world import PLACES
 
 BRIEF = {
     "Name the shapes.": (False, False, False),
@@ -102,15 +103,30 @@ def part_of(dense: Requirement, colours: bool, places: bool, numbers: bool) -> R
     return Requirement(things, dense.relation if places else "", dense.number)
 
 
-def form(told: Requirement) -> tuple[str, str, str, str, str, str]:
-    """What is told as the words of a form, empty where nothing is told: number, colour, shape, where, and colour and
-    shape of a second thing. So a thing's colour stands at the same place whatever else is told.
+SLOTS = 13
+"""Words of the form."""
+
+
+def form(told: Requirement) -> tuple[str, ...]:
+    """What is told as the words of a form, empty where nothing is told: a number; colour and shape of what is at the
+    left, right, top and bottom; and colour and shape of up to two things of which no place is told.
+
+    So the word for what is to be drawn somewhere always stands at the same place of the form.
     """
     told = in_order(told)
-    first, *others = told.things
     number = "a" if told.number == len(told.things) else NUMBERS.get(told.number, "")
-    second = (others[0].colour or "", others[0].shape) if others else ("", "")
-    return number, first.colour or "", first.shape, told.relation.split(" ")[0], *second
+    things = {place: (thing.colour or "", thing.shape) for place, thing in zip(_places(told), told.things, strict=True)}
+    rows = [things.get(place, ("", "")) for place in (*PLACES, "first", "second")]
+    return (number, *(word for row in rows for word in row))
+
+
+def _places(told: Requirement) -> tuple[str, ...]:
+    """Where the things are, those of a relation in the order of `in_order`."""
+    if not told.relation:
+        return ("first", "second")[: len(told.things)]
+    if len(told.things) == 1:
+        return (told.relation,)
+    return ("left", "right") if told.relation == "left of" else ("top", "bottom")
 
 
 def in_order(told: Requirement) -> Requirement:

@@ -49,15 +49,15 @@ def test_a_question_asks_for_parts(wanted: tuple[bool, bool, bool], said: str) -
 @pytest.mark.parametrize(
     ("told", "words"),
     [
-        ("a red circle right of a blue square", "a blue square left red circle"),
-        ("a circle above a blue ring", "a _ circle above blue ring"),
-        ("a ring and a circle", "a _ circle _ _ ring"),
-        ("a red ring at the top", "a red ring top _ _"),
-        ("three red crosses", "three red cross _ _ _"),
-        ("crosses", "_ _ cross _ _ _"),
+        ("a red circle right of a blue square", "a  blue square red circle _ _ _ _  _ _ _ _"),
+        ("a circle above a blue ring", "a  _ _ _ _ _ circle blue ring  _ _ _ _"),
+        ("a ring and a red circle", "a  _ _ _ _ _ _ _ _  red circle _ ring"),
+        ("a red ring at the top", "a  _ _ _ _ red ring _ _  _ _ _ _"),
+        ("three red crosses", "three  _ _ _ _ _ _ _ _  red cross _ _"),
+        ("crosses", "_  _ _ _ _ _ _ _ _  _ cross _ _"),
     ],
 )
-def test_a_colour_stands_at_its_place_whatever_else_is_told(told: str, words: str) -> None:
+def test_a_word_stands_where_what_it_tells_is_to_be_drawn(told: str, words: str) -> None:
     assert form(parse(told)) == tuple("" if word == "_" else word for word in words.split())
 
 
