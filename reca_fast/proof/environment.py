@@ -32,7 +32,10 @@ def hash_of(folder: Path) -> str:
         UserError: there is no such folder, or a file cannot be read.
     """
     if not folder.is_dir():
-        raise UserError(f"The checkpoint folder {folder} does not exist.")
+        raise UserError(
+            f"The base {folder} does not exist: make one with `python -m reca_fast.proof.pretraining`, and give its "
+            "folder with --base."
+        )
     sums = identity_of_files(sorted(path for path in folder.rglob("*") if path.is_file()))
     return xxhash.xxh3_128("\n".join(f"{name} {value}" for name, value in sorted(sums.items())).encode()).hexdigest()
 
