@@ -17,7 +17,7 @@ import torch
 from reca_fast.errors import UserError
 from reca_fast.toy import POOLS
 
-from .checkpoint import toy_config, write_checkpoint, write_toy_tokenizer
+from .checkpoint import CHANNELS, toy_config, write_checkpoint, write_toy_tokenizer
 from .codec import components
 from .lessons import Lessons, shown
 from .probe import transfer
@@ -88,7 +88,7 @@ def _teach(folder: Path, seed: int, steps: int) -> None:
     probes = transfer(understanding, lessons, tokenizer.picture)
     for name, (to_pictures, to_texts) in probes.items():
         print(f"{name}: a probe of texts reads {to_pictures:.3f} of pictures, one of pictures {to_texts:.3f} of texts")
-    found = components(torch.cat([shown("base", range(4096))[1], shown("understanding", range(4096))[1]]), 48)
+    found = components(torch.cat([shown("base", range(4096))[1], shown("understanding", range(4096))[1]]), CHANNELS)
     write_checkpoint(folder, understanding, found, seed)
     (folder.parent / "probes.json").write_text(json.dumps(probes, indent=1) + "\n", encoding="utf-8")
 

@@ -50,6 +50,7 @@ class Lessons:
         self._scenes, self._pictures = shown("understanding", range(count))
         self._seed = seed
         self._templates = [tokenizer.encode(text) for text in templates()]
+        self._words = {word: words_of(tokenizer, word)[0] for word in WORDS} | {"": tokenizer.words["\n"][0]}
 
     def draw(self, number: int, size: int) -> Lesson:
         """Lesson `number`, of B = size pictures."""
@@ -80,9 +81,7 @@ class Lessons:
 
     def words(self, told: Sequence[Requirement]) -> Tensor:
         """The words that the queries are to say, int64 [N, Q]: a line feed where the form is empty."""
-        empty = self._tokenizer.words["\n"][0]
-        forms = [[words_of(self._tokenizer, word)[0] if word else empty for word in form(each)] for each in told]
-        return torch.tensor(forms)
+        return torch.tensor([[self._words[word] for word in form(each)] for each in told])
 
     def _question(self, random: np.random.Generator) -> tuple[Sequence[int], tuple[bool, bool, bool]]:
         """A question, and which parts it asks for: a quarter the plain template, a quarter any, half of them brief."""
