@@ -1,6 +1,7 @@
 """Every lever on every tiny model: the losses of a run without it, or a refusal that names it."""
 
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ LEVERS = {
     "keep_on": Lever("--memory.keep_on host"),
     "mlp_rows": Lever("--memory.mlp_rows 16"),
     "compile": Lever("--memory.compile true"),
+    "inductor": Lever("--memory.compile true", apart=1e-4),
     "order": Lever("--memory.order layer"),
     "gradients": Lever("--memory.order layer --memory.gradients host"),
     "twice": Lever("--memory.order layer --memory.gradients twice"),
@@ -72,7 +74,7 @@ def train(reca_fast, folders, monkeypatch) -> Callable[..., tuple[str, list[floa
     return run
 
 
-@sampled(1, name=list(TINY), lever=[lever for lever in LEVERS if lever != "compile"])
+@sampled(1, name=list(TINY), lever=[lever for lever in LEVERS if lever not in ("compile", "inductor")])
 def test_it_changes_no_loss_or_is_refused_by_name(name, lever, train) -> None:
     check(name, lever, train)
 
@@ -82,6 +84,15 @@ def test_it_changes_no_loss_or_is_refused_by_name(name, lever, train) -> None:
 def test_the_compiler_changes_no_loss_or_is_refused_by_name(name, train) -> None:
     """Half a minute each, for graphs are traced anew."""
     check(name, "compile", train)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.skipif(not shutil.which("g++"), reason="Inductor needs the C++ compiler g++ for a CPU")
+def test_inductor_changes_no_loss(name, train, monkeypatch) -> None:
+    """Some minutes each, for it writes C++. What it cannot lay out in memory it refuses, where `aot_eager` does not."""
+    monkeypatch.setattr("reca_fast.train.assemble.apply_levers", apply_levers)
+    check(name, "inductor", train)
 
 
 def check(name: str, lever: str, train: Callable[..., tuple[str, list[float]]]) -> None:

@@ -18,6 +18,7 @@ from reca_fast.models.parts.rms_norm import RMSNorm
 from reca_fast.models.parts.timestep import TimestepEmbedder
 
 from .config import SanaConfig
+from .depthwise import depthwise_conv
 
 NORM_EPS = 1e-5
 """Of the norms with a weight: of the context, and of queries and keys."""
@@ -112,9 +113,7 @@ class GatedConv(nn.Module):
     def forward(self, x: Tensor, rows: int, columns: int) -> Tensor:
         """[pictures, rows * columns, D] -> the same shape."""
         wide = F.silu(self.conv_inverted(x))
-        picture = wide.unflatten(1, (rows, columns)).permute(0, 3, 1, 2)  # channels last, as it lies in memory
-        mixed = self.conv_depth(picture).permute(0, 2, 3, 1).flatten(1, 2)
-        value, gate = mixed.chunk(2, dim=-1)
+        value, gate = depthwise_conv(wide, self.conv_depth, rows, columns).chunk(2, dim=-1)
         out: Tensor = self.conv_point(swiglu(gate, value))
         return out
 
