@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from reca_fast.config import RunConfig
 from reca_fast.errors import UserError
 from reca_fast.toy import POOLS
 
@@ -57,7 +58,8 @@ def make_base(out: Path, seed: int, lessons: int, steps: int | None, pictures: i
         _teach(taught, seed, lessons)
     given = ["--config", RECIPE, "--model.path", str(taught), "--data.limit", str(pictures)]
     commands = [["cache", *given, "--out", str(out / "cache")]]  # nothing is encoded twice
-    training = ["train", *given, "--data.cache", str(out / "cache"), "--seed", str(seed), "--out", str(out / "drawing")]
+    training = ["train", *given, "--data.cache", str(out / "cache"), "--out", str(out / "drawing")]
+    training += ["--seed", str(RunConfig.seed + seed)]  # seed 0 is the recipe as it is
     commands.append([*training, *(["--steps", str(steps)] if steps else [])])
     if base.exists():
         shutil.rmtree(base)
