@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from reca_fast.cli.options import parse, parse_stages
 from reca_fast.config import Place, RunConfig
@@ -35,8 +35,12 @@ class StudyOptions:
     """Folder for the results (JSON), their pages and pictures."""
     runs: Place = "runs/study"
     """Folder for the runs."""
+    model: Literal["openuni", "bagel", "harmon"] = "openuni"
+    """Whose arms are run; the other models are reported on a page of their own."""
     base: Place = ""
-    """Checkpoint folder that the arms start from; the shipped one unless given."""
+    """Checkpoint folder that the arms start from; unless given, the shipped one of OpenUni, or of another model the one
+    that `python -m reca_fast.proof.pretraining --model` made under runs.
+    """
     jobs: Share = 1
     """How many runs go side by side, each on one thread."""
     render: bool = False
@@ -50,22 +54,22 @@ def main(args: Sequence[str]) -> int:
 
 
 def _ablations(options: StudyOptions) -> int:
-    from reca_fast.proof.arms import ARMS, BASES
+    from reca_fast.proof import arms, other_arms
     from reca_fast.proof.schedule import run_all
     from reca_fast.proof.study import Plan, collect, trials_of
-    from reca_fast.proof.study_page import write_page
     from reca_fast.proof.trial import run_trial, write_json
 
-    out, results = Path(options.out), Path(options.out) / "study.json"
+    out, results = Path(options.out), Path(options.out) / _results(options.model)
     if not options.render:
-        known = [arm.name for arm in ARMS]
+        its = [arm for arm in (*arms.ARMS, *other_arms.ARMS) if arm.base == options.model]
+        known = [arm.name for arm in its]
         for name in options.arms:
             if name not in known:
                 raise UserError(f"There is no arm {name!r}, only {', '.join(known)}.{did_you_mean(name, known)}")
-        bases = BASES | ({"openuni": Path(options.base)} if options.base else {})
+        bases = arms.BASES | other_arms.BASES | ({options.model: Path(options.base)} if options.base else {})
         plan = Plan(Path(options.runs), bases, options.seeds, options.steps, options.prompts)
-        trials = {arm: trials_of(arm, plan, _resolve) for arm in ARMS}
-        chosen = [arm for arm in ARMS if arm.name in (options.arms or known)]
+        trials = {arm: trials_of(arm, plan, _resolve) for arm in its}
+        chosen = [arm for arm in its if arm.name in (options.arms or known)]
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
             failure = _failure(lambda: run_all([t for arm in chosen for t in trials[arm]], options.jobs, run_trial))
@@ -73,11 +77,28 @@ def _ablations(options: StudyOptions) -> int:
     else:
         failure = None
     with writing(out):
-        write_page(read_json(results), out)
+        _write_pages(out, results)
     if failure:
         raise failure
-    print(f"{out}/README.md has the verdicts, {results} all scores.")
+    page = "README.md" if options.model == "openuni" else "others.md"
+    print(f"{out}/{page} has the verdicts, {results} all scores.")
     return 0
+
+
+def _results(model: str) -> str:
+    return "study.json" if model == "openuni" else f"study-{model}.json"
+
+
+def _write_pages(out: Path, results: Path) -> None:
+    """Write the pages of all studies in a folder, that in `results` among them."""
+    from reca_fast.proof.other_arms import BASES
+    from reca_fast.proof.others_page import write_others
+    from reca_fast.proof.study_page import write_page
+
+    if results.name == _results("openuni") or (out / _results("openuni")).is_file():
+        write_page(read_json(out / _results("openuni")), out)
+    there = [model for model in BASES if (out / _results(model)).is_file()]
+    write_others({model: read_json(out / _results(model)) for model in there}, out)
 
 
 def _regression(options: StudyOptions) -> int:

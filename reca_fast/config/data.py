@@ -74,7 +74,8 @@ class DataConfig:
     """Conversations about pictures that i2t learns from in place of captions: a JSON or JSONL file in LLaVA's layout, a
     list of {id, image, conversations: [{from: human | gpt, value}, ...]}. The answers are learned. Conversations
     without a picture, or with one that is missing, are left out and counted. The other tasks draw from source. With a
-    cache, they are those of when it was made.
+    cache, they are those of when it was made. toy:understanding and the other pools of the toy world have their dense
+    captions as answers.
     """
     instruction_images: Place = fixed("", by="content")
     """Where the pictures of the conversations are, by the names that stand there: a folder or tar shards. Empty: in the

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import xxhash
 
-from reca_fast.data.instructions import InstructionSource
+from reca_fast.data.instructions import Conversations
 from reca_fast.data.joined import cache_behind, parts_of
 from reca_fast.data.records import BadRecord
 from reca_fast.data.sources import Source
@@ -39,7 +39,7 @@ def identity_of_source(source: Source) -> dict[str, str]:
             pictures.update(source.read(index).image)
         except BadRecord as bad:
             pictures.update(bad.reason.encode())
-    texts = {"texts": source.texts} if isinstance(source, InstructionSource) else {}
+    texts = {"texts": source.texts} if isinstance(source, Conversations) else {}
     return {
         **texts,
         "number of records": str(len(source)),

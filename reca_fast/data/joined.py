@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from reca_fast.config import DataConfig
 from reca_fast.data.cache.source import CacheSource
-from reca_fast.data.instructions import InstructionSource, open_instructions
+from reca_fast.data.instructions import Conversations, open_instructions
 from reca_fast.data.reasons import Reasons
 from reca_fast.data.records import Record
 from reca_fast.data.sources import Source, open_source
@@ -18,7 +18,7 @@ from reca_fast.sample import RECA, T2I
 class JoinedSource:
     """The records of one source, and then those of another one."""
 
-    def __init__(self, pictures: Source, conversations: InstructionSource) -> None:
+    def __init__(self, pictures: Source, conversations: Conversations) -> None:
         self.pictures, self.conversations = pictures, conversations
         self.ignored = Reasons()
         for source in (pictures, conversations):
@@ -91,13 +91,13 @@ def cache_behind(source: Source) -> CacheSource | None:
     return base if isinstance(base, CacheSource) else None
 
 
-def parts_of(source: Source) -> tuple[Source | None, InstructionSource | None]:
+def parts_of(source: Source) -> tuple[Source | None, Conversations | None]:
     """The pictures and the conversations of which a source consists, without a limit. A cache counts as pictures."""
     if isinstance(source, LimitedSource):
         return parts_of(source.base)
     if isinstance(source, JoinedSource):
         return parts_of(source.pictures)[0], source.conversations
-    return (None, source) if isinstance(source, InstructionSource) else (source, None)
+    return (None, source) if isinstance(source, Conversations) else (source, None)
 
 
 def conversations_in(source: Source) -> int:

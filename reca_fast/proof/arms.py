@@ -14,8 +14,13 @@ class Arm:
     what: str
     """In a few words, for tables."""
     base: str = "openuni"
-    """Name of the base: a key of `BASES`."""
+    """Name of the model whose base it starts from: a key of `BASES`, here or in `other_arms`."""
     trains: bool = True
+
+    @property
+    def says(self) -> bool:
+        """Whether the model says captions; OpenUni's understanding is frozen and was made for drawing."""
+        return self.base != "openuni"
 
 
 @dataclass(frozen=True)
@@ -29,12 +34,10 @@ class Claim:
     b: str
     score: str
     lower_is_better: bool = False
-    lacks: str = ""
-    """What is missing for it to be tried, where it cannot be."""
 
 
 BASES = {"openuni": Path(__file__).parent / "base"}
-"""Name of a base -> its checkpoint folder. Another model joins with a line here and arms that name it."""
+"""Name of a model -> the checkpoint folder of its base, which ships. Other models: `other_arms`."""
 
 ARMS = (
     Arm("none", "toy", "the base as it is", trains=False),
@@ -54,9 +57,6 @@ ARMS = (
 )
 
 LAYOUT = "dense.colour_layout"
-NO_BAGEL = "a trained tiny model with generation latents as conditions (BAGEL); OpenUni has none"
-NO_VQ = "a trained tiny model whose conditions are codes (Show-o's VQ variant)"
-NO_SHARED = "a trained tiny model whose two sides share parameters (Harmon, Show-o); OpenUni's understanding is frozen"
 
 CLAIMS = (
     Claim("RECA improves its base", "overall rises", "reca", "none", "overall"),
@@ -87,28 +87,4 @@ CLAIMS = (
     Claim("Templates that ask for parts beat one", "not in the paper", "reca", "templates-1", "overall"),
     Claim("More pictures are better", "rises from 10,000 to 240,000", "reca", "data-64", "overall"),
     Claim("512 pictures beat 64", "rises from 10,000 to 240,000", "data-512", "data-64", "overall"),
-    Claim(
-        "Understanding embeddings beat generation latents as conditions",
-        "latents teach copying",
-        "reca",
-        "condition-generation",
-        LAYOUT,
-        lacks=NO_BAGEL,
-    ),
-    Claim(
-        "Blur keeps a model from copying the codes of its condition",
-        "sharp codes are copied, the loss goes to zero",
-        "vq-blur",
-        "vq-sharp",
-        LAYOUT,
-        lacks=NO_VQ,
-    ),
-    Claim(
-        "Understanding stays with i2t where parameters are shared",
-        "it fades without",
-        "shared-i2t",
-        "shared",
-        "understanding",
-        lacks=NO_SHARED,
-    ),
 )

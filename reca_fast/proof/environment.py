@@ -33,8 +33,8 @@ def hash_of(folder: Path) -> str:
     """
     if not folder.is_dir():
         raise UserError(
-            f"The base {folder} does not exist: make one with `python -m reca_fast.proof.pretraining`, and give its "
-            "folder with --base."
+            f"The base {folder} does not exist: make one with `python -m reca_fast.proof.pretraining` (of another "
+            "model than OpenUni, with its --model), and give its folder with --base."
         )
     sums = identity_of_files(sorted(path for path in folder.rglob("*") if path.is_file()))
     return xxhash.xxh3_128("\n".join(f"{name} {value}" for name, value in sorted(sums.items())).encode()).hexdigest()

@@ -3,6 +3,7 @@
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,17 @@ def measure_folder(
     count: int,
     seed: int,
     subtasks: Sequence[str] = ASKED,
+    options: ModelConfig | None = None,
 ) -> Measured:
     """What the model of a checkpoint folder draws of the toy world, on the CPU in fp32.
+
+    Args:
+        options: of the model, where they are not the defaults; path and precision do not count.
 
     Raises:
         UserError: it is no checkpoint folder, or its model cannot draw in this way.
     """
-    model = open_model(ModelConfig(path=str(checkpoint), precision="fp32"))
+    model = open_model(replace(options or ModelConfig(), path=str(checkpoint), precision="fp32"))
     fill_to_draw(model, torch.device("cpu"))
     return measure(model, sampling, data, count=count, seed=seed, subtasks=subtasks)
 

@@ -72,6 +72,7 @@ def trials_of(arm: Arm, plan: Plan, resolve: Resolve) -> list[Trial]:
                 content=content,
                 count=plan.count,
                 trains=arm.trains,
+                says=arm.says,
                 prepare=tuple(prepare),
             )
         )

@@ -1,6 +1,6 @@
 """The page of a study: a verdict on each claim, every arm's scores, and pictures of them, made from its JSON alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,9 @@ def text_of(study: Mapping[str, Any]) -> str:
         "",
         "| claim: A is ahead of B | the paper | score | A | B | D ± 3 E | verdict |",
         "|---|---|---|---|---|---|---|",
-        *[_claim(claim, arms) for claim in CLAIMS],
+        *[claim_row(claim, arms) for claim in CLAIMS],
+        "",
+        "BAGEL and Harmon, and conditions that only they have: [the other models](others.md).",
         "",
         RULE,
         "",
@@ -72,7 +74,7 @@ def text_of(study: Mapping[str, Any]) -> str:
         "",
         f"| arm | {' | '.join(NAMES.values())} | loss |",
         f"|---|{'---|' * (len(NAMES) + 1)}",
-        *[_arm(arm) for arm in arms.values()],
+        *[arm_row(arm) for arm in arms.values()],
         "",
         *[f"- `{name}`: {arm['what']} (recipe `{arm['recipe']}`)." for name, arm in arms.items()],
         "",
@@ -102,17 +104,22 @@ def _understanding(arms: Mapping[str, Any]) -> str:
     tensors = min((each["tensors"] for _, each in frozen), default=0)
     return (
         f"All {tensors} frozen tensors, those of understanding among them, are byte-identical to the base's after "
-        f"each of {len(frozen)} trainings: it understands what it did. With shared parameters: see the last claim."
+        f"each of {len(frozen)} trainings: it understands what it did. "
+        "With shared parameters: [the other models](others.md)."
     )
 
 
-def _claim(claim: Claim, arms: Mapping[str, Any]) -> str:
+def claim_row(claim: Claim, arms: Mapping[str, Any], lacks: str = "") -> str:
+    """The row of a claim in a table.
+
+    Args:
+        arms: of a study's JSON, by name.
+        lacks: what is missing where an arm is; the arms' names unless given.
+    """
     head = f"| {claim.name} | {claim.paper} | {NAMES.get(claim.score, claim.score)} |"
     missing = [name for name in (claim.a, claim.b) if name not in arms]
-    if claim.lacks and missing:
-        return f"{head} {claim.a} | {claim.b} | | {NOT_RUN}: lacks {claim.lacks} |"
     if missing:
-        return f"{head} {claim.a} | {claim.b} | | {NOT_RUN}: {' and '.join(missing)} |"
+        return f"{head} {claim.a} | {claim.b} | | {NOT_RUN}: lacks {lacks or ' and '.join(missing)} |"
     a, b = (scores_of(arms[name], claim.score) for name in (claim.a, claim.b))
     verdict = judge(a, b, lower_is_better=claim.lower_is_better)
     told = f"{head} {claim.a} {_spread(a)} | {claim.b} {_spread(b)} |"
@@ -121,8 +128,9 @@ def _claim(claim: Claim, arms: Mapping[str, Any]) -> str:
     return f"{told} {verdict.difference:+.3f} ± {verdict.noise:.3f} | **{verdict.word}** |"
 
 
-def _arm(arm: Mapping[str, Any]) -> str:
-    cells = [_spread(scores_of(arm, score)) for score in NAMES]
+def arm_row(arm: Mapping[str, Any], scores: Iterable[str] = NAMES) -> str:
+    """The row of an arm in a table: its name, some scores and its loss."""
+    cells = [_spread(scores_of(arm, score)) for score in scores]
     losses = scores_of(arm, "loss")
     return f"| {arm['name']} | {' | '.join(cells)} | {f'{mean(losses):.4f}' if losses else ''} |"
 

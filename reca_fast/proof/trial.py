@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from threading import Event
@@ -67,6 +67,8 @@ class Trial:
     """What `python` runs in place of the command line; a test may wrap it."""
     prepare: tuple[str, ...] = ()
     """What `python` runs before the training, if anything."""
+    says: bool = False
+    """Whether its model says captions; the loss of these is measured then."""
 
     @property
     def run(self) -> Path:
@@ -93,6 +95,7 @@ class Trial:
             "program": self.program,
             "prepared": bool(self.prepare),
             "drawn": drawn,
+            **({"says": True} if self.says else {}),
         }
 
 
@@ -133,14 +136,15 @@ def run_trial(trial: Trial, stop: Event) -> dict[str, Any]:
         shutil.rmtree(checkpoint, ignore_errors=True)
         weights = "average" if last.optim.ema_decay > 0 else "live"
         _command(trial, ["-m", "reca_fast", "export", str(trial.run), str(checkpoint), "--weights", weights], stop)
-    write_json(trial.folder / "settings.json", {name: asdict(getattr(last, name)) for name in ("data", "sampling")})
+    settings = {name: asdict(getattr(last, name)) for name in ("model", "data", "sampling")}
+    write_json(trial.folder / "settings.json", {**settings, "says": trial.says})
     measured = trial.folder / "measured.json"
     to_measure = [str(checkpoint), str(trial.folder / "settings.json"), str(measured)]
     _command(trial, ["-m", "reca_fast.proof", *to_measure, str(trial.count), str(trial.seed)], stop)
     result = {"seed": trial.seed, "seconds": round(time.perf_counter() - began, 1)}
     result |= of_training(trial) | read_json(measured)
     if trial.trains:
-        result["frozen"] = of_frozen(trial.base, checkpoint)
+        result["frozen"] = of_frozen(trial.base, checkpoint, last.model)
     write_json(trial.folder / SCORES, result)
     for name in ("exported", CACHE):
         shutil.rmtree(trial.folder / name, ignore_errors=True)
@@ -165,11 +169,11 @@ def of_training(trial: Trial) -> dict[str, Any]:
     }
 
 
-def of_frozen(base: Path, checkpoint: Path) -> dict[str, Any]:
+def of_frozen(base: Path, checkpoint: Path, options: ModelConfig) -> dict[str, Any]:
     """How many tensors training was to leave alone, the understanding among them, and the parts that differ all the
     same, in words.
     """
-    models = [open_model(ModelConfig(path=str(folder))) for folder in (base, checkpoint)]
+    models = [open_model(replace(options, path=str(folder))) for folder in (base, checkpoint)]
     verdicts = list(compare_frozen(*models))
     return {
         "tensors": sum(verdict.tensors for verdict in verdicts),

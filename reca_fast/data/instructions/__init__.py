@@ -1,5 +1,5 @@
-"""Conversations about pictures, in the layout of LLaVA's instruction data: `data.instructions`."""
+"""Conversations about pictures, in the layout of LLaVA's instruction data or of the toy world: `data.instructions`."""
 
-from .source import InstructionSource, open_instructions
+from .source import Conversations, InstructionSource, open_instructions
 
-__all__ = ["InstructionSource", "open_instructions"]
+__all__ = ["Conversations", "InstructionSource", "open_instructions"]

@@ -12,12 +12,14 @@ from reca_fast.config import DataConfig
 from reca_fast.data.instructions.conversations import LAYOUT, Conversation, conversation_in
 from reca_fast.data.instructions.entries import CHUNK, Fault, entries, parsed
 from reca_fast.data.instructions.names import NOWHERE, Names, digest, plain_name
+from reca_fast.data.instructions.toy import ToyConversations
 from reca_fast.data.reasons import EXAMPLES, Reasons, printable
 from reca_fast.data.records import BadRecord, Record
 from reca_fast.data.shipped import located
 from reca_fast.data.sources import Source, open_files
 from reca_fast.data.sources.folder import FolderSource
 from reca_fast.data.sources.tar import TarSource
+from reca_fast.data.sources.toy import PREFIX as TOY
 from reca_fast.errors import UserError, reading
 
 MISSING = "conversation whose picture is missing"
@@ -131,12 +133,17 @@ class InstructionSource:
             return "?"
 
 
-def open_instructions(config: DataConfig) -> InstructionSource:
+Conversations = InstructionSource | ToyConversations
+
+
+def open_instructions(config: DataConfig) -> Conversations:
     """The conversations that `config.instructions` names, about pictures of `config.instruction_images`.
 
     Raises:
         UserError: one of them is missing, or they do not fit together.
     """
+    if config.instructions.startswith(TOY):
+        return ToyConversations(config.instructions.removeprefix(TOY))
     file = os.path.abspath(os.path.expanduser(located(config.instructions)))
     if not os.path.isfile(file):
         raise UserError(

@@ -1,7 +1,8 @@
 """`python -m reca_fast.proof.pretraining`: make the base that the demo and the study begin with, from a seed.
 
 First an understanding is taught (`understanding.py`), then SANA learns to draw from sparse captions, by the trainer and
-the recipe toy-base like any other model. Stopped, the same command goes on from where it was.
+the recipe toy-base like any other model. Stopped, the same command goes on from where it was. With `--model` it makes
+that of another model, which learns to understand and to draw at once, by the trainer and the recipe proof/base-NAME.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,6 +23,7 @@ from reca_fast.toy import POOLS
 from .checkpoint import CHANNELS, toy_config, write_checkpoint, write_toy_tokenizer
 from .codec import components
 from .lessons import Lessons, shown
+from .others import WRITERS
 from .probe import transfer
 from .understanding import Course, Understanding, teach
 
@@ -29,13 +32,18 @@ RECIPE = "toy-base"
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m reca_fast.proof.pretraining", description=__doc__)
-    parser.add_argument("--out", default="runs/toy-base", help="folder for the base and all that comes before it")
+    parser.add_argument("--model", choices=("openuni", *WRITERS), default="openuni", help="whose base it is")
+    parser.add_argument("--out", help="folder for the base and all before it (default: runs/toy-base, or -MODEL of it)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights, the lessons and the training")
-    parser.add_argument("--lessons", type=int, default=Course.steps, help="steps of teaching the understanding")
+    parser.add_argument("--lessons", type=int, default=Course.steps, help="steps of teaching OpenUni's understanding")
     parser.add_argument("--steps", type=int, default=None, help="steps of learning to draw (default: the recipe's)")
-    parser.add_argument("--pictures", type=int, default=8192, help="of toy:base that are drawn from")
+    parser.add_argument("--pictures", type=int, default=8192, help="of toy:base that OpenUni draws")
     options = parser.parse_args()
+    suffix = "" if options.model == "openuni" else f"-{options.model}"
+    options.out = options.out or f"runs/toy-base{suffix}"
     try:
+        if options.model != "openuni":
+            return make_other(Path(options.out), options.model, options.seed, options.steps)
         return make_base(Path(options.out), options.seed, options.lessons, options.steps, options.pictures)
     except UserError as error:
         print(f"reca-fast: {error}", file=sys.stderr)
@@ -52,7 +60,7 @@ def make_base(out: Path, seed: int, lessons: int, steps: int | None, pictures: i
         steps: of learning to draw; None takes the recipe's.
         pictures: how many of toy:base are learned from.
     """
-    taught, base = out / "taught", out / "base"
+    taught = out / "taught"
     out.mkdir(parents=True, exist_ok=True)
     if not (taught / "openuni_toy.safetensors").is_file():
         _teach(taught, seed, lessons)
@@ -61,10 +69,35 @@ def make_base(out: Path, seed: int, lessons: int, steps: int | None, pictures: i
     training = ["train", *given, "--data.cache", str(out / "cache"), "--out", str(out / "drawing")]
     training += ["--seed", str(RunConfig.seed + seed)]  # seed 0 is the recipe as it is
     commands.append([*training, *(["--steps", str(steps)] if steps else [])])
+    return _run(commands, out)
+
+
+def make_other(out: Path, model: str, seed: int, steps: int | None) -> int:
+    """Make the base of another model in `out`/base. Returns 0, or the exit code of a verb that failed.
+
+    Args:
+        out: gone on from, where something of it is there.
+        model: a key of WRITERS.
+        seed: of everything.
+        steps: of training; None takes the recipe's.
+    """
+    begun = out / "begun"
+    if not begun.is_dir():
+        partial = out / ".begun"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        WRITERS[model](partial, seed)
+        partial.rename(begun)
+    training = ["train", "--config", f"proof/base-{model}", "--model.path", str(begun), "--seed", str(seed)]
+    return _run([[*training, "--out", str(out / "drawing"), *(["--steps", str(steps)] if steps else [])]], out)
+
+
+def _run(commands: Sequence[Sequence[str]], out: Path) -> int:
+    """Run verbs, the last of which trains in `out`/drawing, and export what it trained. Exit code as in `make_base`."""
+    base = out / "base"
     if base.exists():
         shutil.rmtree(base)
-    commands.append(["export", str(out / "drawing"), str(base), "--weights", "average"])
-    for command in commands:
+    for command in (*commands, ["export", str(out / "drawing"), str(base), "--weights", "average"]):
         print(f"Now `reca-fast {' '.join(command)}`:", flush=True)
         if code := subprocess.run([sys.executable, "-m", "reca_fast", *command]).returncode:
             return code

@@ -19,8 +19,19 @@ from reca_fast.data.instructions.entries import Entry, Fault, entries
 from reca_fast.data.records import BadRecord
 from reca_fast.errors import UserError
 from reca_fast.sample import Turn
+from reca_fast.toy import captions_of, scene_of
 
 NAMES = ("coco/train/a.png", "coco/train/b.png", "gqa/c.png")
+
+
+def test_the_toy_world_says_its_dense_captions() -> None:
+    source = open_instructions(DataConfig(instructions="toy:understanding"))
+    other = open_instructions(DataConfig(instructions="toy:base"))
+    record = source.read(5)
+    assert record.key == source.key(5) == "toy:understanding/000005" and record.caption is None
+    assert record.turns == (Turn("", captions_of(scene_of("understanding", 5), "understanding", 5)["dense"]),)
+    assert source.says_left_out() == "" and len(source) == 16384
+    assert identity_of_source(source)["texts"] != identity_of_source(other)["texts"]
 
 
 def said(*texts: str) -> list[dict[str, str]]:
@@ -42,7 +53,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(folder: Path, images: Path | str, content: Any, name: str = "llava.json") -> InstructionSource:
     data = content if isinstance(content, bytes) else json.dumps(content).encode()
     (folder / name).write_bytes(data)
-    return open_instructions(DataConfig(instructions=str(folder / name), instruction_images=str(images)))
+    source = open_instructions(DataConfig(instructions=str(folder / name), instruction_images=str(images)))
+    assert isinstance(source, InstructionSource)
+    return source
 
 
 def test_conversations_come_with_their_pictures(images, tmp_path) -> None:

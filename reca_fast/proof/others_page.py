@@ -1,0 +1,89 @@
+"""The page of the other models: a verdict on each claim, and what every arm scores, made from their JSON alone."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .other_arms import ARMS, CLAIMS
+from .study import scores_of
+from .study_page import NAMES, arm_row, claim_row
+from .verdict import RULE
+
+PAGE = "others.md"
+LEARNED = 0.5
+"""Of prompts for one thing, the share that a model draws rightly if it is said to draw."""
+
+
+def others_text(studies: Mapping[str, Mapping[str, Any]]) -> str:
+    """The page as Markdown.
+
+    Args:
+        studies: name of a model -> its study, for the models that have one.
+    """
+    arms = {name: arm for study in studies.values() for name, arm in study["arms"].items()}
+    lines = [
+        "# The proof: the other models",
+        "",
+        "BAGEL and Harmon at toy size: their own code, trained from nothing by the trainer, first to say the "
+        "dense captions of one pool and to draw from the sparse ones of another (the base), then as the arms say. "
+        "Neither sizes nor recipes were tuned until a claim fits. A claim of a model that draws nothing says nothing.",
+        "",
+        "```",
+        "python -m reca_fast.proof.pretraining --model bagel   # or harmon: the base",
+        "reca-fast study --model bagel --out docs/proof        # its arms; goes on where it was stopped",
+        "reca-fast study --render --out docs/proof             # the pages again",
+        "```",
+        "",
+        "## Claims",
+        "",
+        "| claim: A is ahead of B | the paper | score | A | B | D ± 3 E | verdict |",
+        "|---|---|---|---|---|---|---|",
+        *[claim_row(claim, arms, _lacks(claim.a)) for claim in CLAIMS],
+        "",
+        RULE,
+        "",
+        "Understanding is the cross-entropy of a token of the dense captions of 256 validation pictures: lower is "
+        "better. A caption may name two things in either order, so it is never 0.",
+    ]
+    for model, study in studies.items():
+        lines += ["", f"## {model}", "", *_section(study)]
+    return "\n".join(lines) + "\n"
+
+
+def write_others(studies: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+    """Write the page into a folder that exists.
+
+    Raises:
+        UserError: one of them holds something else than a study.
+    """
+    (folder / PAGE).write_text(others_text(studies))
+
+
+def _lacks(arm: str) -> str:
+    model = next(each.base for each in ARMS if each.name == arm)
+    return f"a run of `reca-fast study --model {model}`"
+
+
+def _section(study: Mapping[str, Any]) -> list[str]:
+    arms = study["arms"]
+    trained = [seed for arm in arms.values() for seed in arm["seeds"] if seed["steps"]]
+    samples = trained[0]["samples_per_step"] if trained else 0
+    base = next((arm for name, arm in arms.items() if name.endswith("-none")), None)
+    single = [each.value for each in scores_of(base, "single")] if base else []
+    draws = bool(single) and sum(single) / len(single) >= LEARNED
+    return [
+        f"{study['steps']} steps of {samples:g} samples, {len(study['seeds'])} seeds, {study['prompts']} prompts for "
+        f"each subtask. The base {'draws single things' if draws else '**has not learned to draw**'} "
+        f"({sum(single) / len(single):.2f} of its single ones are right)."
+        if single
+        else "The base was not measured.",
+        "",
+        f"| arm | {' | '.join(NAMES.values())} | understanding | loss |",
+        f"|---|{'---|' * (len(NAMES) + 2)}",
+        *[arm_row(arm, (*NAMES, "understanding")) for arm in arms.values()],
+        "",
+        *[f"- `{name}`: {arm['what']} (recipe `{arm['recipe']}`)." for name, arm in arms.items()],
+        "",
+        f"Base {', '.join(study['bases'].values())} (xxh3 of the folder). "
+        f"{', '.join(f'{name} {value}' for name, value in study['environment'].items())}.",
+    ]

@@ -1,0 +1,85 @@
+"""Checkpoints of the other models at toy size, which have learned nothing: what their bases begin with.
+
+Unlike OpenUni's, their bases learn to understand and to draw at once, from the recipe `proof/base-NAME`.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from reca_fast.models.bagel import tiny as bagel
+from reca_fast.models.bagel.encoders import VAE_FILE
+from reca_fast.models.bagel.tiny.tokenizer import write_tokenizer
+from reca_fast.models.files.folder import write_object
+from reca_fast.models.harmon import tiny as harmon
+from reca_fast.models.harmon.config import HarmonConfig
+from reca_fast.models.harmon.names import VAE_PREFIX
+from reca_fast.models.harmon.tiny.weights import tiny_weights
+from reca_fast.models.harmon.weights import HF_FILES
+from reca_fast.models.parts.kl_vae import save_kl_vae
+from reca_fast.models.parts.kl_vae_names import kl_vae_names
+from reca_fast.toy import SIDE
+
+from .halving import halving_config, halving_vae
+from .lessons import texts_of_the_world
+
+TEXT_VOCABULARY = 1000
+PATCH = 8
+"""Pixels of a side that a token of any encoder covers, so that conditions and targets have equal grids of 4 x 4."""
+SPREAD = 0.5
+"""Standard deviation of scaled latents, beside noise of 1."""
+
+
+def write_bagel(folder: Path, seed: int) -> None:
+    """A BAGEL of 0.9 M parameters in each expert. Its vision tower, which nothing trains, sees the low frequencies of
+    each patch.
+    """
+    config = halving_config(SPREAD)
+    bagel.write_tiny_checkpoint(
+        folder,
+        seed=seed,
+        hidden_size=128,
+        intermediate_size=256,
+        layers=4,
+        text_vocab=TEXT_VOCABULARY,
+        vit_side=4,
+        latent_side=4,
+        vae=config,
+        patch_size=PATCH,
+        latent_patch_size=PATCH // config.downsample,
+    )
+    write_tokenizer(folder, TEXT_VOCABULARY, texts=texts_of_the_world())
+    save_kl_vae(halving_vae(config), folder / VAE_FILE)
+
+
+def write_harmon(folder: Path, seed: int) -> None:
+    """A Harmon of 0.8 M parameters: what it sees of a picture are its latents, encoded by the MAR that draws."""
+    vae = halving_config(1.0, as_in_mar=True)
+    values = harmon.TinyConfig(hidden_size=128, intermediate_size=256, layers=3, text_vocab=TEXT_VOCABULARY).values()
+    values["mar"] |= {
+        "img_size": SIDE,
+        "vae_stride": vae.downsample,
+        "patch_size": PATCH // vae.downsample,
+        "vae_embed_dim": vae.z_channels,
+    }
+    values["vae"] = {
+        "ch": vae.ch,
+        "ch_mult": list(vae.ch_mult),
+        "num_res_blocks": vae.num_res_blocks,
+        "norm_num_groups": vae.norm_groups,
+        "embed_dim": vae.z_channels,
+    }
+    values["vae_scale"] = vae.scale_factor
+    config = HarmonConfig.from_dict(values, "the toy checkpoint")
+    write_object(folder / "config.json", values)
+    write_tokenizer(folder, TEXT_VOCABULARY, texts=texts_of_the_world())
+    weights = tiny_weights(config, seed)
+    names = kl_vae_names(config.vae)
+    for name, tensor in halving_vae(config.vae).state_dict().items():
+        weights[VAE_PREFIX + names.key(name)] = tensor.reshape(names.stored_shape(name, tensor.shape)).contiguous()
+    save_file(weights, folder / HF_FILES[0])
+
+
+WRITERS: dict[str, Callable[[Path, int], None]] = {"bagel": write_bagel, "harmon": write_harmon}
+"""Name of a model -> what writes its checkpoint folder, from a seed."""
