@@ -25,9 +25,10 @@ def text_of(results: Mapping[str, Any]) -> str:
     within = bands(reference)
     what = {way.name: way.what for way in WAYS}
     rows = [_row(name, what.get(name, ""), run, within) for name, runs in _paths(results).items() for run in runs]
-    rows += [f"| {name} | {what[name]} | | | | not run: lacks {lack} |" for name, lack in results["lacking"].items()]
+    empty = "| " * len(FLOORS)
+    rows += [f"| {name} | {what[name]} {empty}| not run: needs {lack} |" for name, lack in results["lacking"].items()]
     known = {*results["runs"], *results["lacking"]}
-    rows += [f"| {name} | {what[name]} | | | | **failed**: its log says why |" for name in what if name not in known]
+    rows += [f"| {name} | {what[name]} {empty}| **failed**: its log says why |" for name in what if name not in known]
     mutants = results.get("mutants", {})
     heads = f"| {' | '.join(FLOORS)} |"
     lines = [

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, geometric_mean
 from threading import Event
 from typing import Any
 
@@ -153,7 +153,8 @@ def run_trial(trial: Trial, stop: Event) -> dict[str, Any]:
 
 def of_training(trial: Trial) -> dict[str, Any]:
     """What the metrics of a trained trial come to: steps, samples of a step, the mean loss of the last quarter of the
-    steps, and some fifty points of its smoothed curve.
+    steps, the geometric mean of their gradients' norms before clipping (None where all are zero), and some fifty points
+    of the smoothed loss.
     """
     rows = _rows(trial.run / "metrics.jsonl") if trial.trains else []
     if not rows:
@@ -161,10 +162,12 @@ def of_training(trial: Trial) -> dict[str, Any]:
     all_rows = [row for name, _ in trial.stages for row in _rows(trial.folder / "run" / name / "metrics.jsonl")]
     raw = [row["loss"] for row in rows if row["loss"] is not None]
     losses, every = smoothed(raw), max(1, len(raw) // 50)
+    norms = [row["grad_norm"] for row in rows[-max(1, len(rows) // 4) :] if row["grad_norm"]]
     return {
         "steps": trial.steps,
         "samples_per_step": round(sum(row["images"] for row in all_rows) / len(all_rows), 2),
         "loss": fmean(raw[-max(1, len(raw) // 4) :]),
+        "gradient": geometric_mean(norms) if norms else None,
         "curve": [round(loss, 6) for loss in losses[every - 1 :: every]],
     }
 

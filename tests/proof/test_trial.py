@@ -12,7 +12,7 @@ from reca_fast.cli.options import parse_stages
 from reca_fast.config import RunConfig
 from reca_fast.models.tiny import make_tiny
 from reca_fast.proof.environment import hash_of
-from reca_fast.proof.trial import Failed, Stopped, Trial, finished, run_trial
+from reca_fast.proof.trial import Failed, Stopped, Trial, finished, of_training, run_trial
 from reca_fast.train.folder import RunFolder
 
 SIZES = "{max_size: 32, min_size: 32, stride: 8, fit: crop}"
@@ -59,6 +59,15 @@ def test_a_trial_is_trained_exported_and_measured(trial) -> None:
     assert not (trial.folder / "exported").exists() and trial.steps_done() == 3
     assert run_trial(trial, threading.Event()) == finished(trial) == json.loads(json.dumps(result))
     assert (trial.folder / "log.txt").read_text() == log
+
+
+def test_the_gradient_is_the_geometric_mean_of_its_norms_in_the_last_quarter(trial) -> None:
+    """A step that was skipped has none; a path without any gradient has no mean."""
+    trial.run.mkdir(parents=True)
+    for norms, mean in (([0.5, None, 2.0], 1.0), ([0.0, None, 0.0], None)):
+        rows = [{"loss": 1.0, "grad_norm": norm, "images": 64} for norm in [9.0] * 9 + norms]
+        (trial.run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert of_training(trial)["gradient"] == mean
 
 
 def test_a_stopped_trial_ends_its_command(trial) -> None:
