@@ -35,7 +35,7 @@ class StudyOptions:
     """Folder for the results (JSON), their pages and pictures."""
     runs: Place = "runs/study"
     """Folder for the runs."""
-    model: Literal["openuni", "bagel", "harmon"] = "openuni"
+    model: Literal["openuni", "bagel", "harmon", "showo", "showo-vq"] = "openuni"
     """Whose arms are run; the other models are reported on a page of their own."""
     base: Place = ""
     """Checkpoint folder that the arms start from; unless given, the shipped one of OpenUni, or of another model the one

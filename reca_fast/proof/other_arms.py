@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .arms import LAYOUT, Arm, Claim
 
-BASES = {name: Path("runs") / f"toy-base-{name}" / "base" for name in ("bagel", "harmon")}
+BASES = {name: Path("runs") / f"toy-base-{name}" / "base" for name in ("bagel", "harmon", "showo", "showo-vq")}
 """Name of a model -> where `python -m reca_fast.proof.pretraining --model NAME` puts its base unless told otherwise."""
 
 
@@ -22,9 +22,13 @@ ARMS = (
     _arm("bagel", "latents", "RECA, conditions are generation latents"),
     _arm("harmon", "reca", "RECA alone"),
     _arm("harmon", "i2t", "RECA, and captions of the same pictures are said"),
+    _arm("showo", "reca", "RECA alone, conditions are seen through CLIP"),
+    _arm("showo", "i2t", "RECA, and captions of the same pictures are said"),
+    _arm("showo-vq", "reca", "RECA alone, conditions are codes of half the side"),
+    _arm("showo-vq", "copy", "RECA alone, conditions are the target's own codes"),
 )
 
-FADES = "it fades without i2t"
+COPIES, FADES = "its own codes are copied, the loss goes to zero", "it fades without i2t"
 _ANY = tuple(
     claim
     for model in BASES
@@ -44,9 +48,18 @@ CLAIMS = (
         "loss",
         lower_is_better=True,
     ),
+    Claim("Codes of half the side beat the target's own", COPIES, "showo-vq-reca", "showo-vq-copy", LAYOUT),
+    Claim(
+        "... though the loss of copying is lower",
+        COPIES,
+        "showo-vq-copy",
+        "showo-vq-reca",
+        "loss",
+        lower_is_better=True,
+    ),
     *(
         Claim(name, FADES, f"{model}-{a}", f"{model}-{b}", "understanding", lower_is_better=True)
-        for model in ("harmon",)
+        for model in ("harmon", "showo")
         for name, a, b in (
             ("RECA alone harms understanding", "none", "reca"),
             ("RECA with i2t understands better than without", "i2t", "reca"),

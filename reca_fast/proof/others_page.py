@@ -24,12 +24,12 @@ def others_text(studies: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [
         "# The proof: the other models",
         "",
-        "BAGEL and Harmon at toy size: their own code, trained from nothing by the trainer, first to say the "
+        "BAGEL, Harmon and Show-o at toy size: their own code, trained from nothing by the trainer, first to say the "
         "dense captions of one pool and to draw from the sparse ones of another (the base), then as the arms say. "
         "Neither sizes nor recipes were tuned until a claim fits. A claim of a model that draws nothing says nothing.",
         "",
         "```",
-        "python -m reca_fast.proof.pretraining --model bagel   # or harmon: the base",
+        "python -m reca_fast.proof.pretraining --model bagel   # or harmon, showo, showo-vq: the base",
         "reca-fast study --model bagel --out docs/proof        # its arms; goes on where it was stopped",
         "reca-fast study --render --out docs/proof             # the pages again",
         "```",

@@ -64,7 +64,7 @@ def text_of(study: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
         *[claim_row(claim, arms) for claim in CLAIMS],
         "",
-        "BAGEL and Harmon, and conditions that only they have: [the other models](others.md).",
+        "BAGEL, Harmon and Show-o, and conditions that only they have: [the other models](others.md).",
         "",
         RULE,
         "",

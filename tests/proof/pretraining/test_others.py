@@ -9,6 +9,7 @@ from reca_fast.cli.options import parse_stages
 from reca_fast.config import ModelConfig, RunConfig
 from reca_fast.models import open_model
 from reca_fast.proof.measuring import measure_folder
+from reca_fast.proof.pretraining import others
 from reca_fast.proof.pretraining.others import WRITERS
 from reca_fast.proof.saying import caption_loss
 
@@ -16,7 +17,9 @@ from reca_fast.proof.saying import caption_loss
 @pytest.fixture(scope="module", params=WRITERS)
 def written(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    WRITERS[request.param](folder, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(others, "STEPS", 2)  # of teaching Show-o's codes, which takes minutes
+        WRITERS[request.param](folder, 0)
     return request.param, folder
 
 

@@ -1,6 +1,7 @@
 """A small tokenizer of Phi's kind, trained on the prompt templates, in the files that Phi publishes."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from reca_fast.data.templates import templates
@@ -11,12 +12,13 @@ RUNS = ("  ", "   ", "    ")
 """Runs of spaces that are tokens of their own, as Phi's tokenizer adds some."""
 
 
-def write_tokenizer(folder: Path, ids: int) -> None:
+def write_tokenizer(folder: Path, ids: int, texts: Iterable[str] = ()) -> None:
     """Train a byte-level BPE and write it twice: as tokenizer.json, and as the older files beside it.
 
     Args:
         folder: which exists.
         ids: how many ids it has in all.
+        texts: that it is trained on besides.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -29,7 +31,7 @@ def write_tokenizer(folder: Path, ids: int) -> None:
         show_progress=False,
     )
     words = f"USER: \n{CAPTION_QUESTION} ASSISTANT: {SYSTEM}"
-    tokenizer.train_from_iterator([*templates(), *[words] * 20], trainer)
+    tokenizer.train_from_iterator([*templates(), *[words] * 20, *texts], trainer)
     tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
     tokenizer.add_tokens([AddedToken(run, normalized=True) for run in RUNS])
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -46,7 +46,12 @@ def tokenizer(config: TinyConfig, seed: int) -> Weights:
         magvit = Magvit(config.magvit).requires_grad_(False)
         pictures = nn.functional.interpolate(torch.rand(8, 3, 8, 8) * 2 - 1, scale_factor=8.0, mode="bicubic")
     _use_all_codes(magvit, pictures)
-    bits = config.magvit.code_bits
+    return stored(magvit)
+
+
+def stored(magvit: Magvit) -> Weights:
+    """The tensors of a tokenizer as its public file has them: its own, and two tables that nothing reads."""
+    bits = magvit.config.code_bits
     tables = {
         "quantize.embedding": signs_of(torch.arange(2**bits)[None, None], bits)[0, :, 0].T.contiguous(),
         "quantize.power_vals": 2 ** torch.arange(bits - 1, -1, -1),
