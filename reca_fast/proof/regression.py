@@ -44,11 +44,12 @@ class Way:
 REFERENCE, FROM_CACHE = "reference", "cache"
 PLAIN = (
     *("--model.kernels", "reference", "--model.attention", "sdpa", "--model.precision", "fp32"),
-    *("--optim.kind", "adamw", "--optim.lr", "2e-3"),
+    *("--optim.kind", "adamw", "--optim.lr", "2e-3", "--optim.ema_decay", "0"),
 )
 """The reference: plain torch in fp32, without a cache and without a lever, updated by AdamW, whose moments other
-optimizers keep in fewer bits, and which runs under every lever: Muon needs whole matrices in one process. torch's own
-attention: the eager one would take twenty times as long.
+optimizers keep in fewer bits. It runs under every lever, as Muon does not, which needs whole matrices in one process,
+nor an average of weights, which `memory.swap` has no place for. torch's own attention: the eager one would take twenty
+times as long.
 """
 LAYER = ("--memory.order", "layer")
 BLOCKS = ("--memory.recompute", "blocks")
@@ -70,9 +71,9 @@ WAYS = (
     Way("matmul-int8", (*BF16, "--memory.matmul", "int8"), "trained linear layers multiply in int8"),
     Way(
         "matmul-fp8",
-        (*BF16, "--memory.matmul", "fp8", "--device", "cuda"),
-        "trained linear layers multiply in float8",
-        needs="cuda",
+        (*BF16, "--memory.matmul", "fp8"),
+        "trained linear layers multiply in float8, emulated",
+        needs="torchao",
     ),
     Way("adamw8bit", ("--optim.kind", "adamw8bit"), "moments in 8 bits", needs="bitsandbytes"),
     Way("adamw8bit-ao", ("--optim.kind", "adamw8bit_ao"), "moments in 8 bits, torchao's", needs="torchao"),

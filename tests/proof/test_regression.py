@@ -1,11 +1,13 @@
 """The regression with trainings that are made up: bands, verdicts and its page; and that the mutants are mistakes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from reca_fast.config.rules import check_run
 from reca_fast.proof.regression import PLAIN, WAYS, Plan, bands, collect, outside, trials_of
 from reca_fast.proof.regression_page import text_of, write_page
 from reca_fast.proof.trial import write_json
@@ -61,8 +63,10 @@ def test_what_is_outside_is_named(run, out) -> None:
     assert outside(run, bands(REFERENCE)) == out
 
 
-def test_every_way_differs_from_the_reference_in_what_it_says(plan) -> None:
-    trials = {(trial.name, trial.seed): trial for trial in trials_of(plan, resolve)}
+def test_every_way_differs_from_the_reference_in_what_it_says_and_the_recipe_takes_it(plan) -> None:
+    trials = {(trial.name, trial.seed): trial for trial in trials_of(replace(plan, recipe="toy"), resolve)}
+    for trial in trials.values():
+        check_run(trial.stages[0][1], trial.processes)
     reference = trials["reference", 0]
     assert [seed for name, seed in trials if name == "reference"] == [0, 1, 2, 3, 4]
     assert " ".join(PLAIN) in " ".join(reference.args)
