@@ -327,7 +327,7 @@ def main() -> int:
     if problem:
         print(f"on_gpu: {problem}", file=sys.stderr)
         return 2
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))  # as many as `taskset` leaves
     shared = gpu is None or gpu["compute_mode"] == "Default"  # else one process at a time may use the card
     jobs = args.jobs or (max(1, min(4, cores // 4)) if shared else 1)
     target = int(gpu["compute_cap"].replace(".", "")) if gpu else DEFAULT_TARGET
