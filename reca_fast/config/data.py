@@ -52,11 +52,12 @@ class DataConfig:
     toy:posttraining and toy:validation are pools of its toy world, whose captions are called sparse and dense.
     """
     cache: Place = neutral("")
-    """A folder that `reca-fast cache` made of these pictures with this model: no picture is decoded then, and neither
-    the VAE nor the vision encoder is loaded. The losses are those of training without it, bit for bit where the cache
-    was made on the same kind of machine. source may be empty; where it is given, it is compared with what the cache was
-    made of. Captions are those of when it was made. It excludes nothing; sample_every needs source as well, and loads
-    the encoders for each grid. With fit=crop, every epoch sees the crops of the first one.
+    """A folder that `reca-fast cache` made of these pictures with encoders like the model's: no picture is decoded
+    then, and neither the VAE nor the vision encoder is loaded. Any model with the same encoders may use it, a later
+    stage of `stages` or a trained checkpoint too. The losses are those of training without it, bit for bit where the
+    cache was made on the same kind of machine. source may be empty; where it is given, it is compared with what the
+    cache was made of. Captions are those of when it was made. It excludes nothing; sample_every needs source as well,
+    and loads the encoders for each grid. With fit=crop, every epoch sees the crops of the first one.
     """
     split: str = fixed("train")
     """Split of a Hugging Face dataset."""

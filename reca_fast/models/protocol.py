@@ -215,6 +215,16 @@ class Model(Protocol):
         """
         ...
 
+    def identity_of_encoders(self) -> Mapping[str, str]:
+        """Name of each encoder, in words -> a checksum of all that `encode_condition` and `encode_target` depend on
+        there: its tensors as the files hold them, and its sizes and other constants. What encodes nothing has no part
+        in it, so that a cache outlasts training. It is read from the files, and loads no encoder.
+
+        Raises:
+            UserError: a file is missing or damaged.
+        """
+        ...
+
     def loss_sums(self, batch: Any) -> dict[str, Tensor]:
         """Task -> sum of the losses of its `batch.counts[task]` tokens, 0-d, of an encoded batch.
 

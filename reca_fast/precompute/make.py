@@ -21,7 +21,6 @@ from reca_fast.data.sources import Source
 from reca_fast.data.streams import open_streams
 from reca_fast.errors import UserError
 from reca_fast.models import Model, open_model
-from reca_fast.models.files.identity import identity_of_files
 from reca_fast.sample import Encoded
 
 from .progress import Progress
@@ -66,7 +65,7 @@ def make_cache(
     inputs = model.inputs(data)
     if len(source) == 0:
         raise UserError("data.source holds no records.")
-    index = index_of(identity_of_files(model.files()), source, model_config, data, records_per_shard)
+    index = index_of(model.identity_of_encoders(), source, model_config, data, records_per_shard)
     begin_cache(folder, index)
     whole = set(whole_shards(folder, index))
     mine = range(rank, index.shards, world)

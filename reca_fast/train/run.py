@@ -84,7 +84,8 @@ def train_together(config: RunConfig, processes: Processes) -> None:
             if saved is not None:
                 check_content(saved.state.content, content, config)
             if cache := cache_behind(source):
-                check_origin(cache, content["model.path"], config.model, config.data)
+                encoders = processes.gather(model.identity_of_encoders() if processes.is_main else {})[0]
+                check_origin(cache, encoders, config.model, config.data)
             for line in says_left_out(source):
                 telemetry.console.print(line)
             telemetry.console.print(model.says_weights())

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from reca_fast.cli.train import export_to
 from reca_fast.config import RunConfig
 from reca_fast.config.data import ResizeConfig, TaskWeights
 from reca_fast.data.cache.source import CacheSource
 from reca_fast.errors import UserError
 from reca_fast.precompute import make_cache
+from reca_fast.train import train_stages
 from tests.train.short_run import course, running
 
 pytestmark = [pytest.mark.usefixtures("quick"), pytest.mark.slow]
@@ -160,7 +162,7 @@ def test_a_cache_of_another_model_or_of_other_pictures_is_refused(
     with pytest.raises(UserError, match=r"was made from another data\.source: it differs in .*pictures"):
         running.train(config)
     config.data.source, config.model.path = "", str(tiny_folder)
-    with pytest.raises(UserError, match=r"was made from another model\.path: it differs in ema\.safetensors"):
+    with pytest.raises(UserError, match=r"was made from another model\.path: it differs in vision tower;"):
         running.train(config)
 
 
@@ -175,3 +177,19 @@ def test_the_command_makes_a_cache_and_verifies_it(mixed, reca_fast, tmp_path) -
     assert len(CacheSource(tmp_path / "cache")) == 24
     read = reca_fast("cache", *options.split(), "--out", tmp_path / "cache", "--data.cache", tmp_path / "cache")
     assert "the cache that is made here goes to --out" in read.sentence
+
+
+def test_stages_share_a_cache(mixed, caches, tmp_path) -> None:
+    """The second stage begins from a trained checkpoint with the same encoders, and asks for no captions by name."""
+    cache = caches("fp32")
+    for name, source in (("pixels", None), ("cached", cache)):
+        first = mixed(tmp_path / name, cache=source, steps=2)
+        second = mixed(tmp_path / name, cache=source, steps=2)
+        second.data.tasks, second.loss.t2i, second.data.caption_name = TaskWeights(reca=1, t2i=0), 0.0, "short"
+        train_stages([("1-first", first), ("2-second", second)], export_to)
+    for stage in ("1-first", "2-second"):
+        assert course(tmp_path / "cached" / stage) == course(tmp_path / "pixels" / stage)
+    asks = mixed(tmp_path / "asks", cache=cache)
+    asks.data.caption_name = "short"
+    with pytest.raises(UserError, match=r"was made with data\.caption_name=, now it is short"):
+        running.train(asks)

@@ -29,6 +29,8 @@ from reca_fast.sample import Encoded
 from reca_fast.schema import Range, from_dict, read_json
 
 INDEX_FILE = "cache.json"
+EARLIER = (1, 2)
+"""Formats of the index that are no longer read."""
 RECORDS = "records"
 """Key in the metadata of a shard."""
 DTYPES = {
@@ -45,14 +47,14 @@ class Index:
 
     records: Annotated[int, Range(1, 2**53)]
     records_per_shard: Annotated[int, Range(1, 2**20)]
-    model: dict[str, str]  # file of the checkpoint -> checksum
+    encoders: dict[str, str]  # name of an encoder of the model -> checksum of its weights and sizes
     source: dict[str, str]  # identity of the pictures of data.source, in parts; empty where there are none
     settings: dict[str, bool | int | float | str]  # dotted name -> value, of those settings that the pictures depend on
     holds: list[Literal["condition", "target"]]  # what is stored of each picture
     ignored: Reasons = field(default_factory=Reasons)  # files of the source that are no records
     conversations: Count = 0  # how many of the records, the last ones, are conversations
     instructions: dict[str, str] = field(default_factory=dict)  # identity of data.instructions, in parts
-    format: Literal[2] = 2
+    format: Literal[3] = 3
 
     @property
     def shards(self) -> int:
@@ -143,7 +145,13 @@ def read_index(folder: Path) -> Index:
     path = folder / INDEX_FILE
     if not path.is_file():
         raise UserError(f"{folder} is no cache: it holds no {INDEX_FILE}; `reca-fast cache --out {folder}` makes one.")
-    return from_dict(Index, read_json(path), str(path))
+    values = read_json(path)
+    if isinstance(values, dict) and values.get("format") in EARLIER:
+        raise UserError(
+            f"{folder} was made by an earlier version of reca-fast, whose caches are no longer read: remove it, and "
+            "make it again with `reca-fast cache`."
+        )
+    return from_dict(Index, values, str(path))
 
 
 def refuse_other(made: Index, now: Index, folder: Path, way_out: str) -> None:
@@ -152,7 +160,7 @@ def refuse_other(made: Index, now: Index, folder: Path, way_out: str) -> None:
         if (before := made.settings.get(name)) != value:
             raise UserError(f"{folder} was made with {name}={before}, now it is {value}; set it back, or {way_out}.")
     for what, before_parts, parts in (
-        ("model.path", made.model, now.model),
+        ("model.path", made.encoders, now.encoders),
         ("data.source", made.source, now.source),
         ("data.instructions", made.instructions, now.instructions),
     ):

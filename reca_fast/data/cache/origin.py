@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from operator import attrgetter
+from typing import Any
 
 from reca_fast.config import DataConfig, ModelConfig
 from reca_fast.data.identity import identities, identity_of_source
@@ -15,8 +16,9 @@ from .source import CacheSource
 
 RULE = ("max_size", "min_size", "stride", "max_pixels", "fit")
 OF_THE_MODEL = ("precision", "condition")
+OF_CAPTIONS = ("caption_column", "caption_name")
 OF_THE_DATA = (
-    *("blur_sigma", "resize", "orientation", "max_image_pixels", "caption_column", "caption_name", "limit"),
+    *("blur_sigma", "resize", "orientation", "max_image_pixels", *OF_CAPTIONS, "limit"),
     *(f"{group}.{part}" for group in ("condition_resize", "target_resize") for part in RULE),
 )
 """Settings that decide what is in a cache. Which pictures and which model these are, their content tells."""
@@ -25,26 +27,22 @@ PICTURES = {"condition": ("reca", "i2t"), "target": ("reca", "t2i")}
 
 
 def index_of(
-    files: Mapping[str, str], source: Source, model: ModelConfig, data: DataConfig, records_per_shard: int
+    encoders: Mapping[str, str], source: Source, model: ModelConfig, data: DataConfig, records_per_shard: int
 ) -> Index:
     """What a cache is made of under these settings.
 
     Args:
-        files: identity of the model's files (`reca_fast.models.files.identity`).
+        encoders: what the model says of them (`reca_fast.models.Model.identity_of_encoders`).
         source: the pictures.
         records_per_shard: how many records a shard shall hold.
     """
     found = identities(source)
-    settings = {f"model.{name}": getattr(model, name) for name in OF_THE_MODEL}
-    settings |= {f"data.{name}": attrgetter(name)(data) for name in OF_THE_DATA}
-    if is_cropped(data) or data.limit:
-        settings["data.seed"] = data.seed  # which places the crops, and draws the records
     return Index(
         records=len(source),
         records_per_shard=records_per_shard,
-        model=dict(files),
+        encoders=dict(encoders),
         source=found.get("data.source", {}),
-        settings=settings,
+        settings=settings_of(model, data),
         holds=[name for name, tasks in PICTURES.items() if any(getattr(data.tasks, task) for task in tasks)],  # type: ignore[misc]
         ignored=source.ignored,
         conversations=conversations_in(source),
@@ -52,17 +50,32 @@ def index_of(
     )
 
 
+def settings_of(model: ModelConfig, data: DataConfig) -> dict[str, Any]:
+    """Dotted name -> value, of those settings that decide what is in a cache."""
+    settings = {f"model.{name}": getattr(model, name) for name in OF_THE_MODEL}
+    settings |= {f"data.{name}": attrgetter(name)(data) for name in OF_THE_DATA}
+    if is_cropped(data) or data.limit:
+        settings["data.seed"] = data.seed  # which places the crops, and draws the records
+    return settings
+
+
+def reads_captions(data: DataConfig) -> bool:
+    """Whether a task needs them: else it does not matter which ones a cache holds."""
+    return data.tasks.t2i > 0 or data.tasks.i2t > 0
+
+
 def is_cropped(data: DataConfig) -> bool:
     """Whether pictures are cropped: in training each epoch draws another place, a cache holds that of the first."""
     return "crop" in (data.condition_resize.fit, data.target_resize.fit)
 
 
-def check_origin(cache: CacheSource, files: Mapping[str, str], model: ModelConfig, data: DataConfig) -> None:
-    """Refuse to train from a cache that was made of another model, of other data, or under other settings.
+def check_origin(cache: CacheSource, encoders: Mapping[str, str], model: ModelConfig, data: DataConfig) -> None:
+    """Refuse to train from a cache that was made by other encoders, of other data, or under other settings. Settings of
+    captions count only where a task reads captions.
 
     Args:
         cache: the opened `data.cache`.
-        files: identity of the files of the model that is trained.
+        encoders: identity of those of the model that is trained.
 
     Raises:
         UserError: it names the first difference. Pictures are compared where `data.source` is given, conversations
@@ -70,7 +83,10 @@ def check_origin(cache: CacheSource, files: Mapping[str, str], model: ModelConfi
     """
     data = replace(data, cache="")
     of_all = cache.index.settings.get("data.limit") == 0  # then any limit can be drawn from it
-    now = index_of(files, cache, model, replace(data, limit=0) if of_all else data, cache.index.records_per_shard)
+    now = index_of(encoders, cache, model, replace(data, limit=0) if of_all else data, cache.index.records_per_shard)
+    if not reads_captions(data):
+        for name in OF_CAPTIONS:
+            del now.settings[f"data.{name}"]
     if data.source and cache.index.source:
         now = replace(now, source=identity_of_source(open_source(data)))
     if data.has_instructions:

@@ -1,26 +1,35 @@
 """The frozen encoders: the VLM's own vision tower, and the VAE whose latents are reconstructed."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from reca_fast.data.images import normalised
 from reca_fast.errors import UserError
-from reca_fast.models.files import EmptyWeights, fill, uniform
+from reca_fast.models.files import EmptyWeights, fill, open_weights, uniform
 from reca_fast.models.files.folder import read_object
-from reca_fast.models.parts.kl_vae import KLVAE, draw_latents, empty_kl_vae, picture_moments
+from reca_fast.models.files.identity import identity_of_tensors
+from reca_fast.models.files.sharded import open_sharded
+from reca_fast.models.parts.kl_vae import KLVAE, draw_latents, empty_kl_vae, identity_of_kl_vae, picture_moments
 from reca_fast.models.parts.kl_vae_config import KLVAEConfig
 
 from .batch import AuxiliaryBatch
 from .family import Family
+from .names import names_of
 from .tables import give_tables
+from .vae import WEIGHTS as VAE_WEIGHTS
 from .vae import read_vae
 from .vlm import Tower
 from .weights import fill_tower
 
 PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+OF_THE_TOWER = ("vision", "downsample_ratio")
+"""Beginnings of the entries of config.json that decide what a vision tower computes."""
 Colours = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of red, green and blue, which count from 0 to 1."""
 
@@ -80,6 +89,24 @@ class AuxiliaryEncoders:
         fill_tower(self.tower, weights, self.dtype, device)
         if self.goal.vae is not None:
             self.vae = read_vae(self.goal.needed(), self.goal.vae, device)
+
+    def identity(self, weights: Path, values: Mapping[str, Any]) -> dict[str, str]:
+        """What a cache depends on, by encoder (see `reca_fast.models.protocol.Model.identity_of_encoders`).
+
+        Args:
+            weights: what `fill` takes.
+            values: config.json of the VLM.
+        """
+        family = self.tower.family
+        own = json.dumps({name: values[name] for name in values if name.startswith(OF_THE_TOWER)}, sort_keys=True)
+        with open_sharded(weights) as stored:
+            names = names_of(stored, family).tower
+            keys = {name: names.key(name) for name in self.tower.state_dict()}
+            tower = identity_of_tensors(stored, keys, family.CLASS, self.colours, own)
+        if self.goal.vae is None:
+            return {"vision tower": tower, "target": "pixels"}
+        with open_weights(self.goal.needed() / VAE_WEIGHTS) as stored:
+            return {"vision tower": tower, "VAE": identity_of_kl_vae(stored, self.goal.vae)}
 
     def fill_empty(self, device: torch.device | str) -> None:
         """Give both weights that hold no particular numbers; no file is read."""

@@ -221,6 +221,9 @@ class AuxiliaryModel:
     def encode_target(self, picture: Tensor) -> dict[str, Tensor]:
         return {TARGET: self.encoders.goal_of(picture)}
 
+    def identity_of_encoders(self) -> dict[str, str]:
+        return self.encoders.identity(self.weights, self.values)
+
     def loss_sums(self, batch: AuxiliaryBatch) -> dict[str, Tensor]:
         """The cross-entropy of the answers' tokens, and for each cell of a target the mean over its channels of the
         squared error.

@@ -14,7 +14,15 @@ from torch import Tensor
 
 from reca_fast.kernels import blur_patchify
 from reca_fast.models.files import EmptyWeights, fill, open_weights, uniform
-from reca_fast.models.parts.kl_vae import KLVAE, draw_latents, empty_kl_vae, picture_moments, read_kl_vae
+from reca_fast.models.files.identity import identity_of_tensors
+from reca_fast.models.parts.kl_vae import (
+    KLVAE,
+    draw_latents,
+    empty_kl_vae,
+    identity_of_kl_vae,
+    picture_moments,
+    read_kl_vae,
+)
 from reca_fast.models.parts.siglip import SiglipNaViT
 
 from .batch import BagelBatch
@@ -56,6 +64,20 @@ class BagelEncoders:
             UserError: the file is missing or damaged, or its tensors are not the VAE's.
         """
         self.vae = read_kl_vae(folder / VAE_FILE, self.config.vae, device=device)
+
+    def identity(self, folder: Path, weights: Path) -> dict[str, str]:
+        """What a cache depends on, by encoder (see `reca_fast.models.protocol.Model.identity_of_encoders`).
+
+        Args:
+            folder: the checkpoint.
+            weights: its file of weights, which holds the ViT.
+        """
+        glue, config = self.config.glue, self.config
+        names = {name: VIT_NAMES.key(name) for name in self.vit.state_dict()}
+        with open_weights(weights) as stored:
+            vit = identity_of_tensors(stored, names, config.vit, config.vit_layers, glue.vit_max_num_patch_per_side)
+        with open_weights(folder / VAE_FILE) as stored:
+            return {"vision tower": vit, "VAE": identity_of_kl_vae(stored, config.vae)}
 
     def autocast(self, dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
         """The context in which both encoders compute: bf16 wherever the model's arithmetic is, whatever the dtype in

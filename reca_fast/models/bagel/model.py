@@ -179,6 +179,9 @@ class BagelModel:
         with self.encoders.autocast(self.dtype, picture.device):
             return {MOMENTS: self.encoders.moments(picture)}
 
+    def identity_of_encoders(self) -> dict[str, str]:
+        return self.encoders.identity(self.folder, self.weights)
+
     def loss_sums(self, batch: BagelBatch) -> dict[str, Tensor]:
         """Add the batch's noise to its latents, predict the velocities, and sum the losses by task.
 

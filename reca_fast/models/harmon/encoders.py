@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reca_fast.models.files.sharded import open_sharded
-from reca_fast.models.parts.kl_vae import KLVAE, empty_kl_vae, fill_kl_vae, picture_moments
+from reca_fast.models.parts.kl_vae import KLVAE, empty_kl_vae, fill_kl_vae, identity_of_kl_vae, picture_moments
 
 from .batch import HarmonBatch
 from .config import HarmonConfig
@@ -36,6 +36,15 @@ class HarmonEncoders:
         path, prefix = vae_place(folder, weights)
         with open_sharded(path) as stored:
             self.vae = fill_kl_vae(stored, self.config.vae, device, torch.float32, prefix)
+
+    def identity(self, folder: Path, weights: Path) -> dict[str, str]:
+        """What a cache depends on (see `reca_fast.models.protocol.Model.identity_of_encoders`), for the files that
+        `fill` takes.
+        """
+        path, prefix = vae_place(folder, weights)
+        with open_sharded(path) as stored:
+            vae = identity_of_kl_vae(stored, self.config.vae, prefix)
+        return {"VAE": vae, "patch size": str(self.config.mar.patch_size)}
 
     def fill_empty(self, device: torch.device | str) -> None:
         """Give the VAE weights that hold no particular numbers; no file is read."""

@@ -202,6 +202,9 @@ class HarmonModel:
     def encode_target(self, picture: Tensor) -> dict[str, Tensor]:
         return {LATENTS: self.encoders.latents(picture, self.dtype)}
 
+    def identity_of_encoders(self) -> dict[str, str]:
+        return self.encoders.identity(self.folder, self.weights)
+
     def loss_sums(self, batch: HarmonBatch) -> dict[str, Tensor]:
         """Add the batch's noise to the latents of the hidden tokens, predict it, and sum the losses by task; and the
         cross-entropy of what is said.

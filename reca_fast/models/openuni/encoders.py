@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reca_fast.models.files import EmptyWeights, Weights, fill, uniform
+from reca_fast.models.files.identity import identity_of_tensors
 
 from .batch import OpenUniBatch, to_cells
 from .config import OpenUniConfig
@@ -50,6 +51,13 @@ class OpenUniEncoders:
         vae = empty_half(self.config.vae, "encoder")
         fill(vae, weights, uniform(dtype, device), ENCODER_NAMES)
         self.vae, self.dtype = in_channels_last(vae), dtype
+
+    def identity(self, weights: Weights) -> dict[str, str]:
+        """What a cache depends on, by encoder (see `reca_fast.models.protocol.Model.identity_of_encoders`)."""
+        config, names = self.config, {name: VIT_NAMES.key(name) for name in self.vit.state_dict()}
+        vae = {key: key for key in weights.shapes if ENCODER_NAMES.has(key)}
+        tower = identity_of_tensors(weights, names, config.vit, config.joined, config.ps_version, config.select_layer)
+        return {"vision tower": tower, "VAE": identity_of_tensors(weights, vae, config.vae)}
 
     def fill_decoder(self, weights: Weights, device: torch.device | str) -> None:
         """Give the DC-AE's decoder its weights. Raises UserError like `fill`."""

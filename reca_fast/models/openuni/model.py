@@ -191,6 +191,10 @@ class OpenUniModel:
         """Its latents, and its features as well: it may be the condition too."""
         return {LATENTS: self.encoders.latents(picture)} | self.encode_condition(picture)
 
+    def identity_of_encoders(self) -> dict[str, str]:
+        with self.weights() as weights:
+            return self.encoders.identity(weights)
+
     def loss_sums(self, batch: OpenUniBatch) -> dict[str, Tensor]:
         """Add the batch's noise to its latents, predict the velocities, and sum the losses by task.
 

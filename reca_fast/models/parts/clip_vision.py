@@ -21,6 +21,7 @@ from reca_fast.models.files import (
     open_weights,
     uniform,
 )
+from reca_fast.models.files.identity import identity_of_tensors
 
 from .clip_vision_config import ClipVisionConfig
 
@@ -148,6 +149,13 @@ def fill_clip_vision(
     tower = _unfilled(config)
     fill(tower, weights, uniform(dtype, device), clip_names(config, under))
     return tower
+
+
+def identity_of_clip_vision(weights: Weights, config: ClipVisionConfig) -> str:
+    """A checksum of the tower's tensors in an opened file of CLIP, and of its sizes."""
+    names = clip_names(config)
+    keys = {key: key for key in weights.shapes if names.has(key)}
+    return identity_of_tensors(weights, keys, config)
 
 
 def empty_clip_vision(

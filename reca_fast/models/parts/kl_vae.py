@@ -14,6 +14,7 @@ from reca_fast.data.images import normalised
 from reca_fast.errors import UserError
 from reca_fast.kernels import gpu_assumed, to_device
 from reca_fast.models.files import EmptyWeights, NameTable, Weights, fill, open_weights, uniform
+from reca_fast.models.files.identity import identity_of_tensors
 from reca_fast.models.files.write import Stored, write_safetensors
 
 from .channels_last import to_channels_last
@@ -127,6 +128,15 @@ def fill_kl_vae(
     if torch.device(device).type == "cuda":
         to_channels_last(vae)
     return vae
+
+
+def identity_of_kl_vae(weights: Weights, config: KLVAEConfig, under: str = "") -> str:
+    """A checksum of what encodes pictures: the encoder's tensors in an opened file, below the prefix `under`, and the
+    sizes. The decoder has no part in it.
+    """
+    halves = (f"{under}encoder.", f"{under}quant_conv.")
+    keys = {key.removeprefix(under): key for key in weights.shapes if key.startswith(halves)}
+    return identity_of_tensors(weights, keys, config)
 
 
 def empty_kl_vae(config: KLVAEConfig, device: torch.device | str, dtype: torch.dtype = torch.float32) -> KLVAE:

@@ -27,6 +27,7 @@ from reca_fast.models.files import (
     open_weights,
     uniform,
 )
+from reca_fast.models.files.identity import identity_of_tensors
 
 from .channels_last import to_channels_last
 from .magvit_config import MagvitConfig
@@ -278,6 +279,12 @@ def fill_magvit(weights: Weights, device: torch.device | str, *, with_decoder: b
     if torch.device(device).type == "cuda":
         to_channels_last(magvit)
     return magvit
+
+
+def identity_of_magvit(weights: Weights, config: MagvitConfig) -> str:
+    """A checksum of what makes codes of pictures: the encoder's tensors in an opened file, and the sizes."""
+    keys = {key: key for key in weights.shapes if key.startswith("encoder.")}
+    return identity_of_tensors(weights, keys, config)
 
 
 def empty_magvit(config: MagvitConfig, device: torch.device | str, *, with_decoder: bool = True) -> Magvit:

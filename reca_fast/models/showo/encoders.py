@@ -17,12 +17,21 @@ from reca_fast.models.parts.clip_vision import (
     clip_file,
     empty_clip_vision,
     fill_clip_vision,
+    identity_of_clip_vision,
     plain_pixels,
     processed_pixels,
     read_clip_vision,
 )
 from reca_fast.models.parts.clip_vision_config import CLIP_VIT_L_336, ClipVisionConfig
-from reca_fast.models.parts.magvit import MAGVIT_FOLDER, Magvit, empty_magvit, fill_magvit, magvit_file, picture_codes
+from reca_fast.models.parts.magvit import (
+    MAGVIT_FOLDER,
+    Magvit,
+    empty_magvit,
+    fill_magvit,
+    identity_of_magvit,
+    magvit_file,
+    picture_codes,
+)
 from reca_fast.models.parts.magvit import read_magvit as read_magvit_folder
 from reca_fast.models.parts.magvit_config import MAGVIT_V2, MagvitConfig
 
@@ -77,6 +86,15 @@ class ShowoEncoders:
         self.magvit = read_magvit_folder(folder / MAGVIT_FOLDER, device)
         if self.config.clip is not None and self.clip_sees:
             self.clip = read_clip_vision(folder / CLIP_FOLDER, self.config.clip, device)
+
+    def identity(self, folder: Path) -> dict[str, str]:
+        """What a cache depends on, by encoder (see `reca_fast.models.protocol.Model.identity_of_encoders`)."""
+        with open_weights(magvit_file(folder / MAGVIT_FOLDER)) as stored:
+            found = {"tokenizer of pictures": identity_of_magvit(stored, self.config.magvit)}
+        if self.config.clip is not None and self.clip_sees:
+            with open_weights(clip_file(folder / CLIP_FOLDER)) as stored:
+                found["CLIP"] = identity_of_clip_vision(stored, self.config.clip)
+        return found
 
     def files(self, folder: Path) -> list[Path]:
         """Their files in a checkpoint folder."""

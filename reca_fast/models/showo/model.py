@@ -227,6 +227,9 @@ class ShowoModel:
     def encode_target(self, picture: Tensor) -> dict[str, Tensor]:
         return self.encoders.of_target(picture)
 
+    def identity_of_encoders(self) -> dict[str, str]:
+        return self.encoders.identity(self.folder)
+
     def loss_sums(self, batch: ShowoBatch) -> dict[str, Tensor]:
         codes = batch.text_ids[:0] if batch.codes is None else batch.codes
         seen = codes.index_fill(0, batch.masked, self.config.codebook_size)

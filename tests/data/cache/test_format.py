@@ -1,5 +1,6 @@
 """A shard gives back what was put in, to the last bit, or says that it is damaged; an index knows what made it."""
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -28,7 +29,7 @@ from reca_fast.sample import Encoded
 INDEX = Index(
     records=4,
     records_per_shard=3,
-    model={"weights": "1"},
+    encoders={"VAE": "1"},
     source={"names": "2", "pictures": "3"},
     settings={"model.precision": "bf16", "data.blur_sigma": 0.0},
     holds=["condition", "target"],
@@ -122,13 +123,19 @@ def test_missing_shards_and_folders_that_are_no_caches_are_named(folder, tmp_pat
     (folder / "cache.json").write_text('{"records": 0}')
     with pytest.raises(UserError, match=r"cache\.json lacks"):
         read_index(folder)
+    for earlier in (1, 2):
+        (folder / "cache.json").write_text(json.dumps({"records": 4, "model": {}, "format": earlier}))
+        with pytest.raises(
+            UserError, match=r"by an earlier version of reca-fast.* make it again with `reca-fast cache`"
+        ):
+            CacheSource(folder)
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         ({"settings": {**INDEX.settings, "data.blur_sigma": 2.0}}, r"made with data\.blur_sigma=0\.0, now it is 2\.0"),
-        ({"model": {"weights": "4"}}, r"made from another model\.path: it differs in weights"),
+        ({"encoders": {"VAE": "4"}}, r"made from another model\.path: it differs in VAE"),
         ({"source": {"names": "2", "pictures": "4"}}, r"made from another data\.source: it differs in pictures"),
     ],
 )

@@ -4,10 +4,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
 from reca_fast.errors import UserError
-from reca_fast.models.files import identity
-from reca_fast.models.files.identity import identity_of_files
+from reca_fast.models.files import identity, open_weights
+from reca_fast.models.files.identity import identity_of_files, identity_of_tensors
 
 
 @pytest.fixture
@@ -42,6 +45,24 @@ def test_of_a_large_file_the_beginning_and_pieces_are_read(path, monkeypatch) ->
 def test_a_missing_file_is_named(tmp_path) -> None:
     with pytest.raises(UserError, match="gone is missing"):
         identity_of_files([tmp_path / "gone"])
+
+
+def test_tensors_are_told_by_what_is_read_of_them(tmp_path) -> None:
+    """By names, numbers and settings; a prefix, other tensors of the file and their order have no part."""
+
+    def identity(tensors: dict[str, Tensor], *settings: object, under: str = "") -> str:
+        save_file(tensors, tmp_path / "weights.safetensors")
+        with open_weights(tmp_path / "weights.safetensors") as weights:
+            return identity_of_tensors(weights, {name: f"{under}{name}" for name in ("a", "b")}, *settings)
+
+    a, b = torch.arange(6.0).view(2, 3), torch.tensor(0.5)
+    plain = identity({"a": a, "b": b}, 3)
+    assert identity({"vit.b": b, "more": b + 1, "vit.a": a}, 3, under="vit.") == plain
+    others = [({"a": a, "b": b}, 4), ({"a": a.view(3, 2), "b": b}, 3), ({"a": a, "b": b.double()}, 3)]
+    others.append(({"a": a + torch.tensor([0, 0, 1e-6]), "b": b}, 3))
+    assert len({plain, *(identity(tensors, setting) for tensors, setting in others)}) == 5
+    with pytest.raises(UserError, match=r"weights\.safetensors lacks b;"):
+        identity({"a": a})
 
 
 def test_files_of_one_name_are_told_apart_by_their_folders(path, tmp_path) -> None:

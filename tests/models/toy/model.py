@@ -31,6 +31,7 @@ from reca_fast.models.files import (
     write_safetensors,
 )
 from reca_fast.models.files.folder import copy_files, read_object, write_object
+from reca_fast.models.files.identity import identity_of_tensors
 from reca_fast.models.protocol import Case, FrozenPart
 from reca_fast.sample import Sample
 from reca_fast.schema import from_dict
@@ -193,6 +194,11 @@ class ToyModel:
 
     def encode_target(self, picture: Tensor) -> dict[str, Tensor]:
         return {"codes": (patches_of(picture).mean(1) * LEVELS).long().clamp(max=LEVELS - 1)}
+
+    def identity_of_encoders(self) -> dict[str, str]:
+        with open_weights(self.folder / WEIGHTS) as weights:
+            keys = {key: key for key in weights.shapes if EYE_NAMES.has(key)}
+            return {"eye": identity_of_tensors(weights, keys, PATCH, LEVELS)}
 
     def loss_sums(self, batch: ToyBatch) -> dict[str, Tensor]:
         assert batch.features is not None and batch.codes is not None, "encode() comes first"
