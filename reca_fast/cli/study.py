@@ -34,7 +34,9 @@ class StudyOptions:
     out: Place = "docs/proof"
     """Folder for the results (JSON), their pages and pictures."""
     runs: Place = "runs/study"
-    """Folder for the runs."""
+    """Folder for the runs, and for the caches of encoded pictures that they share. These stay there for whatever is run
+    next; they may be removed at any time, and are made again.
+    """
     model: Literal["openuni", "bagel", "harmon", "showo", "showo-vq"] = "openuni"
     """Whose arms are run; the other models are reported on a page of their own."""
     base: Place = ""

@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
+from .caches import SQUARE, shared_cache
 from .environment import environment, hash_of
 from .study import Resolve, with_seed
-from .trial import CACHE, Trial, finished
+from .trial import COMMAND, Trial, finished
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Way:
         return "" if not self.needs or find_spec(self.needs) else f"the package {self.needs}"
 
 
-REFERENCE, FROM_CACHE = "reference", "cache"
+REFERENCE = "reference"
 PLAIN = (
     *("--model.kernels", "reference", "--model.attention", "sdpa", "--model.precision", "fp32"),
     *("--optim.kind", "adamw", "--optim.lr", "2e-3", "--optim.ema_decay", "0"),
@@ -104,7 +105,7 @@ WAYS = (
         "two processes (gloo), a pack of 32 samples each",
         processes=2,
     ),
-    Way(FROM_CACHE, (), "from a cache of encoded pictures"),
+    Way("cache", (), "from a cache of encoded pictures, as all paths above, and nothing more"),
 )
 """Every fast path that the reference is compared with."""
 
@@ -161,25 +162,23 @@ def trial_of(
     *,
     seed: int = 0,
     processes: int = 1,
-    program: tuple[str, ...] = ("-m", "reca_fast"),
+    program: tuple[str, ...] = COMMAND,
 ) -> Trial:
     """A trial of the reference with further options, or by another program: one that breaks it on purpose, to see that
-    a band tells.
+    a band tells. The reference and such programs encode their pictures in every step; all others share caches.
     """
     folder = plan.runs / "regression" / name / f"seed-{seed}"
     steps = ["--steps", str(plan.steps), "--save_every", str(max(1, plan.steps // 2))]
-    given = ["--config", plan.recipe, "--model.path", str(plan.base), "--device", "cpu", *PLAIN, *options]
+    given = ["--config", plan.recipe, "--model.path", str(plan.base), "--device", "cpu", *PLAIN, *SQUARE, *options]
     stages = [(stage, with_seed(config, seed, plan.steps)) for stage, config in resolve(given)]
-    args = [*given, *steps, "--keep", "1", "--seed", str(seed), "--data.seed", str(seed)]
-    prepare: list[str] = []
-    if name == FROM_CACHE:
-        prepare = ["-m", "reca_fast", "cache", *given, "--data.seed", str(seed), "--out", str(folder / CACHE)]
-        args += ["--data.cache", str(folder / CACHE)]
+    args = (*given, *steps, "--keep", "1", "--seed", str(seed), "--data.seed", str(seed))
+    content = hash_of(plan.base)
+    cached = name != REFERENCE and program == COMMAND
     return Trial(
-        *(name, seed, folder, tuple(args), stages, plan.base, hash_of(plan.base), plan.count),
+        *(name, seed, folder, args, stages, plan.base, content, plan.count),
         processes=processes,
         program=program,
-        prepare=tuple(prepare),
+        cache=shared_cache(plan.runs, given, stages, content) if cached else None,
     )
 
 

@@ -35,7 +35,8 @@ def text_of(results: Mapping[str, Any]) -> str:
         "# The regression: fast paths end where the plain path ends",
         "",
         f"The recipe `{results['recipe']}`, {results['steps']} steps, {results['prompts']} prompts for each subtask. "
-        "The reference is plain torch in fp32: the kernels' formulas, torch's attention, AdamW, no cache, no lever.",
+        "The reference is plain torch in fp32: the kernels' formulas, torch's attention, AdamW, no cache, no lever. "
+        "The paths read what their own encoders made of each picture once.",
         "",
         "```",
         f"reca-fast study --regression --seeds {len(reference)} --steps {results['steps']} "

@@ -11,8 +11,9 @@ from reca_fast.evaluation.intervals import Estimate
 from reca_fast.schema import from_dict
 
 from .arms import Arm
+from .caches import SQUARE, shared_cache
 from .environment import environment, hash_of
-from .trial import CACHE, Stages, Trial, finished
+from .trial import Stages, Trial, finished
 
 Resolve = Callable[[Sequence[str]], Stages]
 """Settings of every stage of a command line of `train`: the command line's own reader."""
@@ -28,7 +29,7 @@ class Plan:
     """What a study is to do, as the user asks for it."""
 
     runs: Path
-    """A folder for every arm and seed is made in it."""
+    """A folder for every arm and seed is made in it, and one for the caches that they share."""
     bases: Mapping[str, Path]
     """Name of a base -> its checkpoint folder."""
     seeds: int
@@ -45,7 +46,7 @@ def trials_of(arm: Arm, plan: Plan, resolve: Resolve) -> list[Trial]:
         UserError: the steps cannot be shared by the arm's stages, or the base cannot be read.
     """
     base = plan.bases[arm.base]
-    given = ["--config", arm.recipe, "--model.path", str(base), "--device", "cpu", *EQUAL]
+    given = ["--config", arm.recipe, "--model.path", str(base), "--device", "cpu", *EQUAL, *SQUARE]
     stages = resolve(given)
     if plan.steps % len(stages):
         raise UserError(
@@ -54,26 +55,23 @@ def trials_of(arm: Arm, plan: Plan, resolve: Resolve) -> list[Trial]:
     steps = plan.steps // len(stages)
     own = ["--steps", str(steps), "--save_every", str(max(1, steps // 4)), "--keep", "1"]
     content = hash_of(base)
+    cache = shared_cache(plan.runs, given, stages, content) if arm.trains else None
     trials = []
     for seed in range(plan.seeds):
         folder = plan.runs / arm.name / f"seed-{seed}"
-        args, prepare = [*given, *own, "--seed", str(seed), "--data.seed", str(seed)], []
-        if arm.trains and len(stages) == 1:  # stages may differ in what a cache holds
-            prepare = ["-m", "reca_fast", "cache", *given, "--data.seed", str(seed), "--out", str(folder / CACHE)]
-            args += ["--data.cache", str(folder / CACHE)]
         trials.append(
             Trial(
                 name=arm.name,
                 seed=seed,
                 folder=folder,
-                args=tuple(args),
+                args=(*given, *own, "--seed", str(seed), "--data.seed", str(seed)),
                 stages=[(name, with_seed(config, seed, steps)) for name, config in stages],
                 base=base,
                 content=content,
                 count=plan.count,
                 trains=arm.trains,
                 says=arm.says,
-                prepare=tuple(prepare),
+                cache=cache,
             )
         )
     return trials

@@ -26,13 +26,14 @@ from reca_fast.train.folder import RunFolder
 from reca_fast.train.parent import STOPS_WITH_PARENT
 from reca_fast.verify.unchanged import compare_frozen
 
+from .caches import SharedCache
 from .drawings import smoothed
 
 SCORES = "scores.json"
 ASKED = "trial.json"
 LOG = "log.txt"
-CACHE = "cache"
-"""Folder in a trial's own for a cache of encoded pictures, which goes when the trial is finished."""
+COMMAND = ("-m", "reca_fast")
+"""What `python` runs for the command line."""
 LOCK_SECONDS = 60.0
 """How long a trial waits for the training of a killed study to notice that it was, and to save."""
 Stages = Sequence[tuple[str, RunConfig]]
@@ -63,10 +64,10 @@ class Trial:
     count: int  # prompts for each subtask
     trains: bool = True
     processes: int = 1
-    program: tuple[str, ...] = ("-m", "reca_fast")
+    program: tuple[str, ...] = COMMAND
     """What `python` runs in place of the command line; a test may wrap it."""
-    prepare: tuple[str, ...] = ()
-    """What `python` runs before the training, if anything."""
+    cache: SharedCache | None = None
+    """What it is trained from; None: from the pictures. The result is the same."""
     says: bool = False
     """Whether its model says captions; the loss of these is measured then."""
 
@@ -93,7 +94,7 @@ class Trial:
             "settings": settings,
             "processes": self.processes,
             "program": self.program,
-            "prepared": bool(self.prepare),
+            "cached": self.cache is not None,
             "drawn": drawn,
             **({"says": True} if self.says else {}),
         }
@@ -146,8 +147,7 @@ def run_trial(trial: Trial, stop: Event) -> dict[str, Any]:
     if trial.trains:
         result["frozen"] = of_frozen(trial.base, checkpoint, last.model)
     write_json(trial.folder / SCORES, result)
-    for name in ("exported", CACHE):
-        shutil.rmtree(trial.folder / name, ignore_errors=True)
+    shutil.rmtree(trial.folder / "exported", ignore_errors=True)
     return result
 
 
@@ -187,9 +187,12 @@ def of_frozen(base: Path, checkpoint: Path, options: ModelConfig) -> dict[str, A
 def _train(trial: Trial, stop: Event) -> None:
     """Train until the last stage has its steps."""
     _wait_for_lock(trial)
-    if trial.prepare:
-        _command(trial, trial.prepare, stop)
     train = [*trial.program, "train", *trial.args, "--out", str(trial.folder / "run")]
+    if trial.cache is not None:
+        with trial.cache.lock:
+            if not trial.cache.is_whole():
+                _command(trial, trial.cache.args, stop)
+        train += ["--data.cache", str(trial.cache.folder)]
     if trial.processes > 1:
         # No port is taken that another trial may want: --standalone finds a free one.
         train = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={trial.processes}", *train]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from reca_fast.config.rules import check_run
-from reca_fast.proof.regression import PLAIN, WAYS, Plan, bands, collect, outside, trials_of
+from reca_fast.proof.regression import PLAIN, WAYS, Plan, bands, collect, outside, trial_of, trials_of
 from reca_fast.proof.regression_page import text_of, write_page
 from reca_fast.proof.trial import write_json
 from tests.proof.mutants import MUTANTS, openuni, sana
@@ -77,8 +77,11 @@ def test_every_way_differs_from_the_reference_in_what_it_says_and_the_recipe_tak
         if not way.lacks():
             trial = trials[way.name, 0]
             assert trial.asked() != reference.asked() and trial.processes == way.processes
-    cached = trials["cache", 0]
-    assert cached.prepare[2] == "cache" and cached.args[-2:] == ("--data.cache", cached.prepare[-1])
+    cached = [trial for trial in trials.values() if trial.cache]
+    assert {trial.name for trial in trials.values()} - {trial.name for trial in cached} == {"reference"}
+    folders = {trial.name: trial.cache.folder for trial in cached}
+    assert folders["cache"] == folders["int8"] != folders["bf16"] == folders["stochastic-rounding"]
+    assert trial_of(plan, resolve, "mutant", program=("-m", "mutants")).cache is None
 
 
 def test_the_page_tells_bands_paths_and_mutants(plan, reca_fast, tmp_path) -> None:

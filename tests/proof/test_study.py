@@ -98,7 +98,8 @@ def test_every_arm_takes_as_many_steps(arms, plan) -> None:
     ]
     assert staged.run == plan.runs / "sft-sparse" / "seed-2" / "run" / "2-second"
     assert "--steps 10" in " ".join(staged.args) and staged.args[-4:] == ("--seed", "2", "--data.seed", "2")
-    assert not staged.prepare and trials[arms[2]][0].prepare[2] == "cache"
+    folders = {trial.cache.folder for arm in arms[1:] for trial in trials[arm]}
+    assert len(folders) == 1 and trials[arms[0]][0].cache is None  # seeds, stages and steps share it
     assert resolve([*staged.args])[1][1].data == staged.stages[1][1].data  # what will run is what was planned
     with pytest.raises(UserError, match="has 2 stages, which cannot share 21 steps"):
         trials_of(arms[1], replace(plan, steps=21), resolve)
