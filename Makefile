@@ -15,7 +15,7 @@ XDIST := --numprocesses auto --maxprocesses 4
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
-demo: $(VENV)/installed  ## RECA on real photographs with a tiny BAGEL: about three minutes, no GPU, no download of models
+demo: $(VENV)/installed  ## RECA on the toy world, measured before and after: about four minutes, no GPU, no download of models
 	$(BIN)/python -m reca_fast.demo
 
 test: $(VENV)/installed-dev  ## the tests; FILE=tests/data takes those of a folder or file, K='resume and not gpu' those of such names

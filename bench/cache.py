@@ -1,10 +1,10 @@
-"""What a cache of encoded pictures saves and takes: arithmetic at BAGEL's size, bytes, and time of the demo's step.
+"""What a cache of encoded pictures saves and takes: arithmetic at BAGEL's size, bytes, and time of a tiny BAGEL's step.
 
     python -m bench.cache             prints a table and writes bench/results/cache.json
 
-FLOPs are counted on the meta device, at the sizes of the recipe `bagel`. The demo's step is measured on one
-thread, as `make demo` takes it, in CPU time of the whole process, so decoding in the loader's threads counts too.
-Rounds with the pictures and from the cache take turns. Needs scikit-image for the demo's photographs.
+FLOPs are counted on the meta device, at the sizes of the recipe `bagel`. A tiny step is measured on one
+thread, in CPU time of the whole process, so decoding in the loader's threads counts too.
+Rounds with the pictures and from the cache take turns. Needs scikit-image for its photographs.
 """
 
 import argparse
@@ -27,12 +27,11 @@ from reca_fast.config import RunConfig
 from reca_fast.data.loader import PackLoader
 from reca_fast.data.samples import SampleBuilder
 from reca_fast.data.sources import open_source
-from reca_fast.demo.__main__ import TRAINING_PICTURES
-from reca_fast.demo.photos import write_crops
 from reca_fast.models import open_model
 from reca_fast.models.bagel.config import BAGEL_7B_MOT
 from reca_fast.models.bagel.encoders import BagelEncoders
 from reca_fast.models.bagel.tiny import VAE_FILE, write_tiny_checkpoint
+from reca_fast.models.bagel.tiny.photos import write_crops
 from reca_fast.models.parts.kl_vae import KLVAE
 from reca_fast.precompute import make_cache
 from reca_fast.train.assemble import assemble
@@ -59,7 +58,7 @@ def counted() -> dict[str, dict[str, float]]:
 
 
 def stepper(config: RunConfig, closing: ExitStack) -> Callable[[int], float]:
-    """A run of the demo that was begun: gives the CPU milliseconds of each of so many further steps."""
+    """A run that was begun: gives the CPU milliseconds of each of so many further steps."""
     processes = Processes()
     processes.join("cpu")
     model, source = open_model(config.model), open_source(config.data)
@@ -77,14 +76,15 @@ def stepper(config: RunConfig, closing: ExitStack) -> Callable[[int], float]:
     return go
 
 
-def demo(rounds: int, steps: int) -> dict[str, float]:
-    """Median CPU milliseconds of the demo's step with the pictures and from a cache of them, and the share saved."""
+def tiny_step(rounds: int, steps: int) -> dict[str, float]:
+    """Median CPU milliseconds of a step with the pictures and from a cache of them, and the share saved."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name, ExitStack() as closing:
         folder = Path(name)
         write_tiny_checkpoint(folder / "base", vae_file=VAE_FILE)
-        write_crops(folder / "pictures", "train", TRAINING_PICTURES)
-        options = ["--config", "demo", "--model.path", str(folder / "base"), "--data.source", str(folder / "pictures")]
+        write_crops(folder / "pictures", "train", 120)
+        options = ["--config", "tiny-bagel", "--model.path", str(folder / "base"), "--data.tokens_per_pack", "2560"]
+        options += ["--data.source", str(folder / "pictures")]
         config = parse(RunConfig, "train", options)
         make_cache(folder / "cache", config.model, config.data, device=torch.device("cpu"))
         cached = replace(config, data=replace(config.data, cache=str(folder / "cache")))
@@ -104,14 +104,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="rounds that are measured (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=5, help="steps of a round (default: %(default)s)")
     options = parser.parse_args()
-    sizes, step = counted(), demo(options.rounds, options.steps)
+    sizes, step = counted(), tiny_step(options.rounds, options.steps)
     for name, figures in sizes.items():
         print(f"{name}: {figures['tflop']:.2f} TFLOP, {figures['mb']:.2f} MB in bf16")
     print(
-        f"the demo's step: {step['pictures_ms']:.0f} ms with the pictures, {step['cache_ms']:.0f} ms from the cache "
-        f"({step['saved']:.0%} saved)"
+        f"a tiny BAGEL's step: {step['pictures_ms']:.0f} ms with the pictures, {step['cache_ms']:.0f} ms from the "
+        f"cache ({step['saved']:.0%} saved)"
     )
-    RESULTS.write_text(json.dumps({"encoders": sizes, "demo": step, "environment": environment()}, indent=1) + "\n")
+    RESULTS.write_text(json.dumps({"encoders": sizes, "tiny": step, "environment": environment()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def pictures(folder: Path) -> None:
 
 
 def configuration(base: Path, data: Path, out: Path, options: str, steps: int) -> RunConfig:
-    text = f"--config demo --model.path {base} --data.source {data} --out {out} --device cpu --steps {steps}"
+    text = f"--config tiny-bagel --model.path {base} --data.source {data} --out {out} --device cpu --steps {steps}"
     text += " --save_every 0 --sample_every 0 --data.packs_per_step 2 --data.tokens_per_pack 120 --data.shuffle true"
     text += " --data.target_resize.max_size 32 --data.target_resize.min_size 32"
     text += " --data.condition_resize.max_size 28 --data.condition_resize.min_size 28"

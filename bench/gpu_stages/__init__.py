@@ -31,7 +31,7 @@ STAGES = (
     Stage("ops", "achieved bandwidth of every operation, beside eager and Liger", 90, True),
     Stage("profile", "where the device's time goes, kernel by kernel", 60, True),
     Stage("images", "the data path: pictures per second on this machine's cores", 25, True),
-    Stage("demo", "150 steps of the demo, kernels against plain torch: do the loss curves agree", 80, True),
+    Stage("demo", "150 steps of a tiny BAGEL, kernels against plain torch: do the loss curves agree", 80, True),
     Stage("peers", "the authors' layout of a step; every operation in other hands, torch.compile included", 120, True),
 )
 NAMES = tuple(stage.name for stage in STAGES)

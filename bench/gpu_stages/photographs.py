@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFilter
 
-from reca_fast.demo.photos import crops
+from reca_fast.models.bagel.tiny.photos import crops
 
 
 def source() -> str:

@@ -59,7 +59,7 @@ def grouped(recipes: Iterable[str]) -> list[tuple[str, list[str]]]:
     """(title, names) of the groups in which recipes are listed."""
     groups: dict[str, list[str]] = {"for a published model": [], "tiny, for a first try": [], "ablations": []}
     for name in sorted(recipes):
-        tiny = name == "demo" or name.startswith(("tiny-", "toy"))
+        tiny = name.startswith(("tiny-", "toy"))
         title = name.partition("/")[0] if "/" in name else "tiny, for a first try" if tiny else "for a published model"
         groups.setdefault(title, []).append(name)
     return [(title, names) for title, names in groups.items() if names]

@@ -13,7 +13,7 @@ from reca_fast.models import open_model
 from reca_fast.plan import make_plan
 
 KEYS = {"fits", "peak_gpu_gib", "peak_host_gib", "by_category", "tflop_per_image", "step_seconds", "images_per_step"}
-SMALL = "--config demo --data.tokens_per_pack 300"
+SMALL = "--config tiny-bagel --data.tokens_per_pack 300"
 
 
 def test_a_plan_is_a_table_figures_a_picture_and_a_recipe(tiny_folder, reca_fast, tmp_path) -> None:
@@ -52,7 +52,7 @@ def _like(gpu: Gpu, usable: int) -> Any:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ("--config demo --gpu h100", "Which model? Name its folder with --model.path"),
+        ("--gpu h100", "Which model? Name its folder with --model.path"),
         ("--config bagel --gpu rtx4091", "RTX 4090"),
         ("--config bagel --gpu h100 --gpus 3 --data.packs_per_step 2", "cannot be shared by 3 processes"),
         ("--config bagel --gpu h100 --model.name BAGLE", "BAGEL-7B-MoT"),

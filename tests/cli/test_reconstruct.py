@@ -10,7 +10,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.mark.slow
 def test_reconstruct_writes_a_grid_and_tells_how_close_it_came(tiny_folder, pictures, reca_fast, tmp_path) -> None:
-    usual = ["--config", "demo", "--device", "cpu", "--model.path", tiny_folder, "--sampling.steps", 2]
+    usual = ["--config", "tiny-bagel", "--device", "cpu", "--model.path", tiny_folder, "--sampling.steps", 2]
     usual += ["--data.target_resize.min_size", 16, "--count", 2, "--out", tmp_path / "grid.png"]
     said = reca_fast("reconstruct", pictures, *usual)
     assert said.code == 0, said.err

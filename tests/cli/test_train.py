@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture
 def try_train(tiny_folder, pictures, reca_fast, tmp_path):
     """try_train("--option", value, ...): a run that would work, but for these options."""
-    usual = ["--config", "demo", "--device", "cpu", "--steps", "1", "--out", tmp_path / "run"]
+    usual = ["--config", "tiny-bagel", "--device", "cpu", "--steps", "1", "--out", tmp_path / "run"]
     usual += ["--model.path", tiny_folder, "--data.source", pictures, "--sample_every", 0]
     return lambda *options: reca_fast("train", *usual, *options)
 
@@ -33,7 +33,7 @@ IMPOSSIBLE = {
     "backend": ("--model.attention flash_attn", r"attention='flash_attn' cannot run on cpu .* `reca-fast doctor`"),
     "kernels": ("--model.kernels triton", r"kernels=triton cannot run here: .* `reca-fast doctor`"),
     "device": ("--device tpu", r"device.*tpu"),
-    "no checkpoint": ("--model.path=", r"No checkpoint given; set --model\.path"),
+    "no checkpoint": ("--model.path= --model.name=", r"No checkpoint given; set --model\.path"),
     "no data": ("--data.source=", r"data\.source"),
     "lost checkpoint": ("--model.path /nowhere/bagel", r"checkpoint folder /nowhere/bagel does not exist"),
     "lost data": ("--data.source /nowhere/pictures", r"/nowhere/pictures"),

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from reca_fast.data.images import to_model_range
-from reca_fast.demo.photos import crops
 from reca_fast.evaluation.noise import is_noise, likeness
 from reca_fast.evaluation.reconstruction import Reconstruction
+from reca_fast.models.bagel.tiny.photos import crops
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

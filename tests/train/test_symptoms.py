@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from reca_fast.config import RunConfig
-from reca_fast.demo.photos import crops
 from reca_fast.evaluation.reconstruction import Reconstruction
+from reca_fast.models.bagel.tiny.photos import crops
 from reca_fast.models.showo import ShowoModel
 from reca_fast.sample import RECA
 from reca_fast.train.distributed import Processes

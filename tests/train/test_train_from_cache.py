@@ -168,7 +168,7 @@ def test_a_cache_of_another_model_or_of_other_pictures_is_refused(
 
 def test_the_command_makes_a_cache_and_verifies_it(mixed, reca_fast, tmp_path) -> None:
     config = mixed(tmp_path / "none")
-    options = f"--config demo --model.path {config.model.path} --data.source {config.data.source} --device cpu"
+    options = f"--config tiny-bagel --model.path {config.model.path} --data.source {config.data.source} --device cpu"
     options += " --data.condition_resize.max_size 28 --data.condition_resize.min_size 28"
     assert "out is empty" in reca_fast("cache", *options.split()).sentence
     said = reca_fast("cache", *options.split(), "--out", tmp_path / "cache")

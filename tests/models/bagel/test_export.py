@@ -44,7 +44,7 @@ def trained_run(bf16_base: Path, pictures: Path, tmp_path_factory) -> Path:
     sizes = "--data.target_resize.max_size 32 --data.target_resize.min_size 16 --data.tokens_per_pack 400"
     length = "--steps 3 --save_every 3 --sample_every 0 --optim.warmup_steps 1 --device cpu"
     where = f"--model.path {bf16_base} --data.source {pictures} --out {out}"
-    assert main(["train", "--config", "demo", *sizes.split(), *length.split(), *where.split()]) == 0
+    assert main(["train", "--config", "tiny-bagel", *sizes.split(), *length.split(), *where.split()]) == 0
     return out
 
 

@@ -45,8 +45,8 @@ def test_a_preset_overrides_recipes_and_yields_to_every_other_option(tmp_path) -
     recipe.write_text("sampling: {preset: dpg, steps: 30}\n")
     assert (parsed("--config", str(recipe)).guidance, parsed("--config", str(recipe)).steps) == (3.0, 30)
     for args in (
-        ["--sampling.preset", "wise", "--config", "demo", "--sampling.guidance", "2", "--sampling.seed", "7"],
-        ["--sampling.seed=7", "--sampling.guidance=2", "--config=demo", "--sampling.preset=wise"],
+        ["--sampling.preset", "wise", "--config", "tiny-bagel", "--sampling.guidance", "2", "--sampling.seed", "7"],
+        ["--sampling.seed=7", "--sampling.guidance=2", "--config=tiny-bagel", "--sampling.preset=wise"],
     ):
         got = parsed(*args)
         assert (got.steps, got.timestep_shift, got.guidance_interval) == (49, 3.0, (0.4, 1.0))  # not the demo's 20

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from reca_fast.data.images import to_model_range
-from reca_fast.demo.photos import PHOTOS, write_crops
 from reca_fast.errors import UserError
 from reca_fast.models.bagel.latent_tokens import patchify_latents, unpatchify_latents
 from reca_fast.models.bagel.tiny import VAE_FILE, TinyConfig
+from reca_fast.models.bagel.tiny.photos import PHOTOS, write_crops
 from reca_fast.models.files import open_weights
 from reca_fast.models.parts.channels_last import group_norm, to_channels_last
 from reca_fast.models.parts.kl_vae import KLVAE, encode_pictures, fill_kl_vae, read_kl_vae, save_kl_vae

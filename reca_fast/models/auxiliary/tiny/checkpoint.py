@@ -124,7 +124,7 @@ _MAKERS = {"llava": _llava, "qwen": _qwen, "qwen2": _qwen2, "internvl": _internv
 
 
 def _write_vae(folder: Path) -> None:
-    """The demo's VAE in diffusers' layout."""
+    """Tiny BAGEL's VAE in diffusers' layout."""
     config = TinyConfig().vae
     folder.mkdir(exist_ok=True)
     levels, widths = len(config.ch_mult), [config.ch * mult for mult in config.ch_mult]

@@ -15,11 +15,11 @@ from .tokenizer import write_tokenizer
 from .weights import tiny_weights
 
 VAE_FILE = Path(__file__).with_name("vae.safetensors")
-"""A small VAE that was trained on photographs, by `python -m reca_fast.demo.train_vae`."""
+"""A small VAE that was trained on photographs, by `python -m reca_fast.models.bagel.tiny.train_vae`."""
 
 
 def write_tiny_bagel(folder: Path) -> None:
-    """Write the checkpoint folder that the recipe tiny-bagel trains: the demo's, with half of its layers."""
+    """Write the checkpoint folder that the recipe tiny-bagel trains: the usual one, with half of its layers."""
     write_tiny_checkpoint(folder, vae_file=VAE_FILE, layers=2)
 
 

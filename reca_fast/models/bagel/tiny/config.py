@@ -16,12 +16,12 @@ DEMO_VAE = KLVAEConfig(
     scale_factor=0.7603,
     shift_factor=0.0138,
 )
-"""Sizes of vae.safetensors beside this file; scale and shift are printed by reca_fast.demo.train_vae."""
+"""Sizes of vae.safetensors beside this file; scale and shift are printed by reca_fast.models.bagel.tiny.train_vae."""
 
 
 @dataclass(frozen=True)
 class TinyConfig:
-    """Sizes of the tiny checkpoint; the defaults are the demo's.
+    """Sizes of the tiny checkpoint; the defaults are those that bench/ trains.
 
     Its pictures have 64 x 64 pixels, that is 8 x 8 latent tokens; the ViT sees them at 112 x 112, also as 8 x 8 tokens.
     Equal grids let a latent token find the ViT token of its place (see tiny_weights).

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from reca_fast.demo.photos import crops
+from reca_fast.models.bagel.tiny.photos import crops
 from reca_fast.models.files import stored_shapes
 from reca_fast.models.parts.clip_vision import check_clip_vision
 from reca_fast.models.parts.magvit import check_magvit, picture_codes, read_magvit

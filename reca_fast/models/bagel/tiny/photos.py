@@ -1,4 +1,4 @@
-"""Small pictures for the demo: random crops of the colour photographs that scikit-image ships inside its wheel.
+"""Small pictures for tiny models: random crops of the colour photographs that scikit-image ships inside its wheel.
 
 Nothing is downloaded. There are eight usable photographs. The held-out split is made of two whole photographs, not of
 halves of all eight: both halves of one photograph share light, colours and textures, and a model that had learnt those
@@ -60,7 +60,7 @@ def write_crops(folder: str | Path, split: Split, count: int, size: int = 64, se
 def _photo(name: str) -> Image.Image:
     package = find_spec("skimage")
     if package is None or package.origin is None:
-        raise UserError("the demo's photographs come with scikit-image; install it: pip install 'reca-fast[demo]'")
+        raise UserError("the photographs come with scikit-image; install it: pip install 'reca-fast[dev]'")
     path = Path(package.origin).parent / "data" / name
     if not path.is_file():
         raise UserError(f"this scikit-image does not ship {name}; reinstall it: pip install -U 'scikit-image>=0.25'")

@@ -1,4 +1,4 @@
-"""Train the demo's VAE, reca_fast/models/bagel/tiny/vae.safetensors: `python -m reca_fast.demo.train_vae OUT`.
+"""Train the tiny VAE, vae.safetensors beside this file: `python -m reca_fast.models.bagel.tiny.train_vae OUT`.
 
 About eight minutes on one CPU core. It sees crops of the training photographs only, and ends with its score on the
 held-out ones and the two numbers (scale and shift of the latents) that TinyConfig must state.
@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reca_fast.demo.photos import Split, crops
 from reca_fast.models.bagel.tiny.config import TinyConfig
+from reca_fast.models.bagel.tiny.photos import Split, crops
 from reca_fast.models.parts.kl_vae import KLVAE, save_kl_vae
 
 STEPS, BATCH, POOL, LEARNING_RATE = 2400, 8, 3000, 3e-3
@@ -82,7 +82,7 @@ def report(vae: KLVAE) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m reca_fast.demo.train_vae OUT")
+        sys.exit("usage: python -m reca_fast.models.bagel.tiny.train_vae OUT")
     torch.set_num_threads(1)  # the sums, and so the file, must not depend on the number of cores
     trained = train(TinyConfig())
     save_kl_vae(trained, sys.argv[1])
