@@ -15,8 +15,8 @@ XDIST := --numprocesses auto --maxprocesses 4
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
-demo: $(VENV)/installed  ## RECA on the toy world, measured before and after: about four minutes, no GPU, no download of models
-	$(BIN)/python -m reca_fast.demo
+demo: $(VENV)/installed  ## RECA on the toy world, measured before and after: four minutes at most, no GPU, no download of models; SEED=1
+	$(BIN)/python -m reca_fast.demo $(if $(SEED),--seed $(SEED))
 
 test: $(VENV)/installed-dev  ## the tests; FILE=tests/data takes those of a folder or file, K='resume and not gpu' those of such names
 	$(PYTEST) -m 'not exhaustive' $(if $(FILE),,$(XDIST))

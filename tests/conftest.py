@@ -198,8 +198,9 @@ def arguments(tiny_folder: Path, pictures: Path) -> Callable[[Path], list[str]]:
     """arguments(out): options of four short steps in the run folder `out`."""
 
     def options(out: Path) -> list[str]:
-        text = f"--config tiny-bagel --model.path {tiny_folder} --data.source {pictures} --out {out} --device cpu"
-        text += " --steps 4 --save_every 2 --sample_every 0 --data.packs_per_step 2 --data.tokens_per_pack 300"
+        text = f"--config tiny-bagel --model.name= --model.path {tiny_folder} --data.source {pictures} --out {out}"
+        text += " --device cpu --steps 4 --save_every 2 --sample_every 0"
+        text += " --data.packs_per_step 2 --data.tokens_per_pack 300"
         text += " --data.target_resize.max_size 32 --data.target_resize.min_size 16"
         text += " --data.condition_resize.max_size 56 --data.condition_resize.min_size 56"
         text += " --optim.lr 1e-4 --optim.warmup_steps 1 --optim.schedule constant"

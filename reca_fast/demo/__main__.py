@@ -8,25 +8,38 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from reca_fast.errors import UserError
+from reca_fast.errors import UserError, writing
 
 if TYPE_CHECKING:
-    from reca_fast.config import RunConfig
+    from reca_fast.config import DataConfig, RunConfig
+    from reca_fast.proof.measure import Measured
+    from reca_fast.proof.measuring import Begun
 
 BASE = Path(__file__).parents[1] / "proof" / "base"
 RECIPE = "toy"
+WRITTEN = {"cache", "run", "trained", "report.html", "report.json"}
+"""What a demo leaves in its folder, and what the next one replaces."""
+STOPPED = 130
+"""The exit code of what Ctrl-C ended."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Read the demo's own options and show it; the exit code is that of `demonstrate`, 2 for a user's mistake."""
+    """Read the demo's own options and show it; the exit code is that of `demonstrate`, 2 for a user's mistake, 130 when
+    Ctrl-C or SIGTERM ended it.
+    """
     parser = argparse.ArgumentParser(prog="python -m reca_fast.demo", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", default="runs/demo", help="folder that is written anew (default: %(default)s)")
+    parser.add_argument(
+        "--out", default="runs/demo", help="folder for it; an earlier demo in it is replaced (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of training and of what is drawn (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=None, help="training steps (default: the recipe's)")
     parser.add_argument("--prompts", type=int, default=200, help="prompts for each subtask (default: %(default)s)")
@@ -35,17 +48,21 @@ def main(argv: list[str] | None = None) -> int:
     if not 1 <= options.prompts <= 200 or options.seed < 0 or (options.steps is not None and options.steps < 1):
         parser.error("--prompts goes from 1 to 200, --steps from 1, --seed from 0")
     try:
-        return demonstrate(Path(options.out), Path(options.base), options.seed, options.steps, options.prompts)
+        with ended_by_sigterm():
+            return demonstrate(Path(options.out), Path(options.base), options.seed, options.steps, options.prompts)
     except UserError as error:
         print(f"reca-fast demo: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("reca-fast demo: stopped; the next one begins anew.", file=sys.stderr)
+        return STOPPED
 
 
 def demonstrate(folder: Path, base: Path, seed: int, steps: int | None, prompts: int) -> int:
     """Measure the base while it is post-trained, measure what came of it, and write the report.
 
     Args:
-        folder: written anew; whatever was in it is lost.
+        folder: an earlier demo in it is replaced.
         base: a checkpoint folder.
         seed: of training and of what is drawn.
         steps: of training; None takes the recipe's.
@@ -53,6 +70,10 @@ def demonstrate(folder: Path, base: Path, seed: int, steps: int | None, prompts:
 
     Returns:
         0 when RECA's effect shows, 1 when it does not, or the exit code of a verb that failed.
+
+    Raises:
+        UserError: there is no base, or the folder holds something else or cannot be written.
+        KeyboardInterrupt: somebody asked it to stop.
     """
     import torch
 
@@ -61,39 +82,48 @@ def demonstrate(folder: Path, base: Path, seed: int, steps: int | None, prompts:
     from reca_fast.config import RunConfig
     from reca_fast.proof.effect import says_effect
     from reca_fast.proof.environment import environment
+    from reca_fast.proof.measure import ASKED
     from reca_fast.proof.measuring import Measuring
     from reca_fast.proof.report import Report, says_scores, write_report
 
     clock = Clock()
     if not base.is_dir():
         raise UserError(f"The base {base} does not exist; set --base to a checkpoint folder.")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    run = folder / "run"
     given = ["--config", RECIPE, "--model.path", str(base), "--data.seed", str(seed), "--device", "cpu"]
     encoding = ["cache", *given, "--out", str(folder / "cache")]
-    training = ["train", *given, "--data.cache", str(folder / "cache"), "--seed", str(seed), "--out", str(folder)]
+    training = ["train", *given, "--data.cache", str(folder / "cache"), "--seed", str(seed), "--out", str(run)]
     training += ["--steps", str(steps)] if steps else []
     config = parse(RunConfig, "train", training[1:])
+    make_room(folder)
     weights = "average" if config.optim.ema_decay > 0 else "live"
-    exporting = ["export", str(folder), str(folder / "trained"), "--weights", weights]
+    exporting = ["export", str(run), str(folder / "trained"), "--weights", weights]
     torch.set_num_threads(1)  # layers this small gain nothing from a second thread and lose much to a busy core
     processes = min(2, os.cpu_count() or 1)
     asked: dict[str, Any] = {"count": prompts, "seed": seed}
     with Measuring(processes) as measuring:
         # A second core is free while the first one trains.
         begun = measuring.begin(base, config.data, config.sampling, **asked)
+        print(
+            f"What the base draws from {prompts} prompts of each subtask is judged beside all that follows.", flush=True
+        )
         for command in (encoding, training, exporting):
-            print(f"Now `reca-fast {' '.join(command)}`:", flush=True)
+            print(f"\nNow `reca-fast {' '.join(command)}`:", flush=True)
             if code := reca_fast(command):
+                if code == STOPPED:
+                    raise KeyboardInterrupt
                 return code
             clock.lap(command[0])
-        before = begun.end()
+            if command is training:
+                rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+                if rows[-1]["step"] < config.steps:  # it saves and ends in peace
+                    raise KeyboardInterrupt
+        print("\nNow the same prompts for what came of it:", flush=True)
+        before = waited_for(begun, "the base is judged")
         clock.lap("the base's measurement, beside these")
-        print("Now what it draws is judged:", flush=True)
-        again = measuring.begin(folder / "trained", config.data, config.sampling, **asked, parts=3 * processes)
-        after = again.end()
+        again = measuring.begin(folder / "trained", config.data, config.sampling, **asked, parts=len(ASKED))
+        after = waited_for(again, "what came of it is judged")
         clock.lap("measurement after")
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     report = Report(
         before=before,
         after=after,
@@ -107,7 +137,8 @@ def demonstrate(folder: Path, base: Path, seed: int, steps: int | None, prompts:
         seconds=clock.laps | {"all": clock.all},
         commands=[f"python -m reca_fast.demo --seed {seed} --steps {config.steps} --prompts {prompts}"],
     )
-    html = write_report(report, folder)
+    with writing(folder):
+        html = write_report(report, folder)
     shown, sentence = says_effect(before.scores, after.scores)
     print(f"\n{says_scores(before.scores, after.scores)}\n\n{sentence}")
     print(
@@ -116,6 +147,51 @@ def demonstrate(folder: Path, base: Path, seed: int, steps: int | None, prompts:
         "  reca-fast train --config bagel --model.path BAGEL-7B-MoT --data.source FOLDER_OF_PICTURES --out runs/bagel"
     )
     return 0 if shown else 1
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """A context in which SIGTERM does what Ctrl-C does, and so leaves no process behind."""
+
+    def stop(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    earlier = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+
+
+def make_room(folder: Path) -> None:
+    """Remove an earlier demo from a folder, which is made where it is missing.
+
+    Raises:
+        UserError: the folder holds something that no demo leaves there, or cannot be written. Nothing is removed then.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        there = {path.name for path in folder.iterdir()}
+        if strange := sorted(there - WRITTEN):
+            raise UserError(
+                f"{folder} holds {strange[0]}, which is not of this demo: move it away, or choose another folder with "
+                "`python -m reca_fast.demo --out FOLDER`."
+            )
+        if there:
+            print(f"The earlier demo in {folder} gives way to this one.")
+        for name in there:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def waited_for(begun: "Begun", what: str) -> "Measured":
+    """What was measured, with a bar on a terminal until it is."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as bar:
+        task = bar.add_task(what, total=None)
+        return begun.end(lambda done, pieces: bar.update(task, completed=done, total=pieces))
 
 
 class Clock:
@@ -162,16 +238,24 @@ def facts_of(config: "RunConfig", base: Path, rows: list[Mapping[str, Any]]) -> 
     return {
         "trained": f"{sizes[True] / 1e6:.2f} million parameters: connector and drawing side",
         "frozen": f"{sizes[False] / 1e6:.2f} million parameters of understanding, and the codec of pictures",
-        "base": f"{hash_of(base)[:16]} (xxh3), made by `python -m reca_fast.proof.pretraining`: an understanding "
-        "taught on complete descriptions, and drawing from captions that hardly ever name a colour",
+        "base": f"{hash_of(base)[:16]} (xxh3), made by python -m reca_fast.proof.pretraining: an understanding "
+        "taught on complete descriptions, and drawing from captions that seldom name a colour",
         "post-training": f"{config.steps} steps of {samples:.0f} pictures of {config.data.source}, without captions",
         "replay of captions": f"{replay:.0%} of the samples" if replay else "none",
-        "templates": "all" if not config.data.templates else str(config.data.templates),
+        "instructions": asked_with(config.data),
         "optimizer": f"{config.optim.kind}, learning rate {config.optim.lr:g}, {config.optim.schedule}",
         "drawing": f"{config.sampling.steps} steps, guidance {config.sampling.guidance:g}"
         if config.sampling.steps and config.sampling.guidance
         else "as the model's authors do",
     }
+
+
+def asked_with(data: "DataConfig") -> str:
+    """With which instructions the model is asked to draw pictures again, and how often each of them is."""
+    if not data.own_templates:
+        return f"{data.templates} of the paper's" if data.templates else "all of the paper's"
+    often = Counter(data.own_templates)
+    return ", ".join(f"“{text}” ({number} of {often.total()})" for text, number in often.most_common())
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def loss_chart(losses: Sequence[tuple[int, float]], width: int = 640, height: in
         y = at(steps[0], tick).partition(",")[2]
         parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text class="tick" x="{left - 8}" y="{float(y) + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    for step in sorted({steps[0], steps[len(steps) // 2], steps[-1]}):
+    for step in sorted({steps[0], steps[(len(steps) - 1) // 2], steps[-1]}):
         x = at(step, low).partition(",")[0]
         parts.append(f'<text class="tick" x="{x}" y="{height - 16}" text-anchor="middle">{step}</text>')
     parts.append(

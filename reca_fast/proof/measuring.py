@@ -1,19 +1,25 @@
 """Checkpoint folders measured, in other processes where more than one core is free."""
 
 import multiprocessing
+import os
+import signal
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from multiprocessing.synchronize import Event
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
 
 from reca_fast.config import DataConfig, ModelConfig, SamplingConfig
+from reca_fast.errors import UserError
 from reca_fast.memory import fill_to_draw
 from reca_fast.models import open_model
 
-from .measure import ASKED, Drawn, Measured, measure
+from .measure import ASKED, Drawn, Measured, Progress, measure
 
 Sent = tuple[Any, ...]
 """A `Drawn` whose pictures are arrays: torch would send each tensor through a file of shared memory."""
@@ -28,8 +34,10 @@ def measure_folder(
     seed: int,
     subtasks: Sequence[str] = ASKED,
     options: ModelConfig | None = None,
+    progress: Progress | None = None,
 ) -> Measured:
-    """What the model of a checkpoint folder draws of the toy world, on the CPU in fp32.
+    """What the model of a checkpoint folder draws of the toy world, on the CPU in fp32; the other arguments are those
+    of `measure`.
 
     Args:
         options: of the model, where they are not the defaults; path and precision do not count.
@@ -39,25 +47,28 @@ def measure_folder(
     """
     model = open_model(replace(options or ModelConfig(), path=str(checkpoint), precision="fp32"))
     fill_to_draw(model, torch.device("cpu"))
-    return measure(model, sampling, data, count=count, seed=seed, subtasks=subtasks)
+    return measure(model, sampling, data, count=count, seed=seed, subtasks=subtasks, progress=progress)
 
 
 class Measuring:
-    """Measurements that go on beside other work, each process on one thread. Used as a context, it ends them.
+    """Measurements that go on beside other work, each process on one thread. Used as a context, it ends them within
+    moments, whatever is not drawn by then.
 
     Args:
         processes: how many may go on at a time; a measurement is split among them.
     """
 
     def __init__(self, processes: int) -> None:
-        self._processes = processes
         # A forked process would hang on the locks of torch's threads.
-        self._pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
+        context = multiprocessing.get_context("spawn")
+        self._stop = context.Event()
+        self._pool = ProcessPoolExecutor(processes, context, _begin_process, (self._stop,))
 
     def __enter__(self) -> "Measuring":
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._stop.set()
         self._pool.shutdown(cancel_futures=True)
 
     def begin(
@@ -66,7 +77,7 @@ class Measuring:
         """Begin to measure; `end` of what is returned waits for it. See `measure_folder`.
 
         Args:
-            parts: how many pieces it is split into, which the processes share.
+            parts: how many pieces it is split into, which the processes share; at most one for each subtask.
         """
         shares = [ASKED[part::parts] for part in range(parts)]
         futures = [self._pool.submit(_draw, checkpoint, data, sampling, count, seed, share) for share in shares]
@@ -79,22 +90,61 @@ class Begun:
     def __init__(self, futures: Sequence[Future[list[Sent]]], seed: int, sampling: SamplingConfig) -> None:
         self._futures, self._seed, self._sampling = futures, seed, sampling
 
-    def end(self) -> Measured:
+    def end(self, progress: Progress | None = None) -> Measured:
         """What was measured, when it is.
 
+        Args:
+            progress: called with the number of pieces that are measured and that of all, whenever one is.
+
         Raises:
-            UserError: like `measure_folder`.
+            UserError: like `measure_folder`; or somebody else ended a process.
         """
-        sent = [drawn for future in self._futures for drawn in future.result()]
+        sent: list[Sent] = []
+        try:
+            for done, future in enumerate(as_completed(self._futures), start=1):
+                sent += future.result()
+                if progress is not None:
+                    progress(done, len(self._futures))
+        except BrokenProcessPool:
+            raise UserError(
+                "A process that measured was ended from outside, as the system does where memory is short."
+            ) from None
         drawn = [Drawn(prompt, _tensor(picture), found, _tensor(original)) for prompt, picture, found, original in sent]
         return Measured(sorted(drawn, key=lambda each: ASKED.index(each.prompt.subtask)), self._seed, self._sampling)
+
+
+class Ended(Exception):
+    """Nobody waits for the measurement any more."""
+
+
+_STOPS: list[Event] = []
+"""In a process that measures: set when it shall end."""
+
+
+def _begin_process(stop: Event) -> None:
+    _STOPS.append(stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the first one decides
+    torch.set_num_threads(1)  # layers this small gain nothing from a second thread and lose much to a busy core
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed parent can end nobody, and its processes would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _go_on(done: int, total: int) -> None:
+    if any(stop.is_set() for stop in _STOPS):
+        raise Ended
 
 
 def _draw(
     checkpoint: Path, data: DataConfig, sampling: SamplingConfig, count: int, seed: int, subtasks: Sequence[str]
 ) -> list[Sent]:
-    torch.set_num_threads(1)  # layers this small gain nothing from a second thread and lose much to a busy core
-    measured = measure_folder(checkpoint, data, sampling, count=count, seed=seed, subtasks=subtasks)
+    measured = measure_folder(checkpoint, data, sampling, count=count, seed=seed, subtasks=subtasks, progress=_go_on)
     return [
         (each.prompt, each.picture.numpy(), each.found, None if each.original is None else each.original.numpy())
         for each in measured.drawn

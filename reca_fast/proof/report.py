@@ -41,13 +41,14 @@ DETECTOR = (
     "99.9 % pass with their own description, and not one of 2,000 with that of another scene.",
 )
 CAVEATS = (
-    f"This is a toy: about a million parameters, pictures of {SIDE} x {SIDE} pixels, five shapes and six colours. It "
-    "shows what the method does and that this code does it, not how much a real model gains.",
-    "What the model understands was learned from complete descriptions, which no real model has of its pictures.",
-    "Training on complete captions does as well here, because captions can be complete in so small a world. RECA gets "
-    "there without any caption; that is what this page shows.",
-    "Where a prompt leaves the colours open, places of shapes stay near chance: which shape sits where passes badly "
-    "from what the model sees to what it reads.",
+    f"This is a toy: pictures of {SIDE} x {SIDE} pixels, five shapes, six colours, and a model thousands of times "
+    "smaller than BAGEL. It shows what the method does and that this code does it, not how much a real model gains.",
+    "The understanding is as good as an oracle's: it was taught complete descriptions of pictures of every "
+    "combination, which no real model has of its pictures. It is frozen; only what draws is trained.",
+    "The recipe (optimizer, learning rate, instructions, guidance) was chosen on this toy world, with these scores in "
+    "view. The bounds above were set before.",
+    "Training on complete captions can do as well here, because captions can be complete in so small a world. RECA "
+    "gets there without any caption; that is what this page shows. The study compares them: reca-fast study.",
     "The seeds change the order of the pictures, the noise and the times of post-training. The base is one checkpoint.",
 )
 NEXT = (
@@ -88,7 +89,7 @@ def summary(report: Report) -> dict[str, Any]:
     shown, sentence = says_effect(report.before.scores, report.after.scores)
     losses = smoothed([loss for _, loss in report.losses])
     return {
-        "effect": {"shown": shown, "says": sentence},
+        "effect": {"shown": shown, "says": sentence, "gates": _gates(report)},
         "before": report.before.report(),
         "after": report.after.report(),
         "loss": {"steps": report.losses[-1][0], "first": losses[0], "last": losses[-1]},
@@ -128,8 +129,8 @@ def page(report: Report) -> str:
         count=after["dense"].count,
         asked={
             "prompt": ASKED_FOR,
-            "about": "Nobody has ever shown the generator one: in the pictures that it learned to draw from, circles "
-            "are red, and none is yellow.",
+            "about": "Nobody has ever shown the generator one. In the pictures that it learned to draw from, circles "
+            "are red nearly always, and never yellow; post-training shows it none either.",
             "before": _marks(asked[0]),
             "after": _marks(asked[1]),
         },
@@ -146,16 +147,7 @@ def page(report: Report) -> str:
                 "rows": _rows(report, [name for name in after if "." in name]),
             },
         ],
-        gates=[
-            {
-                "words": gate.words,
-                "bound": f"{gate.bound(before):.2f}",
-                "before": f"{before[gate.score].value:.2f}",
-                "after": f"{after[gate.score].value:.2f}",
-                "met": gate.is_met(before, after),
-            }
-            for gate in GATES
-        ],
+        gates=_gates(report),
         dense=[
             {"prompt": first.prompt.text, "marks": _marks([first, second])} for first, second in _pairs(report, "dense")
         ],
@@ -173,6 +165,22 @@ def page(report: Report) -> str:
         next=NEXT,
         environment={**report.environment, "seconds": _times(report.seconds)},
     )
+
+
+def _gates(report: Report) -> list[dict[str, Any]]:
+    """What had to be seen, and whether it was."""
+    before, after = report.before.scores, report.after.scores
+    return [
+        {
+            "score": gate.score,
+            "words": gate.words,
+            "bound": gate.bound(before),
+            "before": before[gate.score].value,
+            "after": after[gate.score].value,
+            "met": gate.is_met(before, after),
+        }
+        for gate in GATES
+    ]
 
 
 def says_scores(before: Mapping[str, Estimate], after: Mapping[str, Estimate]) -> str:
@@ -202,8 +210,8 @@ def _rows(report: Report, names: Iterable[str]) -> list[dict[str, Any]]:
         {
             "name": _name(name),
             "bars": interval_bars(before[name], after[name]),
-            "before": " ".join(_told(before[name])),
-            "after": " ".join(_told(after[name])),
+            "before": _told(before[name]),
+            "after": _told(after[name]),
             "example": _example(name.partition(".")[0]),
         }
         for name in names

@@ -161,6 +161,7 @@ def _draw_scores(arms: Mapping[str, Any], path: Path) -> None:
 def _draw_losses(arms: Mapping[str, Any], path: Path) -> None:
     """On the left each arm's smoothed loss over its steps (first seed), on the right its end beside a score."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -173,7 +174,11 @@ def _draw_losses(arms: Mapping[str, Any], path: Path) -> None:
         losses, scores = scores_of(arm, "loss"), scores_of(arm, LAYOUT)
         right.plot([x.value for x in losses], [x.value for x in scores], "o^s"[number // 10 % 3], **style)
     left.set(xlabel="step", ylabel="loss, smoothed", yscale="log")
-    right.set(xlabel="loss at the end", ylabel="dense, colours and places", ylim=(-0.02, 1.02), xscale="log")
+    right.set(xlabel="loss at the end", ylabel="dense, colours and places", ylim=(-0.02, 1.02))
+    left.yaxis.set(
+        major_locator=LogLocator(subs=(1, 1.5, 2, 3, 5, 7)), minor_locator=NullLocator(), major_formatter="{x:g}"
+    )
+    right.xaxis.set_major_locator(MaxNLocator(5))
     for axes in (left, right):
         axes.grid(alpha=0.3)
     if left.lines:

@@ -72,7 +72,7 @@ def test_what_cannot_be_compared_is_one_sentence(reca_fast, drawn, tmp_path):
 def test_checkpoints_draw_what_is_missing_and_nothing_twice(reca_fast, drawn, tiny_folder, tmp_path):
     out = tmp_path / "page"
     given = ["compare", tiny_folder, drawn[1], "--prompts", tmp_path / "prompts.jsonl", "--out", out, "--batch", 2]
-    given += ["--config", "demo", "--device", "cpu", "--width", 32, "--height", 32, "--sampling.steps", 1]
+    given += ["--config", "tiny-bagel", "--device", "cpu", "--width", 32, "--height", 32, "--sampling.steps", 1]
     assert "give --prompts FILE.jsonl" in reca_fast(*given, "--prompts", "").sentence
     said = reca_fast(*given)
     assert said.code == 0, said.err

@@ -98,8 +98,8 @@ def test_what_is_missing_is_one_sentence(reca_fast, folders, monkeypatch, given,
 @pytest.mark.slow
 def test_a_checkpoint_is_scored_in_the_toy_world(reca_fast, tiny_folder, tmp_path):
     """A model with random weights: it draws noise, so what is asked is whether everything was."""
-    given = ["--model.path", tiny_folder, "--config", "demo", "--device", "cpu", "--count", 2, "--sampling.steps", 1]
-    given += ["--data.target_resize", "{max_size: 32, min_size: 32}", "--sampling.guidance", 1]
+    given = ["--model.path", tiny_folder, "--config", "tiny-bagel", "--device", "cpu", "--count", 2]
+    given += ["--sampling.steps", 1, "--data.target_resize", "{max_size: 32, min_size: 32}", "--sampling.guidance", 1]
     said = reca_fast("evaluate", "--toy", *given, "--out", tmp_path / "toy.json")
     assert said.code == 0, said.err
     report = json.loads((tmp_path / "toy.json").read_text())

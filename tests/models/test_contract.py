@@ -343,8 +343,8 @@ def run(subject, folder, pictures, reca_fast) -> Callable[..., list[dict[str, An
     """run(out, *options): `reca-fast train` in this process; the lines of metrics."""
 
     def start(out: Path, *options: str) -> list[dict[str, Any]]:
-        text = f"--config tiny-bagel --model.path {folder} --data.source {pictures} --out {out} --device cpu --steps 4"
-        text += " --save_every 2 --sample_every 0 --data.tokens_per_pack 300 --optim.lr 1e-4"
+        text = f"--config tiny-bagel --model.name= --model.path {folder} --data.source {pictures} --out {out}"
+        text += " --device cpu --steps 4 --save_every 2 --sample_every 0 --data.tokens_per_pack 300 --optim.lr 1e-4"
         text += " --optim.warmup_steps 1 --optim.schedule constant --sampling.timestep_shift null"
         text += " --data.target_resize.max_size 32 --data.target_resize.min_size 16"
         text += " --data.condition_resize.max_size 56 --data.condition_resize.min_size 56"
