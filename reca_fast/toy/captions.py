@@ -21,7 +21,7 @@ WORDS = (
     *PLURALS.values(),
 )
 """Every word that a caption or a prompt may have."""
-SAYS_PLACE, SAYS_NUMBER = 0.15, 0.15
+SAYS_PLACE, SAYS_NUMBER = 0.05, 0.1
 """How often a sparse caption says where things stand, and how many they are."""
 
 
