@@ -231,17 +231,20 @@ def facts_of(config: "RunConfig", base: Path, rows: list[Mapping[str, Any]]) -> 
 
     from reca_fast.models import open_model
     from reca_fast.proof.environment import hash_of
+    from reca_fast.train.freeze import freeze
 
     module = open_model(replace(config.model, path=str(base))).module
+    freeze(module, config.model.freeze)
     sizes = {flag: sum(p.numel() for p in module.parameters() if p.requires_grad is flag) for flag in (True, False)}
     samples = sum(row["images"] for row in rows) / len(rows)
     weights = vars(config.data.tasks)
     replay = weights["t2i"] / sum(weights.values())
     return {
-        "trained": f"{sizes[True] / 1e6:.2f} million parameters: connector and drawing side",
-        "frozen": f"{sizes[False] / 1e6:.2f} million parameters of understanding, and the codec of pictures",
+        "trained": f"{sizes[True] / 1e6:.2f} million parameters, which draw",
+        "frozen": f"{sizes[False] / 1e6:.2f} million parameters of the language model and of the way from it to what "
+        "draws; besides these, the vision tower and the codec of pictures",
         "base": f"{hash_of(base)[:16]} (xxh3), made by python -m reca_fast.proof.pretraining: an understanding "
-        "taught on complete descriptions, and drawing from captions that seldom name a colour",
+        "taught on complete descriptions, and drawing from captions that seldom name a colour or a place",
         "post-training": f"{config.steps} steps of {samples:.0f} pictures of {config.data.source}, without captions",
         "replay of captions": f"{replay:.0%} of the samples" if replay else "none",
         "instructions": asked_with(config.data),
