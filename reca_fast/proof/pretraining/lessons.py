@@ -5,11 +5,23 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from reca_fast.data.templates import PLAIN, templates
 from reca_fast.models.openuni.tokenizer import BARE_REQUEST, REQUEST, OpenUniTokenizer
-from reca_fast.toy import RELATIONS, SHAPES, WORDS, Requirement, Scene, Wanted, render_many, requirement_of, scene_of
+from reca_fast.toy import (
+    RELATIONS,
+    SHAPES,
+    SIDE,
+    WORDS,
+    Requirement,
+    Scene,
+    Wanted,
+    render_many,
+    requirement_of,
+    scene_of,
+)
 from reca_fast.toy.captions import NUMBERS
 from reca_fast.toy.world import PLACES
 
@@ -47,7 +59,9 @@ class Lessons:
 
     def __init__(self, tokenizer: OpenUniTokenizer, picture_tokens: int, *, count: int, seed: int) -> None:
         self._tokenizer, self._picture_tokens = tokenizer, picture_tokens
-        self._scenes, self._pictures = shown("understanding", range(count))
+        self._scenes = [scene_of("understanding", number) for number in range(count)]
+        self._pictures = np.empty((count, SIDE, SIDE, 3), np.uint8)
+        self._is_drawn = np.zeros(count, bool)
         self._seed = seed
         self._templates = [tokenizer.encode(text) for text in templates()]
         self._words = {word: words_of(tokenizer, word)[0] for word in WORDS} | {"": tokenizer.words["\n"][0]}
@@ -62,10 +76,18 @@ class Lessons:
         ]
         left = [_left_out(requirement_of(self._scenes[n]), random) for n in others]
         return Lesson(
-            self._pictures[torch.from_numpy(chosen)],
+            self._shown(chosen),
             [self.about(ids) for ids, _ in questions] + [self.request(_either(r, random).text) for r in asked + left],
             self.words(asked + asked + left),
         )
+
+    def _shown(self, chosen: NDArray[np.int64]) -> Tensor:
+        """The pictures of the chosen scenes. Each is drawn when it is first asked for."""
+        new = [number for number in dict.fromkeys(chosen.tolist()) if not self._is_drawn[number]]
+        if new:
+            self._pictures[new] = render_many([self._scenes[number] for number in new], "understanding", new)
+            self._is_drawn[new] = True
+        return torch.from_numpy(self._pictures[chosen])
 
     def about(self, question: Sequence[int]) -> list[int]:
         """The prompt that shows a picture and asks something."""
