@@ -6,8 +6,7 @@ from typing import Any
 
 from .other_arms import ARMS, CLAIMS
 from .study import scores_of
-from .study_page import NAMES, arm_row, claim_row
-from .verdict import RULE
+from .study_page import NAMES, arm_row, claim_row, claims_told
 
 PAGE = "others.md"
 LEARNED = 0.5
@@ -34,14 +33,7 @@ def others_text(studies: Mapping[str, Mapping[str, Any]]) -> str:
         "reca-fast study --render --out docs/proof             # the pages again",
         "```",
         "",
-        "## Claims",
-        "",
-        "| claim: A is ahead of B | the paper | score | A | B | D ± 3 E | verdict |",
-        "|---|---|---|---|---|---|---|",
-        *[claim_row(claim, arms, _lacks(claim.a)) for claim in CLAIMS],
-        "",
-        RULE,
-        "",
+        *claims_told([claim_row(claim, arms, _lacks(claim.a)) for claim in CLAIMS]),
         "Understanding is the cross-entropy of a token of the dense captions of 256 validation pictures: lower is "
         "better. A caption may name two things in either order, so it is never 0.",
     ]

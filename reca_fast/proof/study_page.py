@@ -58,15 +58,8 @@ def text_of(study: Mapping[str, Any]) -> str:
         "reca-fast study --render --out docs/proof   # this page and its pictures again, from study.json alone",
         "```",
         "",
-        "## Claims",
-        "",
-        "| claim: A is ahead of B | the paper | score | A | B | D ± 3 E | verdict |",
-        "|---|---|---|---|---|---|---|",
-        *[claim_row(claim, arms) for claim in CLAIMS],
-        "",
+        *claims_told([claim_row(claim, arms) for claim in CLAIMS]),
         "BAGEL, Harmon and Show-o, and conditions that only they have: [the other models](others.md).",
-        "",
-        RULE,
         "",
         "## Arms",
         "",
@@ -107,6 +100,20 @@ def _understanding(arms: Mapping[str, Any]) -> str:
         f"each of {len(frozen)} trainings: it understands what it did. "
         "With shared parameters: [the other models](others.md)."
     )
+
+
+def claims_told(rows: Sequence[str]) -> list[str]:
+    """The lines of the section of claims: a table of `claim_row`s and the rule of its verdicts."""
+    return [
+        "## Claims",
+        "",
+        "| claim: A is ahead of B | the paper | score | A | B | D ± 3 E | verdict |",
+        "|---|---|---|---|---|---|---|",
+        *rows,
+        "",
+        RULE,
+        "",
+    ]
 
 
 def claim_row(claim: Claim, arms: Mapping[str, Any], lacks: str = "") -> str:
