@@ -25,9 +25,9 @@ class StudyOptions:
     """
     seeds: Annotated[int, Range(1, 100)] = 3
     """Seeds of each arm; the reference of the regression has at least 5."""
-    steps: PositiveInt = 600
+    steps: PositiveInt = 400
     """Steps of each arm, of as many samples each; arms of two stages take half of them in each."""
-    prompts: Annotated[int, Range(1, 200)] = 200
+    prompts: Annotated[int, Range(1, 200)] = 100
     """Prompts for each subtask."""
     regression: bool = False
     """Run the regression in place of the ablations: the recipe by every fast path, beside its reference's seeds."""

@@ -63,7 +63,7 @@ def shared_cache(
 
     Args:
         runs: folder of the runs.
-        given: options of `train` that name the recipe, the model and the device, and change settings of either.
+        given: options of `train`, each a name and a value, that name the recipe and change settings of it.
         stages: what these come to.
         content: checksum of the base.
     """
@@ -86,4 +86,11 @@ def shared_cache(
     number = xxhash.xxh3_64(json.dumps(wanted[0], sort_keys=True).encode()).hexdigest()
     folder = runs / FOLDER / number
     of_all = ("--data.limit", "0", "--data.tasks.reca", "1", "--data.caption_name", name)
-    return SharedCache(folder, ("-m", "reca_fast", "cache", *given, *of_all, "--out", str(folder)))
+    return SharedCache(folder, ("-m", "reca_fast", "cache", *_of_encoding(given), *of_all, "--out", str(folder)))
+
+
+def _of_encoding(given: Sequence[str]) -> list[str]:
+    """Those of the options, each a name and a value, that `cache` has as well as `train`."""
+    known = ("--config", "--device", "--model.", "--data.")
+    pairs = zip(given[::2], given[1::2], strict=True)
+    return [part for pair in pairs if pair[0].startswith(known) for part in pair]

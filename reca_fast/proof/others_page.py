@@ -28,9 +28,8 @@ def others_text(studies: Mapping[str, Mapping[str, Any]]) -> str:
         "Neither sizes nor recipes were tuned until a claim fits. A claim of a model that draws nothing says nothing.",
         "",
         "```",
-        "python -m reca_fast.proof.pretraining --model bagel   # or harmon, showo, showo-vq: the base",
-        "reca-fast study --model bagel --out docs/proof        # its arms; goes on where it was stopped",
-        "reca-fast study --render --out docs/proof             # the pages again",
+        *[_command(model, study) for model, study in studies.items()],
+        "reca-fast study --render --out docs/proof   # the pages again, from the JSON alone",
         "```",
         "",
         *claims_told([claim_row(claim, arms, _lacks(claim.a)) for claim in CLAIMS]),
@@ -54,6 +53,15 @@ def write_others(studies: Mapping[str, Mapping[str, Any]], folder: Path) -> None
 def _lacks(arm: str) -> str:
     model = next(each.base for each in ARMS if each.name == arm)
     return f"a run of `reca-fast study --model {model}`"
+
+
+def _command(model: str, study: Mapping[str, Any]) -> str:
+    """The lines that make a model's base and run its arms."""
+    asked = f"--seeds {len(study['seeds'])} --steps {study['steps']} --prompts {study['prompts']}"
+    return (
+        f"python -m reca_fast.proof.pretraining --model {model}   # its base\n"
+        f"reca-fast study --model {model} {asked} --out docs/proof   # its arms; goes on where it was stopped"
+    )
 
 
 def _section(study: Mapping[str, Any]) -> list[str]:

@@ -45,7 +45,7 @@ class Way:
 REFERENCE = "reference"
 PLAIN = (
     *("--model.kernels", "reference", "--model.attention", "sdpa", "--model.precision", "fp32"),
-    *("--optim.kind", "adamw", "--optim.lr", "2e-3", "--optim.ema_decay", "0"),
+    *("--optim.kind", "adamw", "--optim.lr", "5e-3", "--optim.ema_decay", "0"),
 )
 """The reference: plain torch in fp32, without a cache and without a lever, updated by AdamW, whose moments other
 optimizers keep in fewer bits. It runs under every lever, as Muon does not, which needs whole matrices in one process,
@@ -131,7 +131,8 @@ class Plan:
     seeds: int
     steps: int
     count: int
-    recipe: str = "toy"
+    recipe: str = "proof/templates-1"
+    """By default the one that teaches complete prompts soonest: a score near 0 would tell nothing."""
 
 
 @dataclass(frozen=True)

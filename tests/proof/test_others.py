@@ -55,6 +55,7 @@ def test_the_page_says_what_holds_and_what_a_claim_lacks() -> None:
     arms = {arm.name: {**asdict(arm), "seeds": results[arm.name]} for arm in ARMS if arm.name in results}
     study = {"arms": arms, "steps": 20, "seeds": [0, 1, 2], "prompts": 20, "bases": {"harmon": "ab12"}}
     page = others_text({"harmon": study | {"environment": {"torch": "2"}}})
+    assert "reca-fast study --model harmon --seeds 3 --steps 20 --prompts 20 --out docs/proof" in page
     rows = {tuple(row.split(" | ")[0:5:3]): row for row in page.split("\n") if row.startswith("| ")}
     told = next(row for row in rows.values() if "RECA alone harms understanding" in row and "harmon" in row)
     assert "harmon-none 0.200 ± 0.000 | harmon-reca 0.800" in told and told.endswith("**holds** |")

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from reca_fast.cli.cache import CacheOptions
+from reca_fast.cli.options import parse
 from reca_fast.config.rules import check_run
 from reca_fast.proof.regression import PLAIN, WAYS, Plan, bands, collect, outside, trial_of, trials_of
 from reca_fast.proof.regression_page import text_of, write_page
@@ -79,6 +81,8 @@ def test_every_way_differs_from_the_reference_in_what_it_says_and_the_recipe_tak
             assert trial.asked() != reference.asked() and trial.processes == way.processes
     cached = [trial for trial in trials.values() if trial.cache]
     assert {trial.name for trial in trials.values()} - {trial.name for trial in cached} == {"reference"}
+    for args in {trial.cache.args for trial in cached if trial.cache}:
+        assert args[:3] == ("-m", "reca_fast", "cache") and parse(CacheOptions, "cache", args[3:]).out
     folders = {trial.name: trial.cache.folder for trial in cached}
     assert folders["cache"] == folders["int8"] != folders["bf16"] == folders["stochastic-rounding"]
     assert trial_of(plan, resolve, "mutant", program=("-m", "mutants")).cache is None
