@@ -215,7 +215,8 @@ class SavedWeights(Mapping[str, Tensor]):
         with self._reading():
             self._files = ShardFiles(_shards(path))
         prefix = f"{section}."
-        self._names = [name.removeprefix(prefix) for name in self._files.shapes if name.startswith(prefix)]
+        ours = [name for name in self._files.shapes if name.startswith(prefix)]
+        self._names = dict.fromkeys(name.removeprefix(prefix) for name in ours)
         if not self._names:
             raise UserError(f"The checkpoint {path} holds no {section!r} weights.")
 
@@ -228,6 +229,9 @@ class SavedWeights(Mapping[str, Tensor]):
             if not all_finite({name: tensor}):
                 raise Damaged(f"{name} holds inf or NaN")
             return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # without reading the tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

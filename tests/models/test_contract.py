@@ -365,8 +365,8 @@ def test_it_trains_and_a_resumed_run_goes_on_bit_for_bit(run, tmp_path) -> None:
     assert [(row["loss"], row["grad_norm"]) for row in halves] == [(row["loss"], row["grad_norm"]) for row in whole]
 
 
-def test_two_processes_train_the_same(subject, folder, launch, run, tmp_path) -> None:
-    """Each holds a shard of every parameter and trains on half of the packs."""
+def test_two_processes_train_the_same(subject, folder, launch, run, reca_fast, tmp_path) -> None:
+    """Each holds a shard of every parameter and trains on half of the packs; an export puts the shards together."""
     if subject.name == "bagel":
         pytest.skip("tests/train/test_distributed.py asks this and more of BAGEL")
     options = ["--model.path", str(folder), "--optim.schedule", "constant"]
@@ -378,6 +378,8 @@ def test_two_processes_train_the_same(subject, folder, launch, run, tmp_path) ->
     rows = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
     assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in alone], rel=1e-5)
     assert [row["grad_norm"] for row in rows] == pytest.approx([row["grad_norm"] for row in alone], rel=1e-4)
+    said = reca_fast("export", tmp_path / "two", tmp_path / "export")
+    assert said.code == 0 and type(open_model(ModelConfig(path=str(folder)))).check(tmp_path / "export"), said
 
 
 @pytest.mark.slow

@@ -298,7 +298,8 @@ class OpenUniModel:
 
     def export(self, folder: Path, weights: Mapping[str, Change], dtype: torch.dtype | None) -> list[str]:
         with torch.device("meta"):
-            return export_folder(self.folder, folder, OpenUni(self.config), weights, dtype)
+            module = OpenUni(self.config)
+        return export_folder(self.folder, folder, module, weights, dtype)
 
 
 def _asked(sample: Sample) -> Asked:
