@@ -18,7 +18,7 @@ import torch
 
 from .caches import SQUARE, shared_cache
 from .environment import environment, hash_of
-from .study import Resolve, with_seed
+from .study import EQUAL, Resolve, with_seed
 from .trial import COMMAND, Trial, finished
 
 
@@ -170,7 +170,8 @@ def trial_of(
     """
     folder = plan.runs / "regression" / name / f"seed-{seed}"
     steps = ["--steps", str(plan.steps), "--save_every", str(max(1, plan.steps // 2))]
-    given = ["--config", plan.recipe, "--model.path", str(plan.base), "--device", "cpu", *PLAIN, *SQUARE, *options]
+    given = ["--config", plan.recipe, "--model.path", str(plan.base), "--device", "cpu", *PLAIN, *EQUAL, *SQUARE]
+    given += options
     stages = [(stage, with_seed(config, seed, plan.steps)) for stage, config in resolve(given)]
     args = (*given, *steps, "--keep", "1", "--seed", str(seed), "--data.seed", str(seed))
     content = hash_of(plan.base)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .regression import FLOORS, REFERENCE, RULE, WAYS, Band, bands, outside, quantity
+from .study import SAMPLES
 
 
 def write_page(results: Mapping[str, Any], folder: Path) -> list[str]:
@@ -34,7 +35,8 @@ def text_of(results: Mapping[str, Any]) -> str:
     lines = [
         "# The regression: fast paths end where the plain path ends",
         "",
-        f"The recipe `{results['recipe']}`, {results['steps']} steps, {results['prompts']} prompts for each subtask. "
+        f"The recipe `{results['recipe']}`, {results['steps']} steps of {SAMPLES} samples, "
+        f"{results['prompts']} prompts for each subtask. "
         "The reference is plain torch in fp32: the kernels' formulas, torch's attention, AdamW, no cache, no lever. "
         "The paths read what their own encoders made of each picture once.",
         "",
