@@ -5,7 +5,7 @@ measured in a process of its own. Studies call it; SETTINGS is a JSON file with 
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from reca_fast.config import DataConfig, ModelConfig, SamplingConfig
@@ -28,7 +28,8 @@ def main(args: list[str]) -> int:
     measured = measure_folder(checkpoint, data, sampling, count=int(args[3]), seed=int(args[4]), options=options)
     report = measured.report()
     if groups.get("says"):
-        report["scores"]["understanding"] = asdict(caption_loss(checkpoint, options, data))
+        seen = replace(options, condition="auto")  # captions are said of what is seen, whatever the arm drew from
+        report["scores"]["understanding"] = asdict(caption_loss(checkpoint, seen, data))
     out.write_text(json.dumps(report) + "\n")
     return 0
 
