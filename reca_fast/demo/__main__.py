@@ -126,6 +126,7 @@ def demonstrate(folder: Path, base: Path, seed: int, steps: int | None, prompts:
         again = measuring.begin(folder / "trained", config.data, config.sampling, **asked, parts=len(ASKED))
         after = waited_for(again, "what came of it is judged")
         clock.lap("measurement after")
+    begins = "" if base == BASE else f" --base {base.name}"  # no path of this machine in a page to be shared
     report = Report(
         before=before,
         after=after,
@@ -137,7 +138,7 @@ def demonstrate(folder: Path, base: Path, seed: int, steps: int | None, prompts:
         environment=environment(),
         seeds={"seed": config.seed, "data.seed": config.data.seed, "drawing": seed},
         seconds=clock.laps | {"all": clock.all},
-        commands=[f"python -m reca_fast.demo --seed {seed} --steps {config.steps} --prompts {prompts}"],
+        commands=[f"python -m reca_fast.demo{begins} --seed {seed} --steps {config.steps} --prompts {prompts}"],
     )
     with writing(folder):
         html = write_report(report, folder)

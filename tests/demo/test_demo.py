@@ -40,6 +40,7 @@ def test_the_demo_measures_trains_and_reports(tmp_path, monkeypatch, capsys) -> 
     page = Page((out / "report.html").read_text())
     assert page.problems == [] and page.loads() == set()
     assert str(tmp_path) not in json.dumps(report)
+    assert report["commands"] == ["python -m reca_fast.demo --base tiny-openuni --seed 3 --steps 2 --prompts 2"]
 
 
 @pytest.mark.parametrize("given", [["--prompts", "0"], ["--prompts", "201"], ["--steps", "0"], ["--seed", "-1"]])
