@@ -33,6 +33,9 @@ def _files(request: Request) -> Iterator[tuple[str, Path]]:
             f"{path} is not called after a category of T2I-CompBench, as in color{ENDING}."
             f"{did_you_mean(category, CATEGORIES)} Set --category to one of {', '.join(CATEGORIES)}."
         )
+    named = path.name.removesuffix(ENDING)
+    if named in CATEGORIES and named != category:
+        raise UserError(f"{path} has the prompts of {named}, and category={category}; leave --category out.")
     yield category, path
 
 

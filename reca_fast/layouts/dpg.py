@@ -21,7 +21,12 @@ def _texts(path: Path) -> Iterator[tuple[str, str, str]]:
         for file in files_in(path, ".txt", called="prompts"):
             yield file.name.removesuffix(".txt"), text_of(file).strip(), str(file)
         return
-    if path.suffix != ".json":
+    if path.suffix not in (".txt", ".json"):
+        raise UserError(
+            f"{path} is neither the folder dpg_bench/prompts, nor one ITEM_ID.txt of it, nor RECA's prompts.json; name "
+            "one of these."
+        )
+    if path.suffix == ".txt":
         yield path.name.removesuffix(".txt"), text_of(path).strip(), str(path)
         return
     prompts = json_of(path)

@@ -9,7 +9,7 @@ from typing import Any
 from reca_fast.schema import from_dict
 
 from .layout import Drawn, Item, Layout, Output, Prompts, Request, command
-from .reading import checked_prompt, counted_objects
+from .reading import OWN, checked_prompt, counted_objects
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Metadata:
 def _read(request: Request) -> Prompts:
     items = []
     for number, line, entry, where in counted_objects(request.prompts):
-        metadata = from_dict(Metadata, entry, where)
+        metadata = from_dict(Metadata, entry, where, remedy=OWN)
         folder = PurePosixPath(f"{number:05d}")
         # The evaluator reads the file as one object, whatever its name says of lines.
         content = line.strip().removeprefix("\ufeff").encode() + b"\n"

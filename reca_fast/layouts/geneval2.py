@@ -9,7 +9,7 @@ from typing import Any
 from reca_fast.schema import NonNegativeInt, from_dict
 
 from .layout import Drawn, Item, Layout, Output, Prompts, Request, command
-from .reading import checked_prompt, counted_objects
+from .reading import OWN, checked_prompt, counted_objects
 
 INDEX = "image_paths.json"
 
@@ -27,7 +27,7 @@ class Question:
 def _read(request: Request) -> Prompts:
     items: dict[str, Item] = {}
     for number, _, entry, where in counted_objects(request.prompts):
-        prompt = checked_prompt(from_dict(Question, entry, where).prompt, where)
+        prompt = checked_prompt(from_dict(Question, entry, where, remedy=OWN).prompt, where)
         # The evaluator finds a picture by its prompt, so one picture serves a prompt that is there twice.
         path = PurePosixPath(f"{number:05d}.png")
         items.setdefault(prompt, Item(f"{number:05d}", prompt, (Output(path),), where=where))

@@ -11,7 +11,7 @@ from reca_fast.schema import from_dict, shown
 
 from .files import decoded
 from .layout import Drawn, Item, Layout, Output, Prompts, Request, command
-from .reading import checked_prompt, file_name, json_of
+from .reading import OWN, checked_prompt, file_name, json_of
 
 BASIC = 737
 """Edits of ImgEdit Basic, which alone gives each edit a type."""
@@ -35,7 +35,7 @@ def _read(request: Request) -> Prompts:
     items = []
     for key, values in entries.items():
         where = f"{path}, entry {shown(key)}"
-        edit = from_dict(Edit, values, where)
+        edit = from_dict(Edit, values, where, remedy=OWN)
         picture = _origin(request) / edit.id
         if not picture.is_file():
             raise UserError(f"{where}: {picture} is missing; set --origin to the folder of ImgEdit's originals.")
@@ -54,8 +54,8 @@ def _read(request: Request) -> Prompts:
 
 def _commands(drawn: Drawn) -> Sequence[str]:
     result, marks, types = (drawn.folder / f"{name}.json" for name in ("result", "average_score", "typescore"))
-    edits = ("--edit_json", drawn.request.prompts)
-    given = ("--result_img_folder", drawn.folder, "--origin_img_root", _origin(drawn.request), *edits)
+    edits = drawn.request.prompts
+    given = ("--result_img_folder", drawn.folder, "--origin_img_root", _origin(drawn.request), "--edit_json", edits)
     if not any(item.kind for item in drawn.items):
         return [
             command("python", "UGE_bench.py", *given),
@@ -65,7 +65,7 @@ def _commands(drawn: Drawn) -> Sequence[str]:
     return [
         command("python", "basic_bench.py", *given, "--prompts_json", "JUDGE_PROMPTS"),
         command("python", "step1_get_avgscore.py", "--result_json", result, *averages),
-        command("python", "step2_typescore.py", *averages, *edits, "--typescore_json", types),
+        command("python", "step2_typescore.py", *averages, "--basic_edit", edits, "--typescore_json", types),
     ]
 
 

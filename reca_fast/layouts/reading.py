@@ -11,10 +11,14 @@ from reca_fast.schema import parse_json, shown
 MAX_BYTES = 2**28
 MAX_NAME = 255
 """Bytes that a file's name may have, on every file system that is in use."""
+OWN = "take the benchmark's own file"
+"""The way out of most that can be wrong with a file of prompts."""
 
 
 def text_of(path: Path) -> str:
-    """The text of a file of prompts. Raises UserError when it is missing, too large or no UTF-8."""
+    """The text of a file of prompts. Raises UserError when it is missing, a folder, too large or no UTF-8."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name the file of prompts in it.")
     with reading(path, missing="check --prompts"), path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
@@ -27,7 +31,7 @@ def text_of(path: Path) -> str:
 
 def json_of(path: Path) -> Any:
     """The value of a JSON file of prompts. Raises UserError like `text_of`, and where it is no JSON."""
-    return parse_json(text_of(path), str(path))
+    return _parsed(text_of(path), str(path))
 
 
 def counted_lines(path: Path) -> Iterator[tuple[int, str, str]]:
@@ -42,18 +46,28 @@ def counted_lines(path: Path) -> Iterator[tuple[int, str, str]]:
     while lines and not lines[-1].strip():
         lines.pop()
     if not lines:
-        raise UserError(f"{path} holds no prompts.")
+        raise UserError(f"{path} holds no prompts; {OWN}.")
     for number, line in enumerate(lines):
         where = f"{path}, line {number + 1}"
         if not line.strip():
-            raise UserError(f"{where} is empty, and prompts are counted by lines; take the benchmark's own file.")
+            raise UserError(f"{where} is empty, and prompts are counted by lines; {OWN}.")
         yield number, line.removesuffix("\r"), where
 
 
 def counted_objects(path: Path) -> Iterator[tuple[int, str, Any, str]]:
-    """(number from 0, line, the JSON value on it, where it stands in words) of every line, like `counted_lines`."""
+    """(number from 0, line, the JSON object on it, where it stands in words) of every line, like `counted_lines`."""
     for number, line, where in counted_lines(path):
-        yield number, line, parse_json(line, where), where
+        entry = _parsed(line, where)
+        if not isinstance(entry, dict):
+            raise UserError(f"{where} is no object {{...}}; {OWN}.")
+        yield number, line, entry, where
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return parse_json(text, where)
+    except UserError as error:
+        raise UserError(f"{str(error).removesuffix('.')}; {OWN}.") from None
 
 
 def files_in(path: Path, ending: str, *, called: str) -> list[Path]:

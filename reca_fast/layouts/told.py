@@ -10,8 +10,8 @@ from .layout import Request
 from .manifest import MANIFEST_FILE, Manifest
 from .reading import checksum_of
 
-DEPTH = 2
-"""So many folders above the pictures a manifest may lie, as T2I-CompBench's does: color/samples/PROMPT_000000.png."""
+DEPTH = 4
+"""So many folders above the pictures a manifest may lie, as GEdit-Bench's does: MODEL/fullset/TASK/LANGUAGE/KEY.png."""
 
 
 def prompts_of_pictures(folder: Path, prompts: Path) -> dict[str, str] | None:

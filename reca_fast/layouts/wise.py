@@ -10,10 +10,12 @@ from reca_fast.errors import UserError
 from reca_fast.schema import Range, from_dict
 
 from .layout import Drawn, Item, Layout, Output, Prompts, Request, command
-from .reading import checked_prompt, files_in, json_of
+from .reading import OWN, checked_prompt, files_in, json_of
 
 MARK = "_verified"
 """How the names of the verified edition's files end."""
+ALL_VERIFIED, REWRITTEN = "merge", "_rewrite"
+"""The verified edition's file of all prompts, and how the first edition's rewritten ones end."""
 FILES = ("cultural_common_sense", "spatio-temporal_reasoning", "natural_science")
 
 
@@ -42,20 +44,27 @@ def _read(request: Request, *, verified: bool) -> Prompts:
     items: dict[int, Item] = {}
     files = _files(request.prompts, MARK if verified else "")
     for path in files:
-        if not verified and path.stem.endswith(MARK):
-            raise UserError(f"{path} is of the verified edition, which has another judge; set --layout wise-verified.")
+        _refuse_other_edition(path, verified=verified)
         entries = json_of(path)
         if not isinstance(entries, list) or not entries:
             raise UserError(f"{path} is no list of prompts; name WISE's own files, or the folder of them.")
         for number, values in enumerate(entries, start=1):
             where = f"{path}, entry {number}"
-            entry = from_dict(Entry, values, where)
+            entry = from_dict(Entry, values, where, remedy=OWN)
             prompt_id = entry.prompt_id
             if prompt_id in items:
                 raise UserError(f"{where}: the prompt_id {prompt_id} is in {items[prompt_id].where} too.")
             output = Output(PurePosixPath(f"{prompt_id}.png"))
             items[prompt_id] = Item(str(prompt_id), checked_prompt(entry.Prompt, where), (output,), where=where)
     return Prompts(list(items.values()), files, published=1000)
+
+
+def _refuse_other_edition(path: Path, *, verified: bool) -> None:
+    """Raise UserError for a file that has its name from the other edition."""
+    if not verified and (path.stem.endswith(MARK) or path.stem == ALL_VERIFIED):
+        raise UserError(f"{path} is of the verified edition, which has another judge; set --layout wise-verified.")
+    if verified and path.stem.removesuffix(REWRITTEN) in FILES:
+        raise UserError(f"{path} is of the first edition, which has another judge; set --layout wise.")
 
 
 def _commands(drawn: Drawn) -> Sequence[str]:

@@ -187,3 +187,37 @@ def test_a_complete_benchmark_is_drawn_once(draw, tmp_path, monkeypatch) -> None
     again = draw("geneval2", prompts)
     assert "3 pictures are there and kept" in again.out
     assert again.out.splitlines()[-1] == said.out.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("layout", "scripts"),
+    [
+        ("geneval", ["evaluate_images.py"]),
+        ("geneval2", ["evaluation.py"]),
+        ("dpg", ["compute_dpg_bench.py"]),
+        ("dpg-reca", ["compute_dpg_bench.py"]),
+        ("wise", ["gpt_eval.py"]),
+        ("imgedit", ["basic_bench.py", "step1_get_avgscore.py", "step2_typescore.py"]),
+        ("imgedit-uge", ["UGE_bench.py", "get_average_score.py"]),
+    ],
+)
+def test_the_commands_to_run_next_have_the_options_of_the_published_scripts(draw, tmp_path, layout, scripts) -> None:
+    def uge():
+        path = benchmarks.imgedit(tmp_path)
+        path.write_text(
+            json.dumps({key: {"id": e["id"], "prompt": e["prompt"]} for key, e in benchmarks.EDITS.items()})
+        )
+        return path
+
+    prompts = {
+        "geneval": lambda: benchmarks.write_lines(tmp_path / "evaluation_metadata.jsonl", benchmarks.GENEVAL),
+        "geneval2": lambda: benchmarks.write_lines(tmp_path / "geneval2_data.jsonl", benchmarks.GENEVAL2),
+        "wise": lambda: benchmarks.wise(tmp_path / "data"),
+        "imgedit": lambda: benchmarks.imgedit(tmp_path),
+        "imgedit-uge": uge,
+    }.get(layout, lambda: dpg_json(tmp_path))()
+    more = ["--origin", tmp_path / "originals"] if layout.startswith("imgedit") else []
+    assert draw(layout.removesuffix("-uge"), prompts, *more).code == 0
+    lines = json.loads((tmp_path / "out" / "manifest.json").read_text())["next"]
+    assert all(any(script in line for line in lines) for script in scripts)
+    assert evaluators.wrong_options(lines) == []

@@ -5,6 +5,7 @@ take out of a name, and what they stumble over. No judge is asked.
 import json
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,3 +100,40 @@ def gedit(save: Path, model: str, rows: Sequence[Mapping[str, Any]]) -> dict[str
             raw = open_picture(source)
             seen[row["key"]] = raw, open_picture(edit).convert("RGB").resize(raw.size)
     return seen
+
+
+COMMANDS = {
+    "evaluate_images.py": ({"--outfile", "--model-path"}, {"--model-config", "--options"}),
+    "compute_dpg_bench.py": (
+        {"--image-root-path", "--res-path", "--vqa-model"},
+        {"--resolution", "--csv", "--pic-num"},
+    ),
+    "evaluation.py": ({"--benchmark_data", "--image_filepath_data", "--method", "--output_file"}, set()),
+    "gpt_eval.py": (
+        {"--json_path", "--image_dir", "--output_dir", "--api_key", "--model", "--result_full", "--result_scores"},
+        {"--api_base", "--max_workers"},
+    ),
+    "basic_bench.py": (
+        {"--result_img_folder", "--edit_json", "--origin_img_root", "--prompts_json"},
+        {"--num_processes"},
+    ),
+    "UGE_bench.py": ({"--result_img_folder", "--edit_json", "--origin_img_root"}, {"--num_processes"}),
+    "step1_get_avgscore.py": ({"--result_json", "--average_score_json"}, set()),
+    "step2_typescore.py": ({"--average_score_json", "--basic_edit", "--typescore_json"}, set()),
+    "get_average_score.py": ({"--result_json"}, set()),
+}
+"""Script of an evaluator -> the options that it has to be given, by its rules or for sense, and those that it takes."""
+
+
+def wrong_options(lines: Sequence[str]) -> list[str]:
+    """What the scripts of printed commands would refuse of them. Scripts that are not in COMMANDS are passed over."""
+    wrong = []
+    for line in lines:
+        words = shlex.split(line)
+        script = next((name for word in words if (name := word.rsplit("/", 1)[-1]) in COMMANDS), None)
+        if script:
+            needed, more = COMMANDS[script]
+            given = {word for word in words if word.startswith("--")}
+            wrong += [f"{script} lacks {name}" for name in sorted(needed - given)]
+            wrong += [f"{script} has no {name}" for name in sorted(given - needed - more)]
+    return wrong
