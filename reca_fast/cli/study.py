@@ -1,14 +1,20 @@
 """`reca-fast study`: the paper's ablations on the toy world, as verdicts, tables and pictures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from reca_fast.cli.options import parse, parse_stages
 from reca_fast.config import Place, RunConfig
 from reca_fast.errors import UserError, did_you_mean, writing
-from reca_fast.schema import PositiveInt, Range, read_json
+from reca_fast.schema import PositiveInt, Range, read_json, shown
+
+if TYPE_CHECKING:
+    from reca_fast.proof.arms import Arm
+    from reca_fast.proof.study import Plan
+    from reca_fast.proof.trial import Trial
 
 Share = Annotated[int, Range(1, 64)]
 
@@ -20,8 +26,8 @@ class StudyOptions:
     """
 
     arms: tuple[str, ...] = ()
-    """Which arms are run, as in '[none, reca, sft-sparse]'; all of them unless given. Arms that the folder of runs
-    holds already stay on the page.
+    """Which arms are run, as in '[none, reca, sft-sparse]'; all of them unless given. Arms that the folder of runs or
+    the results in --out hold already stay on the page.
     """
     seeds: Annotated[int, Range(1, 100)] = 3
     """Seeds of each arm; the reference of the regression has at least 5."""
@@ -58,10 +64,11 @@ def main(args: Sequence[str]) -> int:
 def _ablations(options: StudyOptions) -> int:
     from reca_fast.proof import arms, other_arms
     from reca_fast.proof.schedule import run_all
-    from reca_fast.proof.study import Plan, collect, trials_of
+    from reca_fast.proof.study import Plan, collect, settings_of
     from reca_fast.proof.trial import run_trial, write_json
 
     out, results = Path(options.out), Path(options.out) / _results(options.model)
+    failure = None
     if not options.render:
         its = [arm for arm in (*arms.ARMS, *other_arms.ARMS) if arm.base == options.model]
         known = [arm.name for arm in its]
@@ -70,14 +77,16 @@ def _ablations(options: StudyOptions) -> int:
                 raise UserError(f"There is no arm {name!r}, only {', '.join(known)}.{did_you_mean(name, known)}")
         bases = arms.BASES | other_arms.BASES | ({options.model: Path(options.base)} if options.base else {})
         plan = Plan(Path(options.runs), bases, options.seeds, options.steps, options.prompts)
-        trials = {arm: trials_of(arm, plan, _resolve) for arm in its}
         chosen = [arm for arm in its if arm.name in (options.arms or known)]
+        trials = {arm: _planned(arm, plan, must=arm in chosen) for arm in its}
+        settings = settings_of(plan, options.model)
+        earlier = _earlier(results, settings)
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
+        with writing(plan.runs):
             failure = _failure(lambda: run_all([t for arm in chosen for t in trials[arm]], options.jobs, run_trial))
-            write_json(results, collect(trials, plan))
-    else:
-        failure = None
+        with writing(out):
+            write_json(results, collect(trials, settings, earlier))
     with writing(out):
         _write_pages(out, results)
     if failure:
@@ -85,6 +94,47 @@ def _ablations(options: StudyOptions) -> int:
     page = "README.md" if options.model == "openuni" else "others.md"
     print(f"{out}/{page} has the verdicts, {results} all scores.")
     return 0
+
+
+def _planned(arm: "Arm", plan: "Plan", *, must: bool) -> "list[Trial]":
+    """The trials of an arm; none where it cannot be run by this plan, and need not, as it is not asked for."""
+    from reca_fast.proof.study import trials_of
+
+    try:
+        return trials_of(arm, plan, _resolve)
+    except UserError:
+        if must:
+            raise
+        return []
+
+
+def _earlier(results: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The results that are there already, of the same settings.
+
+    Raises:
+        UserError: they are of others, and would be lost.
+    """
+    if not results.is_file():
+        return None
+    earlier = read_json(results)
+    with _read_as_results(results):
+        for name, now in settings.items():
+            if earlier[name] != now:
+                raise UserError(
+                    f"{results} has results of other {name} ({shown(earlier[name])}, now {shown(now)}); name another "
+                    "--out, or remove it."
+                )
+    return dict(earlier)
+
+
+@contextmanager
+def _read_as_results(*files: Path) -> Iterator[None]:
+    """A context in which results that are none become a UserError, which names the files that they may be in."""
+    try:
+        yield
+    except (KeyError, TypeError, IndexError, AttributeError):
+        names = " or ".join(map(str, files))
+        raise UserError(f"{names} does not hold the results of a study; remove it, and run the study again.") from None
 
 
 def _results(model: str) -> str:
@@ -97,34 +147,40 @@ def _write_pages(out: Path, results: Path) -> None:
     from reca_fast.proof.others_page import write_others
     from reca_fast.proof.study_page import write_page
 
-    if results.name == _results("openuni") or (out / _results("openuni")).is_file():
-        write_page(read_json(out / _results("openuni")), out)
-    there = [model for model in BASES if (out / _results(model)).is_file()]
-    write_others({model: read_json(out / _results(model)) for model in there}, out)
+    read_json(results)  # what was asked for has to be there
+    if (study := out / _results("openuni")).is_file():
+        with _read_as_results(study):
+            write_page(read_json(study), out)
+    there = {model: out / _results(model) for model in BASES if (out / _results(model)).is_file()}
+    with _read_as_results(*there.values()):
+        write_others({model: read_json(path) for model, path in there.items()}, out)
 
 
 def _regression(options: StudyOptions) -> int:
     from reca_fast.proof.arms import BASES
-    from reca_fast.proof.regression import REFERENCE, Plan, collect, trials_of
+    from reca_fast.proof.regression import REFERENCE, Plan, collect, settings_of, trials_of
     from reca_fast.proof.regression_page import write_page
     from reca_fast.proof.schedule import run_all
     from reca_fast.proof.trial import run_trial, write_json
 
     out, results = Path(options.out), Path(options.out) / "regression.json"
+    failure = None
     if not options.render:
         base = Path(options.base) if options.base else BASES["openuni"]
         plan = Plan(Path(options.runs), base, max(5, options.seeds), options.steps, options.prompts)
         trials = trials_of(plan, _resolve)
+        settings = settings_of(plan)
+        earlier = _earlier(results, settings)
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
+        with writing(plan.runs):
             failure = _failure(lambda: run_all(trials, options.jobs, run_trial))
-            regression = collect(trials, plan)
-            if failure and len(regression["runs"].get(REFERENCE, [])) < plan.seeds:
-                raise failure  # without a band there is no page
+        regression = collect(trials, settings, earlier)
+        if failure and len(regression["runs"].get(REFERENCE, [])) < plan.seeds:
+            raise failure  # without a band there is no page
+        with writing(out):
             write_json(results, regression)
-    else:
-        failure = None
-    with writing(out):
+    with writing(out), _read_as_results(results):
         wrong = write_page(read_json(results), out)
     if failure:
         raise failure
@@ -136,9 +192,11 @@ def _regression(options: StudyOptions) -> int:
 
 def _failure(run: Callable[[], object]) -> UserError | None:
     """What failed among trials of which the others are done and worth a page; None where nothing did."""
+    from reca_fast.proof.trial import Failed
+
     try:
         run()
-    except UserError as error:
+    except Failed as error:
         return error
     return None
 

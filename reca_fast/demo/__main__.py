@@ -72,7 +72,7 @@ def demonstrate(folder: Path, base: Path, seed: int, steps: int | None, prompts:
         0 when RECA's effect shows, 1 when it does not, or the exit code of a verb that failed.
 
     Raises:
-        UserError: there is no base, or the folder holds something else or cannot be written.
+        UserError: there is no base, or it lies in the folder, or the folder holds something else or cannot be written.
         KeyboardInterrupt: somebody asked it to stop.
     """
     import torch
@@ -89,6 +89,8 @@ def demonstrate(folder: Path, base: Path, seed: int, steps: int | None, prompts:
     clock = Clock()
     if not base.is_dir():
         raise UserError(f"The base {base} does not exist; set --base to a checkpoint folder.")
+    if base.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"The base {base} lies in {folder}, where an earlier demo is replaced; name another --out.")
     run = folder / "run"
     given = ["--config", RECIPE, "--model.path", str(base), "--data.seed", str(seed), "--device", "cpu"]
     encoding = ["cache", *given, "--out", str(folder / "cache")]

@@ -24,8 +24,8 @@ class Gate:
         return self.at_least + (before[self.score].value if self.above_before else 0.0)
 
     def is_met(self, before: Scores, after: Scores) -> bool:
-        """Whether the score after post-training reaches the bound."""
-        return after[self.score].value >= self.bound(before)
+        """Whether the score after post-training is higher than before and reaches the bound."""
+        return after[self.score].value >= self.bound(before) and after[self.score].value > before[self.score].value
 
 
 GATES = (
@@ -49,6 +49,8 @@ def says_effect(before: Scores, after: Scores) -> tuple[bool, str]:
             f"of pictures are drawn again exactly (before: {again[0]:.0%})."
         )
     missed = "; ".join(
-        f"{gate.words} {after[gate.score].value:.2f}, wanted at least {gate.bound(before):.2f}" for gate in short
+        f"{gate.words} {after[gate.score].value:.2f}, wanted at least {gate.bound(before):.2f} and more than the "
+        f"{before[gate.score].value:.2f} before"
+        for gate in short
     )
     return False, f"RECA's effect does not show: {missed}."

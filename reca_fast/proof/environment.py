@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -23,6 +24,12 @@ def environment() -> dict[str, str]:
         "cores": str(os.cpu_count()),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
+
+
+def told(environments: Iterable[Mapping[str, str]]) -> str:
+    """Where results come from, each kind of place among them once. Results of older versions do not say it."""
+    lines = [", ".join(f"{name} {value}" for name, value in each.items()) or "not known" for each in environments]
+    return "; or ".join(dict.fromkeys(lines)) + "."
 
 
 def hash_of(folder: Path) -> str:

@@ -40,14 +40,19 @@ def measure_folder(
     of `measure`.
 
     Args:
-        options: of the model, where they are not the defaults; path and precision do not count.
+        options: of the model, where they are not the defaults; path, precision and what computes it do not count.
 
     Raises:
         UserError: it is no checkpoint folder, or its model cannot draw in this way.
     """
-    model = open_model(replace(options or ModelConfig(), path=str(checkpoint), precision="fp32"))
+    model = open_model(on_a_cpu(options or ModelConfig(), checkpoint))
     fill_to_draw(model, torch.device("cpu"))
     return measure(model, sampling, data, count=count, seed=seed, subtasks=subtasks, progress=progress)
+
+
+def on_a_cpu(options: ModelConfig, checkpoint: Path) -> ModelConfig:
+    """The settings by which a checkpoint folder is measured whatever trained it: plain torch in fp32."""
+    return replace(options, path=str(checkpoint), precision="fp32", kernels="reference", attention="sdpa")
 
 
 class Measuring:

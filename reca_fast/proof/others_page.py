@@ -6,7 +6,7 @@ from typing import Any
 
 from .other_arms import ARMS, CLAIMS
 from .study import scores_of
-from .study_page import NAMES, arm_row, claim_row, claims_told
+from .study_page import NAMES, arm_row, claim_row, claims_told, places
 
 PAGE = "others.md"
 LEARNED = 0.5
@@ -84,6 +84,5 @@ def _section(study: Mapping[str, Any]) -> list[str]:
         "",
         *[f"- `{name}`: {arm['what']} (recipe `{arm['recipe']}`)." for name, arm in arms.items()],
         "",
-        f"Base {', '.join(study['bases'].values())} (xxh3 of the folder). "
-        f"{', '.join(f'{name} {value}' for name, value in study['environment'].items())}.",
+        f"Base {', '.join(study['bases'].values())} (xxh3 of the folder). {places(study)}",
     ]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from .caches import SQUARE, shared_cache
-from .environment import environment, hash_of
+from .environment import hash_of
 from .study import EQUAL, Resolve, with_seed
 from .trial import COMMAND, Trial, finished
 
@@ -184,22 +184,32 @@ def trial_of(
     )
 
 
-def collect(trials: Sequence[Trial], plan: Plan) -> dict[str, Any]:
-    """The regression as plain values. Trials that are not finished are left out."""
+def settings_of(plan: Plan) -> dict[str, Any]:
+    """What the results of a regression say of its plan, but for the number of seeds."""
+    return {"recipe": plan.recipe, "steps": plan.steps, "prompts": plan.count, "base": hash_of(plan.base)}
+
+
+def collect(
+    trials: Sequence[Trial], settings: Mapping[str, Any], earlier: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The regression as plain values. Trials that are not finished are left out.
+
+    Args:
+        settings: as `settings_of` gives them.
+        earlier: a regression of the same settings, whose mutants stay.
+    """
     runs: dict[str, list[dict[str, Any]]] = {}
     for trial in trials:
         if result := finished(trial):
             runs.setdefault(trial.name, []).append(
                 {name: result[name] for name in ("seed", "seconds", *OF_TRAINING, "scores")}
+                | {"environment": result.get("environment", {})}
             )
     return {
-        "environment": environment(),
-        "recipe": plan.recipe,
-        "steps": plan.steps,
-        "prompts": plan.count,
-        "base": hash_of(plan.base),
+        **settings,
         "runs": runs,
         "lacking": {way.name: lack for way in WAYS if (lack := way.lacks())},
+        **({"mutants": earlier["mutants"]} if earlier and "mutants" in earlier else {}),
     }
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .environment import told
 from .regression import FLOORS, REFERENCE, RULE, WAYS, Band, bands, outside, quantity
 from .study import SAMPLES
 
@@ -76,8 +77,8 @@ def text_of(results: Mapping[str, Any]) -> str:
             *[_mutant(name, mutant, within) for name, mutant in mutants.items()],
             "",
         ]
-    told = ", ".join(f"{name} {value}" for name, value in results["environment"].items())
-    lines += [f"Base {results['base']} (xxh3 of the folder). {told}."]
+    where = told(run.get("environment", {}) for runs in results["runs"].values() for run in runs)
+    lines += [f"Base {results['base']} (xxh3 of the folder). {where}"]
     return "\n".join(lines) + "\n"
 
 

@@ -55,7 +55,7 @@ NEXT = (
     "reca-fast plan --config bagel --gpus 1                   # what it will take, before anything is rented",
     "reca-fast train --config bagel --model.path BAGEL-7B-MoT --data.source FOLDER_OF_PICTURES --out runs/bagel",
     "reca-fast export runs/bagel BAGEL-reca",
-    "reca-fast study                                          # the paper's ablations on this toy: hours on two cores",
+    "reca-fast study                                          # the paper's ablations on this toy: an hour, two cores",
 )
 
 
@@ -90,8 +90,8 @@ def summary(report: Report) -> dict[str, Any]:
     losses = smoothed([loss for _, loss in report.losses])
     return {
         "effect": {"shown": shown, "says": sentence, "gates": _gates(report)},
-        "before": report.before.report(),
-        "after": report.after.report(),
+        "before": _side(report.before),
+        "after": _side(report.after),
         "loss": {"steps": report.losses[-1][0], "first": losses[0], "last": losses[-1]},
         "model": report.model,
         "recipe": report.recipe,
@@ -103,6 +103,12 @@ def summary(report: Report) -> dict[str, Any]:
         "commands": report.commands,
         "caveats": report.caveats,
     }
+
+
+def _side(measured: Measured) -> dict[str, Any]:
+    """The scores under their own names, and beside them how they were measured."""
+    told = measured.report()
+    return {**told.pop("scores"), **told}
 
 
 def write_report(report: Report, folder: Path) -> Path:

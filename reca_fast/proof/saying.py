@@ -14,6 +14,7 @@ from reca_fast.models import open_model
 from reca_fast.sample import I2T
 
 from .measure import POOL
+from .measuring import on_a_cpu
 
 
 def caption_loss(checkpoint: Path, options: ModelConfig, data: DataConfig, *, count: int = 256) -> Estimate:
@@ -25,14 +26,14 @@ def caption_loss(checkpoint: Path, options: ModelConfig, data: DataConfig, *, co
 
     Args:
         checkpoint: a checkpoint folder of a model that says captions.
-        options: of the model; its path does not count.
+        options: of the model; path, precision and what computes it do not count.
         data: how pictures are shown to it.
         count: of pictures.
 
     Raises:
         UserError: it is no checkpoint folder, or its model says nothing.
     """
-    model = open_model(replace(options, path=str(checkpoint), precision="fp32", freeze_und=False))
+    model = open_model(replace(on_a_cpu(options, checkpoint), freeze_und=False))
     fill_to_draw(model, torch.device("cpu"))
     own = replace(data, source=f"toy:{POOL}", caption_name="dense", cache="", instructions="", serve="one", limit=0)
     own = replace(own, tasks=TaskWeights(reca=0.0, i2t=1.0), blur_sigma=0.0)

@@ -28,7 +28,8 @@ def run_all(trials: Sequence[Trial], jobs: int, run: Run) -> list[dict[str, Any]
     at a time. A trial that fails keeps none of the others from running.
 
     Raises:
-        UserError: a trial failed, told when all others have ended; or a folder holds a trial of other settings.
+        Failed: a trial did, told when all others have ended.
+        UserError: a folder holds a trial of other settings; nothing was run then.
         KeyboardInterrupt: Ctrl-C or SIGTERM asked to stop; what has been done is saved.
     """
     results = {number: result for number, trial in enumerate(trials) if (result := finished(trial)) is not None}
@@ -50,7 +51,7 @@ def run_all(trials: Sequence[Trial], jobs: int, run: Run) -> list[dict[str, Any]
                     clock.end(trials[number])
                 except Stopped:
                     pass
-                except Failed as failure:
+                except (UserError, OSError) as failure:
                     failures.append(str(failure))
                     clock.end(trials[number], failed=True)
             clock.show([trials[number] for number in running.values()])
@@ -59,7 +60,7 @@ def run_all(trials: Sequence[Trial], jobs: int, run: Run) -> list[dict[str, Any]
     if stop.is_set() and len(results) < len(trials):
         raise KeyboardInterrupt
     if failures:
-        raise UserError(f"{len(failures)} of {len(trials)} trials failed. {' '.join(failures)}")
+        raise Failed(f"{len(failures)} of {len(trials)} trials failed. {' '.join(failures)}")
     return [results[number] for number in range(len(trials))]
 
 

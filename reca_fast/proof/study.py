@@ -12,7 +12,7 @@ from reca_fast.schema import from_dict
 
 from .arms import Arm
 from .caches import SQUARE, shared_cache
-from .environment import environment, hash_of
+from .environment import hash_of
 from .trial import Stages, Trial, finished
 
 Resolve = Callable[[Sequence[str]], Stages]
@@ -82,26 +82,44 @@ def with_seed(config: RunConfig, seed: int, steps: int) -> RunConfig:
     return replace(config, seed=seed, steps=steps, data=replace(config.data, seed=seed))
 
 
-def collect(trials: Mapping[Arm, Sequence[Trial]], plan: Plan) -> dict[str, Any]:
-    """A study as plain values: what it did, where, and the scores of every arm and seed. Arms with a trial that is not
-    finished, or was finished with other settings, are left out.
-    """
-    arms = {}
-    for arm, its in trials.items():
-        try:
-            results = [finished(trial) for trial in its]
-        except UserError:
-            continue
-        if all(results):
-            arms[arm.name] = {**asdict(arm), "seeds": results}
+def settings_of(plan: Plan, base: str) -> dict[str, Any]:
+    """What the results of a study from the base of that name say of its plan."""
     return {
-        "environment": environment(),
         "steps": plan.steps,
         "prompts": plan.count,
         "seeds": list(range(plan.seeds)),
-        "bases": {name: hash_of(plan.bases[name]) for name in sorted({arm["base"] for arm in arms.values()})},
-        "arms": arms,
+        "bases": {base: hash_of(plan.bases[base])},
     }
+
+
+def collect(
+    trials: Mapping[Arm, Sequence[Trial]], settings: Mapping[str, Any], earlier: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """A study as plain values: what it did, and the scores of every arm and seed, with where each was run. Arms with a
+    trial that is not finished, or was finished with other settings, are left out.
+
+    Args:
+        trials: of every arm.
+        settings: as `settings_of` gives them.
+        earlier: a study of the same settings, maybe of another machine. Its arms stay where these trials have none, as
+            long as they were asked for the same.
+    """
+    arms = {}
+    for arm, its in trials.items():
+        results = [_finished_as_asked(trial) for trial in its]
+        kept = earlier["arms"].get(arm.name, {"seeds": []})["seeds"] if earlier else []
+        if not all(results) and [seed.get("asked") for seed in kept] == [trial.digest() for trial in its]:
+            results = kept
+        if results and all(results):
+            arms[arm.name] = {**asdict(arm), "seeds": results}
+    return {**settings, "arms": arms}
+
+
+def _finished_as_asked(trial: Trial) -> dict[str, Any] | None:
+    try:
+        return finished(trial)
+    except UserError:  # its folder holds a trial of other settings
+        return None
 
 
 def scores_of(arm: Mapping[str, Any], score: str) -> list[Estimate]:

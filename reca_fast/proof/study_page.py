@@ -7,6 +7,7 @@ from typing import Any
 from reca_fast.evaluation.intervals import Estimate
 
 from .arms import CLAIMS, LAYOUT, Claim
+from .environment import told
 from .study import scores_of
 from .verdict import RULE, judge, mean, spread
 
@@ -47,7 +48,7 @@ def text_of(study: Mapping[str, Any]) -> str:
     lines = [
         "# The proof: RECA's claims on the toy world",
         "",
-        f"Every arm starts from the same shipped base and takes {study['steps']} steps of "
+        f"Every arm starts from the same base and takes {study['steps']} steps of "
         f"{samples:g} samples each, with {len(study['seeds'])} seeds. A seed sets the order of "
         "the pictures, noise and times, and the noise of what is drawn afterwards. Each subtask has "
         f"{study['prompts']} prompts, judged by an exact detector ([the toy world](../toy.md)). Nothing is tuned for "
@@ -84,9 +85,14 @@ def text_of(study: Mapping[str, Any]) -> str:
         "## Where this comes from",
         "",
         f"Bases: {', '.join(f'{name} {value}' for name, value in study['bases'].items())} (xxh3 of the folder).",
-        f"{', '.join(f'{name} {value}' for name, value in study['environment'].items())}.",
+        places(study),
     ]
     return "\n".join(lines) + "\n"
+
+
+def places(study: Mapping[str, Any]) -> str:
+    """Where the trials of a study were run, in words."""
+    return told(seed.get("environment", {}) for arm in study["arms"].values() for seed in arm["seeds"])
 
 
 def _understanding(arms: Mapping[str, Any]) -> str:
@@ -94,7 +100,9 @@ def _understanding(arms: Mapping[str, Any]) -> str:
     frozen = [(name, seed["frozen"]) for name, arm in arms.items() for seed in arm["seeds"] if "frozen" in seed]
     if changed := [f"{name}: {'; '.join(each['differing'])}" for name, each in frozen if each["differing"]]:
         return f"**Changed by training, though frozen**: {' '.join(changed)}"
-    tensors = min((each["tensors"] for _, each in frozen), default=0)
+    if not frozen:
+        return "No training was run."
+    tensors = min(each["tensors"] for _, each in frozen)
     return (
         f"All {tensors} frozen tensors, those of understanding among them, are byte-identical to the base's after "
         f"each of {len(frozen)} trainings: it understands what it did. "

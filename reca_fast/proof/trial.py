@@ -17,6 +17,8 @@ from statistics import fmean, geometric_mean
 from threading import Event
 from typing import Any
 
+import xxhash
+
 from reca_fast.checkpoints import CheckpointStore
 from reca_fast.config import ModelConfig, RunConfig
 from reca_fast.errors import UserError
@@ -28,6 +30,7 @@ from reca_fast.verify.unchanged import compare_frozen
 
 from .caches import SharedCache
 from .drawings import smoothed
+from .environment import environment
 
 SCORES = "scores.json"
 ASKED = "trial.json"
@@ -99,6 +102,10 @@ class Trial:
             **({"says": True} if self.says else {}),
         }
 
+    def digest(self) -> str:
+        """A checksum of what it was asked for, by which a result is told from one of other settings."""
+        return xxhash.xxh3_64(json.dumps(self.asked(), sort_keys=True).encode()).hexdigest()
+
 
 def finished(trial: Trial) -> dict[str, Any] | None:
     """The result of a trial, when there is one.
@@ -142,7 +149,8 @@ def run_trial(trial: Trial, stop: Event) -> dict[str, Any]:
     measured = trial.folder / "measured.json"
     to_measure = [str(checkpoint), str(trial.folder / "settings.json"), str(measured)]
     _command(trial, ["-m", "reca_fast.proof", *to_measure, str(trial.count), str(trial.seed)], stop)
-    result = {"seed": trial.seed, "seconds": round(time.perf_counter() - began, 1)}
+    result = {"seed": trial.seed, "asked": trial.digest(), "environment": environment()}
+    result |= {"seconds": round(time.perf_counter() - began, 1)}
     result |= of_training(trial) | read_json(measured)
     if trial.trains:
         result["frozen"] = of_frozen(trial.base, checkpoint, last.model)
@@ -152,21 +160,21 @@ def run_trial(trial: Trial, stop: Event) -> dict[str, Any]:
 
 
 def of_training(trial: Trial) -> dict[str, Any]:
-    """What the metrics of a trained trial come to: steps, samples of a step, the mean loss of the last quarter of the
-    steps, the geometric mean of their gradients' norms before clipping (None where all are zero), and some fifty points
-    of the smoothed loss.
+    """What the metrics of a trained trial come to, all its stages in a row: steps, samples of a step, the mean loss of
+    the last quarter of the steps and the geometric mean of their gradients' norms before clipping (None where no step
+    had one), and some fifty points of the smoothed loss.
     """
-    rows = _rows(trial.run / "metrics.jsonl") if trial.trains else []
+    folders = [trial.folder / "run" / name for name, _ in trial.stages] if trial.trains else []
+    rows = [row for folder in folders for row in _rows(folder / "metrics.jsonl")]
     if not rows:
         return {"steps": 0}
-    all_rows = [row for name, _ in trial.stages for row in _rows(trial.folder / "run" / name / "metrics.jsonl")]
     raw = [row["loss"] for row in rows if row["loss"] is not None]
     losses, every = smoothed(raw), max(1, len(raw) // 50)
     norms = [row["grad_norm"] for row in rows[-max(1, len(rows) // 4) :] if row["grad_norm"]]
     return {
         "steps": trial.steps,
-        "samples_per_step": round(sum(row["images"] for row in all_rows) / len(all_rows), 2),
-        "loss": fmean(raw[-max(1, len(raw) // 4) :]),
+        "samples_per_step": round(sum(row["images"] for row in rows) / len(rows), 2),
+        "loss": fmean(raw[-max(1, len(raw) // 4) :]) if raw else None,
         "gradient": geometric_mean(norms) if norms else None,
         "curve": [round(loss, 6) for loss in losses[every - 1 :: every]],
     }

@@ -32,7 +32,7 @@ def test_the_demo_measures_trains_and_reports(tmp_path, monkeypatch, capsys) -> 
     said = capsys.readouterr().out
     assert code == 1 and "RECA's effect does not show: fully specified prompts 0.00, wanted at least 0.08" in said
     report = json.loads((out / "report.json").read_text())
-    assert report["before"]["scores"]["dense"]["count"] == report["after"]["scores"]["dense"]["count"] == 2
+    assert report["before"]["dense"]["count"] == report["after"]["dense"]["count"] == 2
     assert report["seeds"] == {"seed": 3, "data.seed": 3, "drawing": 3} and report["loss"]["steps"] == 2
     assert report["before"]["seed"] == 3 and not report["effect"]["shown"]
     assert [gate["met"] for gate in report["effect"]["gates"]] == [False] * 4
@@ -55,6 +55,13 @@ def test_a_base_that_is_not_there_is_named_before_anything_is_lost(tmp_path, cap
     assert demo.main(["--base", str(tmp_path / "nothing"), "--out", str(tmp_path)]) == 2
     assert "nothing does not exist; set --base" in capsys.readouterr().err
     assert (tmp_path / "report.html").read_text() == "of yesterday"
+
+
+def test_a_base_in_the_folder_that_is_replaced_is_refused_and_stays(tmp_path, capsys) -> None:
+    trained = tmp_path / "trained"
+    trained.mkdir()
+    assert demo.main(["--base", str(trained), "--out", str(tmp_path)]) == 2
+    assert "lies in" in capsys.readouterr().err and trained.is_dir()
 
 
 def test_an_earlier_demo_gives_way_and_nothing_else_does(tmp_path, capsys) -> None:

@@ -111,6 +111,7 @@ def try_all(out: Path, runs: Path, base: str) -> int:
     from reca_fast.cli.options import parse_stages
     from reca_fast.config import RunConfig
     from reca_fast.proof.arms import BASES
+    from reca_fast.proof.environment import hash_of
     from reca_fast.proof.regression import OF_TRAINING, Plan, trial_of
     from reca_fast.proof.regression_page import write_page
     from reca_fast.proof.schedule import run_all
@@ -119,6 +120,8 @@ def try_all(out: Path, runs: Path, base: str) -> int:
 
     results = read_json(out / "regression.json")
     folder = Path(base) if base else BASES["openuni"]
+    if results["base"] != hash_of(folder):
+        raise SystemExit(f"{out}/regression.json is of another base than {folder}; give that with --base.")
     plan = Plan(runs, folder, 1, results["steps"], results["prompts"], results["recipe"])
     trials = [
         trial_of(
@@ -129,7 +132,7 @@ def try_all(out: Path, runs: Path, base: str) -> int:
     ]
     done = run_all(trials, 1, run_trial)
     results["mutants"] = {
-        name: {"what": mutant.what, **{part: result[part] for part in ("seed", *OF_TRAINING, "scores")}}
+        name: {"what": mutant.what, **{part: result[part] for part in ("seed", "environment", *OF_TRAINING, "scores")}}
         for (name, mutant), result in zip(MUTANTS.items(), done, strict=True)
     }
     write_json(out / "regression.json", results)

@@ -42,10 +42,10 @@ def test_arms_that_see_the_same_pictures_share_a_cache() -> None:
         assert folder is not None
         found.setdefault(replace(folder, args=()), []).append(arm.name)
     assert sorted(found.values(), key=len, reverse=True)[:2] == [
-        ["none", "sft-dense", "reca", "templates-1", "templates-all", "data-64", "data-512"],
+        ["none", "sft-mixed", "reca", "templates-1", "templates-all", "data-64", "data-512"],
         ["sft-sparse", "sft-then-reca", "reca-then-sft"],
     ]
-    assert sum(len(arms) == 1 for arms in found.values()) == 4 == len(found) - 2  # other sizes, other blur
+    assert sum(len(arms) == 1 for arms in found.values()) == 5 == len(found) - 2  # other captions, sizes, blur
 
 
 def test_what_changes_an_encoding_takes_another_cache_and_what_does_not_the_same() -> None:

@@ -43,7 +43,10 @@ def made_up(single: float, understanding: float, loss: float | None) -> list[dic
     scores = measured({"single": single, "colour": single / 2, "dense": single / 2}, 20).report()["scores"]
     said = {"value": understanding, "low": understanding - 0.01, "high": understanding + 0.01, "count": 256}
     trained = {"steps": 0} if loss is None else {"steps": 20, "samples_per_step": 64.0, "loss": loss}
-    return [{"seed": seed, "scores": {**scores, "understanding": said}, **trained} for seed in range(3)]
+    return [
+        {"seed": seed, "environment": {"torch": "2"}, "scores": {**scores, "understanding": said}, **trained}
+        for seed in range(3)
+    ]
 
 
 def test_the_page_says_what_holds_and_what_a_claim_lacks() -> None:
@@ -54,7 +57,7 @@ def test_the_page_says_what_holds_and_what_a_claim_lacks() -> None:
     }
     arms = {arm.name: {**asdict(arm), "seeds": results[arm.name]} for arm in ARMS if arm.name in results}
     study = {"arms": arms, "steps": 20, "seeds": [0, 1, 2], "prompts": 20, "bases": {"harmon": "ab12"}}
-    page = others_text({"harmon": study | {"environment": {"torch": "2"}}})
+    page = others_text({"harmon": study})
     assert "reca-fast study --model harmon --seeds 3 --steps 20 --prompts 20 --out docs/proof" in page
     rows = {tuple(row.split(" | ")[0:5:3]): row for row in page.split("\n") if row.startswith("| ")}
     told = next(row for row in rows.values() if "RECA alone harms understanding" in row and "harmon" in row)
@@ -65,7 +68,7 @@ def test_the_page_says_what_holds_and_what_a_claim_lacks() -> None:
     assert "The base draws single things (0.60 of its single ones are right)" in page
 
     arms["harmon-none"]["seeds"] = made_up(0.1, 0.2, None)
-    assert "has not learned to draw** (0.10" in others_text({"harmon": study | {"environment": {}}})
+    assert "has not learned to draw** (0.10" in others_text({"harmon": study})
 
 
 def test_a_study_of_a_model_knows_its_arms_alone(reca_fast, tmp_path) -> None:

@@ -10,7 +10,7 @@ import torch
 from reca_fast.cli.cache import CacheOptions
 from reca_fast.cli.options import parse
 from reca_fast.config.rules import check_run
-from reca_fast.proof.regression import PLAIN, WAYS, Plan, bands, collect, outside, trial_of, trials_of
+from reca_fast.proof.regression import PLAIN, WAYS, Plan, bands, collect, outside, settings_of, trial_of, trials_of
 from reca_fast.proof.regression_page import text_of, write_page
 from reca_fast.proof.trial import write_json
 from tests.proof.mutants import MUTANTS, openuni, sana
@@ -21,6 +21,7 @@ def result(loss: float, reconstruction: float, overall: float, seed: int = 0, gr
     scores = {"reconstruction": reconstruction, "overall": overall}
     return {
         "seed": seed,
+        "environment": {"torch": "2"},
         "seconds": 1.0,
         "loss": loss,
         "gradient": gradient,
@@ -98,7 +99,7 @@ def test_the_page_tells_bands_paths_and_mutants(plan, reca_fast, tmp_path) -> No
         trial.folder.mkdir(parents=True)
         write_json(trial.folder / "trial.json", trial.asked())
         write_json(trial.folder / "scores.json", run)
-    results = json.loads(json.dumps(collect(trials, plan)))
+    results = json.loads(json.dumps(collect(trials, settings_of(plan))))
     results["mutants"] = {
         "caught": {"what": "a mistake", **result(0.0401, 0.0, 0.36)},
         "missed": {"what": "a small mistake", **result(0.0401, 0.41, 0.50)},
@@ -115,6 +116,7 @@ def test_the_page_tells_bands_paths_and_mutants(plan, reca_fast, tmp_path) -> No
     said = reca_fast("study", "--regression", "--render", "--out", tmp_path)
     assert said.code == 1 and "Not where they have to be: nf4, compile, missed." in said.out
     assert (tmp_path / "regression.md").read_text() == text == text_of(results)
+    assert collect(trials, settings_of(plan), results)["mutants"] == results["mutants"]  # they need not run again
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def test_the_json_holds_scores_with_their_intervals(report, tmp_path) -> None:
     assert written == json.loads(json.dumps(summary(report)))
     wanted = {"single", "two", "count", "colour", "position", "attribution", "overall", "held_out", "dense"}
     for side, passing in (("before", NOTHING), ("after", LEARNT)):
-        scores = written[side]["scores"]
+        scores = written[side]
         assert wanted | {"reconstruction", "dense.colour_layout"} <= scores.keys()
         assert scores["dense"]["value"] == passing.get("dense", 0.0) and scores["dense"]["count"] == 20
         assert scores["dense"]["low"] <= scores["dense"]["value"] < scores["dense"]["high"]
@@ -77,6 +77,11 @@ def test_a_score_below_its_bound_is_named(gate) -> None:
     shown, sentence = says_effect(measured(NOTHING).scores, short.scores)
     assert not shown and f"{gate.words} {short.scores[gate.score].value:.2f}, wanted at least" in sentence
     assert says_effect(measured(NOTHING).scores, measured(LEARNT).scores)[0]
+
+
+def test_what_reaches_its_bounds_and_was_higher_before_is_no_effect() -> None:
+    shown, sentence = says_effect(measured(LEARNT | {"dense": 0.9}).scores, measured(LEARNT).scores)
+    assert not shown and "fully specified prompts 0.40, wanted at least 0.08 and more than the 0.90 before" in sentence
 
 
 def test_scores_stand_in_columns_on_a_terminal(report) -> None:

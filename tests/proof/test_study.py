@@ -15,7 +15,7 @@ from reca_fast.errors import UserError
 from reca_fast.evaluation.intervals import share
 from reca_fast.proof.arms import CLAIMS, Arm
 from reca_fast.proof.schedule import Clock, run_all
-from reca_fast.proof.study import Plan, collect, scores_of, trials_of
+from reca_fast.proof.study import Plan, collect, scores_of, settings_of, trials_of
 from reca_fast.proof.study_page import text_of, write_page
 from reca_fast.proof.trial import Failed, Stopped, finished, write_json
 from tests.proof.made_up import measured
@@ -71,7 +71,14 @@ def pretend(trial, stop) -> dict:
     scores = scores_made_up(trial.name, trial.count)
     curve = {"steps": trial.steps, "samples_per_step": 64.0, "loss": 0.04, "curve": [0.3, 0.1, 0.04]}
     curve |= {"frozen": {"tensors": 9, "differing": []}}
-    result = {"seed": trial.seed, "seconds": 1.0, "scores": scores, **(curve if trial.trains else {"steps": 0})}
+    where = {"asked": trial.digest(), "environment": {"torch": "2"}}
+    result = {
+        "seed": trial.seed,
+        **where,
+        "seconds": 1.0,
+        "scores": scores,
+        **(curve if trial.trains else {"steps": 0}),
+    }
     trial.folder.mkdir(parents=True, exist_ok=True)
     write_json(trial.folder / "trial.json", trial.asked())
     write_json(trial.folder / "scores.json", result)
@@ -131,14 +138,14 @@ def test_other_settings_do_not_pass_for_the_same_trial(arms, plan) -> None:
 def test_a_failure_keeps_no_other_trial_from_running(arms, plan, ran) -> None:
     def fails_once(trial, stop):
         if trial.name == "none" and trial.seed == 1:
-            raise Failed("none, seed 1: no space left")
+            raise OSError("none, seed 1: no space left")  # or Failed, or what else a machine has
         return pretend(trial, stop)
 
     trials = [trial for some in all_of(arms, plan).values() for trial in some]
     with pytest.raises(UserError, match=r"1 of 9 trials failed\. none, seed 1: no space left"):
         run_all(trials, 2, fails_once)
     assert sum(ran.values()) == 8
-    study = collect(all_of(arms, plan), plan)
+    study = collect(all_of(arms, plan), settings_of(plan, "openuni"))
     assert study["arms"].keys() == {"sft-sparse", "reca"}  # an arm with a hole is no arm
 
 
@@ -184,7 +191,7 @@ def test_the_time_left_follows_from_the_steps_that_went(arms, plan, monkeypatch)
 def study(arms, plan) -> dict:
     trials = all_of(arms, plan)
     run_all([trial for some in trials.values() for trial in some], 1, pretend)
-    return json.loads(json.dumps(collect(trials, plan)))
+    return json.loads(json.dumps(collect(trials, settings_of(plan, "openuni"))))
 
 
 def test_the_page_gives_each_claim_its_word(study) -> None:
@@ -226,6 +233,14 @@ def test_pages_are_made_from_the_json_alone(study, tmp_path, reca_fast) -> None:
 
 def test_a_study_that_is_none_is_refused(tmp_path, reca_fast) -> None:
     assert "study.json is missing" in reca_fast("study", "--render", "--out", tmp_path).sentence
+    assert (
+        "study-bagel.json is missing" in reca_fast("study", "--render", "--model", "bagel", "--out", tmp_path).sentence
+    )
+    for name, more in (("study.json", []), ("regression.json", ["--regression"])):
+        for text in ("{}", "[1]", '{"arms": 3, "runs": 3}'):
+            (tmp_path / name).write_text(text)
+            said = reca_fast("study", "--render", *more, "--out", tmp_path).sentence
+            assert f"{name} does not hold the results of a study; remove it" in said
     assert "There is no arm 'rec', only none, " in reca_fast("study", "--arms", "[rec]").sentence
 
 
@@ -258,3 +273,30 @@ def test_what_is_done_has_its_page_though_a_trial_failed(arms, plan, monkeypatch
     assert "3 of 9 trials failed. none: no space left" in said.sentence
     assert json.loads((tmp_path / "out" / "study.json").read_text())["arms"].keys() == {"sft-sparse", "reca"}
     assert "| reca | 0.233 ± 0.000 |" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_results_of_another_machine_stay_on_the_page(arms, plan, study) -> None:
+    """Trials that this folder of runs does not have, as long as they would be asked for the same."""
+    elsewhere = replace(plan, runs=Path("others"))
+    study["arms"]["none"]["seeds"][1]["asked"] = "of an older recipe"
+    trials = all_of(arms, elsewhere)
+    run_all(trials[arms[1]], 1, pretend)
+    again = collect(trials, settings_of(elsewhere, "openuni"), study)
+    assert again["arms"].keys() == {"sft-sparse", "reca"} and again["arms"]["reca"] == study["arms"]["reca"]
+
+
+def test_results_of_other_settings_are_not_lost(arms, plan, study, monkeypatch, reca_fast, tmp_path) -> None:
+    monkeypatch.setattr("reca_fast.proof.arms.ARMS", tuple(arms))
+    monkeypatch.setattr("reca_fast.proof.trial.run_trial", pretend)
+    out = tmp_path / "out"
+    given = ["study", "--base", "base", "--runs", "runs", "--prompts", 20, "--out", out]
+    out.mkdir()
+    (out / "study.json").write_text(json.dumps(study))
+    said = reca_fast(*given, "--steps", 40)
+    assert "has results of other steps (20, now 40); name another --out" in said.sentence
+    assert "runs holds a trial" not in said.sentence and json.loads((out / "study.json").read_text()) == study
+    (out / "study.json").unlink()
+    assert "holds a trial of other settings" in reca_fast(*given, "--steps", 40).sentence
+    assert not (out / "study.json").exists()
+    assert reca_fast(*given, "--steps", 41, "--runs", "odd", "--arms", "[reca]").code == 0  # two stages cannot share 41
+    assert json.loads((out / "study.json").read_text())["arms"].keys() == {"reca"}
