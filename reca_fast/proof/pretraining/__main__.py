@@ -13,11 +13,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from reca_fast.config import RunConfig
-from reca_fast.errors import UserError
+from reca_fast.errors import UserError, writing
+from reca_fast.proof.trial import write_json
+from reca_fast.schema import read_json
 from reca_fast.toy import POOLS
 
 from .checkpoint import CHANNELS, toy_config, write_checkpoint, write_toy_tokenizer
@@ -28,6 +31,7 @@ from .probe import transfer
 from .understanding import Course, Understanding, teach
 
 RECIPE = "toy-base"
+ASKED = "asked.json"
 
 
 def main() -> int:
@@ -41,13 +45,34 @@ def main() -> int:
     options = parser.parse_args()
     suffix = "" if options.model == "openuni" else f"-{options.model}"
     options.out = options.out or f"runs/toy-base{suffix}"
+    out = Path(options.out)
     try:
-        if options.model != "openuni":
-            return make_other(Path(options.out), options.model, options.seed, options.steps)
-        return make_base(Path(options.out), options.seed, options.lessons, options.steps, options.pictures)
+        with writing(out):
+            begin(out, {name: value for name, value in vars(options).items() if name != "out"})
+            if options.model != "openuni":
+                return make_other(out, options.model, options.seed, options.steps)
+            return make_base(out, options.seed, options.lessons, options.steps, options.pictures)
     except UserError as error:
         print(f"reca-fast: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("reca-fast: stopped; the same command goes on.", file=sys.stderr)
+        return 130
+
+
+def begin(out: Path, asked: dict[str, Any]) -> None:
+    """Make the folder and note what is made in it.
+
+    Raises:
+        UserError: something else was begun there, of which nothing may pass into this base.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    note = out / ASKED
+    if note.is_file() and (before := read_json(note)) != asked:
+        raise UserError(
+            f"{out} holds a base of other options ({json.dumps(before)}); name another --out, or remove it."
+        )
+    write_json(note, asked)
 
 
 def make_base(out: Path, seed: int, lessons: int, steps: int | None, pictures: int) -> int:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from reca_fast.errors import UserError
 from reca_fast.models import recognised
-from reca_fast.proof.pretraining.__main__ import make_base
+from reca_fast.proof.pretraining.__main__ import begin, make_base
 
 
 @pytest.mark.slow
@@ -26,3 +27,10 @@ def test_a_shortened_base_is_made_again_to_the_last_bit(tmp_path: Path, capfd: p
     base = tmp_path / "one" / "base"
     model = recognised(base)
     assert model is not None and "a whole OpenUni checkpoint" in model.check(base)
+
+
+def test_a_base_of_another_seed_does_not_go_on_with_what_is_there(tmp_path: Path) -> None:
+    begin(tmp_path / "base", {"seed": 0})
+    begin(tmp_path / "base", {"seed": 0})
+    with pytest.raises(UserError, match=r'holds a base of other options \({"seed": 0}\); name another --out'):
+        begin(tmp_path / "base", {"seed": 1})
