@@ -227,7 +227,7 @@ def _is_in_use(run: Path) -> bool:
 
 def _command(trial: Trial, args: Sequence[str], stop: Event) -> None:
     """Run `python ARGS` with its output in the trial's log. When `stop` is set, the command gets SIGTERM."""
-    environment: Mapping[str, str] = {**os.environ, "OMP_NUM_THREADS": "1", STOPS_WITH_PARENT: "1"}
+    environment: Mapping[str, str] = {**os.environ, "OMP_NUM_THREADS": "1", STOPS_WITH_PARENT: str(os.getpid())}
     with (trial.folder / LOG).open("a") as log:
         log.write(f"$ python {' '.join(args)}\n")
         log.flush()

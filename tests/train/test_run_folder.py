@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import time
 from pathlib import Path
 
@@ -207,6 +208,18 @@ def test_ranks_stop_when_torchrun_is_killed(launch, tmp_path):
     assert f"The parent (process {parent.processes[0].pid}) is gone" in parent.said
     (saved,) = (tmp_path / "checkpoints").iterdir()
     assert saved.name == f"step-{steps(tmp_path)[-1]:07d}"
+
+
+def test_ranks_stop_when_what_started_torchrun_is_killed(launch, tmp_path):
+    """A study that is killed leaves torchrun behind, which notices nothing."""
+    starter = subprocess.Popen(["sleep", "600"])
+    before = f'import os; os.environ["RECA_FAST_STOPS_WITH_PARENT"] = "{starter.pid}"'
+    running = launch(tmp_path, "--steps", "1000000", "--save_every", "0", before=before)
+    wait_for(lambda: len(steps(tmp_path)) > 1, running)
+    starter.kill()
+    starter.wait()
+    assert running.wait() == 0, running.said
+    assert f"The parent (process {starter.pid}) is gone" in running.said
 
 
 def test_a_run_that_was_started_alone_outlives_its_parent(launch, tmp_path):
