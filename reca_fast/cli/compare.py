@@ -223,6 +223,11 @@ def _rows(folders: tuple[Path, Path], options: CompareOptions, scores: tuple[Sco
     ]
     if not rows:
         raise UserError(f"No picture of {folders[0]} or {folders[1]} is called as a prompt of {options.prompts}.")
+    if not any(all(row.pictures) for row in rows):
+        raise UserError(
+            f"No picture of {folders[0]} has the name of one of {folders[1]}, with the folders that it lies in; give "
+            "two folders of one layout, and the folder that `generate` wrote to."
+        )
     if options.scores and not any(its for row in rows for its in row.scores):
         raise UserError(f"No picture of {folders[0]} or {folders[1]} is in the reports of --scores.")
     return rows

@@ -60,6 +60,7 @@ def test_what_cannot_be_compared_is_one_sentence(reca_fast, drawn, tmp_path):
         "--titles names 1": [first, second, "--titles", '["A"]'],
         "is in the reports of --scores": [first, second, "--scores", json.dumps([str(tmp_path / "other.json")] * 2)],
         "--scores names 1": [first, second, "--scores", '["a.json"]'],
+        "with the folders that it lies in; give two folders of one layout": [first, tmp_path],
         "is missing": [first, second, "--scores", '["a.json", "b.json"]'],
         "is called as a prompt": [first, second, "--prompts", tmp_path / "others.jsonl"],
     }
