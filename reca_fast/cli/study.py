@@ -30,7 +30,7 @@ class StudyOptions:
     the results in --out hold already stay on the page.
     """
     seeds: Annotated[int, Range(1, 100)] = 3
-    """Seeds of each arm; the reference of the regression has at least 5."""
+    """Seeds of each arm; the reference of the regression has at least 10."""
     steps: PositiveInt = 400
     """Steps of each arm, of as many samples each; arms of two stages take half of them in each."""
     prompts: Annotated[int, Range(1, 200)] = 100
@@ -158,7 +158,7 @@ def _write_pages(out: Path, results: Path) -> None:
 
 def _regression(options: StudyOptions) -> int:
     from reca_fast.proof.arms import BASES
-    from reca_fast.proof.regression import REFERENCE, Plan, collect, settings_of, trials_of
+    from reca_fast.proof.regression import REFERENCE, SEEDS, Plan, collect, settings_of, trials_of
     from reca_fast.proof.regression_page import write_page
     from reca_fast.proof.schedule import run_all
     from reca_fast.proof.trial import run_trial, write_json
@@ -167,7 +167,7 @@ def _regression(options: StudyOptions) -> int:
     failure = None
     if not options.render:
         base = Path(options.base) if options.base else BASES["openuni"]
-        plan = Plan(Path(options.runs), base, max(5, options.seeds), options.steps, options.prompts)
+        plan = Plan(Path(options.runs), base, max(SEEDS, options.seeds), options.steps, options.prompts)
         trials = trials_of(plan, _resolve)
         settings = settings_of(plan)
         earlier = _earlier(results, settings)

@@ -6,9 +6,13 @@ band that the seeds of the reference span. The norm of the gradients has a band 
 alike, clipping and AdamW divide that out again, and nothing else tells.
 """
 
+import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path
 from shutil import which
 from statistics import mean, stdev
@@ -113,10 +117,14 @@ FLOORS = {"loss": (0.03, 0.0), "gradient": (0.1, 0.0), "reconstruction": (0.0, 0
 """Quantity -> the narrowest half of a band: a share of the mean, and an absolute width. Seeds may agree by chance."""
 OF_TRAINING = ("loss", "gradient")
 """Quantities that stand in a trial's own metrics; the others are scores."""
-DEVIATIONS = 3.0
+SEEDS = 10
+"""The fewest seeds of the reference: a band from fewer would be too wide to tell anything."""
+SURE = 0.9973
+"""How likely a further seed of the reference ends in a band, as within three deviations that were known."""
 RULE = (
-    f"A band is the mean of the reference's seeds ± {DEVIATIONS:g} of their standard deviations, and at least ± 3 % of "
-    "the loss, ± 10 % of the gradient, ± 0.05 of reconstruction, ± 0.03 of overall. The loss is the mean of the last "
+    f"A band is where a further seed of the reference would end with {SURE:.1%} probability, from the mean and the "
+    "spread of its seeds (Student's t, for a spread that few seeds tell), and at least ± 3 % of the loss, ± 10 % of "
+    "the gradient, ± 0.05 of reconstruction, ± 0.03 of overall around the mean. The loss is the mean of the last "
     "quarter of the steps, the gradient the geometric mean of its norm before clipping there. A path runs with the "
     "seed 0 of the reference, and has to end inside all four bands."
 )
@@ -219,9 +227,23 @@ def bands(reference: Sequence[Mapping[str, Any]]) -> dict[str, Band]:
     for name, (relative, absolute) in FLOORS.items():
         values = [quantity(result, name) for result in reference]
         middle = mean(values)
-        half = max(DEVIATIONS * stdev(values), relative * abs(middle), absolute)
+        half = max(deviations(len(values)) * stdev(values), relative * abs(middle), absolute)
         found[name] = Band(middle - half, middle + half)
     return found
+
+
+@cache
+def deviations(count: int) -> float:
+    """So many standard deviations of `count` values, to each side of their mean, a further value is with the
+    probability SURE, where all are normally distributed.
+    """
+    # t = sqrt(f) tan(angle) has Student's distribution of f degrees of freedom: then angle has a density like
+    # cos^(f-1), which is summed here; one quantile is no reason to depend on scipy.
+    freedom, points = count - 1, 100_000
+    angles = [(number + 0.5) / points * math.pi / 2 for number in range(points)]
+    sums = list(accumulate(math.cos(angle) ** (freedom - 1) for angle in angles))
+    angle = angles[bisect_left(sums, SURE * sums[-1])]
+    return math.sqrt(freedom) * math.tan(angle) * math.sqrt(1 + 1 / count)
 
 
 def outside(result: Mapping[str, Any], within: Mapping[str, Band]) -> list[str]:
