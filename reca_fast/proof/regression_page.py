@@ -77,7 +77,8 @@ def text_of(results: Mapping[str, Any]) -> str:
             *[_mutant(name, mutant, within) for name, mutant in mutants.items()],
             "",
         ]
-    where = told(run.get("environment", {}) for runs in results["runs"].values() for run in runs)
+    all_runs = [run for runs in results["runs"].values() for run in runs] + list(mutants.values())
+    where = told(run.get("environment", {}) for run in all_runs)
     lines += [f"Base {results['base']} (xxh3 of the folder). {where}"]
     return "\n".join(lines) + "\n"
 

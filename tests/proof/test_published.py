@@ -45,8 +45,7 @@ def test_fast_paths_are_inside_the_bands_but_those_that_the_pages_tell_and_every
     within = bands(results["runs"][REFERENCE])
     assert {way.name for way in WAYS} == {*results["runs"], *results["lacking"]} - {REFERENCE}
     wrong = {name: out for name, runs in results["runs"].items() for run in runs if (out := outside(run, within))}
-    # What moments in 4 bits cost, docs/memory.md warns of it; and 0.2617 where five seeds span up to 0.2604.
-    assert wrong == {"adamw4bit-ao": ["loss"], "processes": ["overall"]}
+    assert wrong == {"adamw4bit-ao": ["loss"]}  # what moments in 4 bits cost; docs/memory.md warns of it
     assert all(outside(mutant, within) for mutant in results["mutants"].values())
     assert (PROOF / "regression.md").read_text() == regression_text(results)
 
@@ -55,3 +54,15 @@ def test_the_other_models_are_told_as_they_came_out() -> None:
     there = [name for name in OTHERS if (PROOF / f"study-{name}.json").is_file()]  # the page says which are not
     studies = {name: read_json(PROOF / f"study-{name}.json") for name in there}
     assert (PROOF / "others.md").read_text() == others_text(studies)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_what_prompts_specify_is_learned_from_other_bases_as_well(seed: int) -> None:
+    """Bases of other seeds, made from nothing. That of seed 2 misses the bound of the overall score by .003."""
+    report = read_json(PROOF / f"demo-base-{seed}.json")
+    assert all(report["before"][name]["value"] <= 0.02 for name in ("dense", "reconstruction"))
+    missed = [gate["score"] for gate in report["effect"]["gates"] if not gate["met"]]
+    assert missed == {1: [], 2: ["overall"]}[seed]
+    told = (PROOF.parent / "toy.md").read_text()
+    for name in ("dense", "reconstruction"):
+        assert f"{report['after'][name]['value']:.2f}".lstrip("0") in told
