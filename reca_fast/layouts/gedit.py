@@ -36,6 +36,8 @@ TASKS = (
 )
 PICTURES = ("input_image", "input_image_raw")
 """Columns of the picture to be edited: the first of them that is there."""
+HUB = "data"
+"""The folder in a dataset of the hub that its parquet files lie in."""
 COLUMNS = ("task_type", "key", "instruction", "instruction_language")
 SAVED_BY_DATASETS = ("state.json", "dataset_dict.json")
 
@@ -84,7 +86,7 @@ class _Table:
 
 
 def _tables(path: Path, files: list[Path]) -> Iterator[_Table]:
-    """The rows of a folder that save_to_disk of `datasets` wrote, or of parquet files.
+    """The rows of a folder that save_to_disk of `datasets` wrote, or of parquet files, which the hub has in `data`.
 
     Args:
         files: takes the files that are read.
@@ -95,6 +97,8 @@ def _tables(path: Path, files: list[Path]) -> Iterator[_Table]:
         files += sorted(file for file in path.rglob("*.arrow") if file.is_file())
         yield _Table(rows.select_columns(list(COLUMNS)).to_list(), HuggingFaceSource(config, str(path)), str(path))
         return
+    if (path / HUB).is_dir() and not any(path.glob("*.parquet")):
+        path = path / HUB
     for file in files_in(path, ".parquet", called="rows of GEdit-Bench"):
         files.append(file)
         if not file.is_file():
