@@ -91,6 +91,7 @@ def within_budget() -> Budget:
     """within_budget(got, truth, baseline): error <= 2 x the baseline's + 4 eps x truth, all as root mean squares.
 
     `truth` is fp64; `baseline` is the plain formula in the tested dtype, so the budget follows what the dtype can do.
+    In fp64 both are the same numbers, whose own rounding nobody knows: 16 eps then, for some processors need 5.
     """
 
     def check(got: Tensor, truth: Tensor, baseline: Tensor) -> bool:
@@ -100,7 +101,8 @@ def within_budget() -> Budget:
         error, allowed, size = (
             x.square().mean().sqrt() for x in (got.double() - truth, baseline.double() - truth, truth)
         )
-        return bool(error <= 2 * allowed + 4 * torch.finfo(got.dtype).eps * size)
+        roundings = 16 if got.dtype == torch.float64 else 4
+        return bool(error <= 2 * allowed + roundings * torch.finfo(got.dtype).eps * size)
 
     return check
 

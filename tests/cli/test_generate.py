@@ -75,7 +75,7 @@ def test_impossible_drawings_are_refused_in_one_sentence(tiny_folder, reca_fast,
 
     assert "No prompt given" in generate()
     assert f"{tmp_path / 'none.jsonl'} is missing; check --prompts" in generate("--prompts", tmp_path / "none.jsonl")
-    assert f"{tmp_path} cannot be read: Is a directory" in generate("--prompts", tmp_path)
+    assert f"{tmp_path} is a folder; name the file of prompts in it" in generate("--prompts", tmp_path)
     bad = tmp_path / "bad.jsonl"
     bad.write_text('"good"\n{"prompt": "good"}\nnot json\n')
     assert "bad.jsonl, line 3 cannot be read as JSON" in generate("--prompts", bad)
